@@ -1,0 +1,11 @@
+//! What every part of the mesh must agree on about identity.
+//!
+//! Without features this crate holds SPIFFE ids ([`SpiffeId`], [`TrustDomain`]) and the [`Clock`]; the feature `x509`
+//! adds X.509-SVID verification, trust bundles and the rustls configurations built from them. The policy engine needs
+//! only the first half and stays free of cryptography.
+
+mod clock;
+mod id;
+
+pub use clock::{Clock, SystemClock, TestClock};
+pub use id::{IdError, SpiffeId, TrustDomain};
