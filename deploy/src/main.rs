@@ -1,2 +1,53 @@
-//! Not written yet.
-fn main() {}
+//! The command `postern`: a demo mesh, the control plane and the operator's verbs.
+//!
+//! Exit codes: 0 it worked, 1 it failed, 2 the command line or a configuration file is wrong.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ca;
+mod control;
+mod demo;
+mod demo_service;
+mod policy;
+mod proxy;
+
+/// Every hop proven and allowed.
+#[derive(Parser)]
+#[command(name = "postern", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The certificate authority: join tokens and what it has issued.
+    Ca(ca::Args),
+    /// Run the control plane.
+    Control(control::Args),
+    /// A whole mesh on this machine, proven line by line.
+    Demo(demo::Args),
+    /// One of the demo's services.
+    #[command(hide = true)]
+    DemoService(demo_service::Args),
+    /// Check policy documents and explain decisions.
+    Policy(policy::Args),
+    /// Ask or steer a running sidecar.
+    Proxy(proxy::Args),
+    /// Run a sidecar, exactly as `postern-proxy run` does.
+    Sidecar(proxy::SidecarArgs),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Ca(args) => ca::run(args),
+        Command::Control(args) => control::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::DemoService(args) => demo_service::run(args),
+        Command::Policy(args) => policy::run(args),
+        Command::Proxy(args) => proxy::run(args),
+        Command::Sidecar(args) => proxy::sidecar(args),
+    }
+}
