@@ -1,1 +1,34 @@
-//! Not written yet.
+//! Decides who may do what: documents become an immutable [`Generation`], and a generation answers.
+//!
+//! The way through this crate:
+//!
+//! 1. [`load`] takes the bytes of a set of documents, checks all of it and compiles the part that concerns one
+//!    workload. It is all or nothing: one mistake refuses the set, and [`Diagnostics`] shows each with its place.
+//! 2. [`Generation::connection`] resolves a peer once per connection.
+//! 3. [`Generation::decide`] answers for one stream, from canonical forms only ([`norm`]).
+//! 4. [`Generation::explain`] tells a person which rule decided, or what is missing.
+//!
+//! The crate is pure: no sockets, no async, no file system and no clock.
+//!
+//! Two engines stand behind one seam: a slow interpreter that is the specification, and the compiled one that answers
+//! traffic. Tests hold them against each other, because a matcher that is fast and differs is how mesh policies have
+//! been passed before (CVE-2026-27588 and its kin).
+
+mod diagnostic;
+mod explain;
+mod generation;
+mod load;
+pub mod norm;
+mod services;
+mod verdict;
+pub mod yaml;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
+pub use load::load;
+pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
+pub use explain::{Explanation, Miss};
+pub use generation::{Connection, Generation};
+pub use verdict::{
+    Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope, Source, Stage,
+    Upgrade, Verdict, Workload,
+};

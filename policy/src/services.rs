@@ -1,0 +1,224 @@
+//! Services: what a workload may call, under which names, and who must answer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use postern_svid::SpiffeId;
+use serde::Serialize;
+
+use crate::norm::CanonHost;
+
+/// What a port speaks, as declared.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.0 and 1.1.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// Opaque bytes.
+    Tcp,
+    /// TLS of the workload's own, passed through as opaque bytes.
+    Tls,
+}
+
+impl Protocol {
+    /// Whether layer 7 is read at such a port.
+    pub fn is_http(self) -> bool {
+        match self {
+            Self::Http | Self::Http2 | Self::Grpc => true,
+            Self::Tcp | Self::Tls => false,
+        }
+    }
+
+    /// The word that documents use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    /// The protocol of a document's word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls].into_iter().find(|p| p.as_str() == word)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How an endpoint is dialled.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// The mesh transport of another sidecar.
+    Postern,
+    /// Plain mutual TLS, without any `postern-*` field.
+    Mtls,
+}
+
+/// `namespace/name`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Serialize for ServiceName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One place that answers for a service.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// The port of the sidecar in front of it.
+    pub mesh_port: u16,
+    /// Who may answer there: exactly these ids. Empty only for an external service.
+    #[serde(serialize_with = "as_text")]
+    pub identities: Vec<SpiffeId>,
+    /// How it is dialled.
+    pub transport: Transport,
+}
+
+/// One port of a service, with everything that a call needs.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// The port that callers use.
+    pub port: u16,
+    /// Its name, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Box<str>>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The port of the workload (`postern-port` on the mesh).
+    pub target_port: u16,
+    /// The service that it belongs to.
+    pub service: ServiceName,
+    /// Whether the service stands outside the mesh.
+    pub external: bool,
+    /// The service's endpoints.
+    #[serde(skip)]
+    pub endpoints: std::sync::Arc<[Endpoint]>,
+}
+
+/// A service.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Whether it stands outside the mesh: nothing dials such a service without an egress policy.
+    pub external: bool,
+    /// Its ports, by number.
+    pub ports: Vec<ServicePort>,
+    /// Its endpoints.
+    pub endpoints: std::sync::Arc<[Endpoint]>,
+}
+
+impl Service {
+    /// The port with this number.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        let at = self.ports.binary_search_by_key(&port, |candidate| candidate.port).ok()?;
+        self.ports.get(at)
+    }
+}
+
+/// All services of a generation.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    /// By namespace, then by name: a lookup borrows both parts from the host and allocates nothing.
+    index: HashMap<Box<str>, HashMap<Box<str>, usize>>,
+    services: Vec<Service>,
+}
+
+impl Services {
+    /// The names have been checked to be unique.
+    pub(crate) fn new(mut services: Vec<Service>) -> Self {
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut index: HashMap<Box<str>, HashMap<Box<str>, usize>> = HashMap::new();
+        for (at, service) in services.iter_mut().enumerate() {
+            service.ports.sort_by_key(|port| port.port);
+            index.entry(service.name.namespace.clone()).or_default().insert(service.name.name.clone(), at);
+        }
+        Self { index, services }
+    }
+
+    /// The service port that `host` and `port` name for a caller in `own_namespace`.
+    pub fn find(&self, host: &CanonHost, port: u16, own_namespace: &str) -> Option<&ServicePort> {
+        self.service(host, own_namespace)?.port(port)
+    }
+
+    /// The service that `host` names for a caller in `own_namespace`: `name`, `name.namespace`, `name.namespace.svc`
+    /// or `name.namespace.svc.cluster.local`.
+    pub fn service(&self, host: &CanonHost, own_namespace: &str) -> Option<&Service> {
+        if host.address().is_some() {
+            return None;
+        }
+        let (name, namespace) = match host.name().split_once('.') {
+            None => (host.name(), own_namespace),
+            Some((name, rest)) => match rest.split_once('.') {
+                None => (name, rest),
+                Some((namespace, "svc" | "svc.cluster.local")) => (name, namespace),
+                Some(_) => return None,
+            },
+        };
+        self.by_name(namespace, name)
+    }
+
+    /// The service of this namespace and name.
+    pub fn by_name(&self, namespace: &str, name: &str) -> Option<&Service> {
+        self.services.get(*self.index.get(namespace)?.get(name)?)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> std::slice::Iter<'_, Service> {
+        self.services.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+}
+
+impl<'a> IntoIterator for &'a Services {
+    type Item = &'a Service;
+    type IntoIter = std::slice::Iter<'a, Service>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+fn as_text<S: serde::Serializer>(ids: &[SpiffeId], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(ids.iter().map(SpiffeId::as_str))
+}

@@ -1,0 +1,213 @@
+//! The words in which questions and answers are put.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use postern_svid::{SpiffeId, TrustDomain};
+use serde::Serialize;
+
+use crate::diagnostic::Place;
+use crate::norm::{CanonMethod, CanonPath, PathOptions};
+
+/// For whom documents are loaded.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose documents may speak for the whole mesh.
+    pub root_namespace: String,
+    /// The workload that the generation decides for. `None` checks documents without one: no rule applies then, and
+    /// every question is denied.
+    pub workload: Option<Workload>,
+}
+
+/// A workload, as the operator's configuration or the control plane describes it; never as a peer does.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What [`MeshDefaults`](crate::load) settles for this workload.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Defaults {
+    /// How paths are read.
+    pub path: PathOptions,
+    /// What happens to live things that lost permission.
+    pub on_change: OnChange,
+    /// Trust domains whose namespaces and service accounts count as the mesh's own.
+    pub aliases: Vec<TrustDomain>,
+}
+
+/// What happens to live things that lost permission: TCP connections close and streams are reset, after a grace.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct OnChange {
+    /// How long they may still run.
+    pub grace: std::time::Duration,
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The proven id; `None` for a peer that proved nothing.
+    pub identity: Option<&'a SpiffeId>,
+    /// The address; an IPv4 address in IPv6 clothes counts as IPv4.
+    pub address: IpAddr,
+}
+
+/// What a stream wants to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation<'a> {
+    /// An HTTP request.
+    Http {
+        /// Its method (GET for a WebSocket, whichever way it came).
+        method: &'a CanonMethod,
+        /// Its path.
+        path: &'a CanonPath,
+        /// What it wants to turn into.
+        upgrade: Option<Upgrade>,
+    },
+    /// Opaque bytes: nothing about layer 7 will ever be known.
+    Tcp,
+}
+
+/// Protocols that a request can turn into.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Upgrade {
+    /// RFC 6455 or RFC 8441.
+    WebSocket,
+}
+
+/// A rule's number within its generation: lower numbers are asked first.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct RuleId(pub(crate) u32);
+
+/// What a policy does with what it matches.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+pub enum Action {
+    /// It is allowed, unless a Deny matches too.
+    Allow,
+    /// It is denied.
+    Deny,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "Allow",
+            Self::Deny => "Deny",
+        })
+    }
+}
+
+/// A rule's name and place.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RuleName {
+    /// The document's namespace.
+    pub namespace: Box<str>,
+    /// The document's name.
+    pub document: Box<str>,
+    /// The rule's name within it.
+    pub rule: Box<str>,
+    /// What it does.
+    pub action: Action,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl fmt::Display for RuleName {
+    /// `namespace/document/rule`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.document, self.rule)
+    }
+}
+
+/// The answer about one stream.
+#[must_use]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Verdict {
+    /// Whether it may go on.
+    pub effect: Effect,
+    /// The rule that decided; none if nothing matched.
+    pub rule: Option<RuleId>,
+    /// The number of the generation that answered.
+    pub generation: u64,
+}
+
+impl Verdict {
+    /// Whether the stream may go on.
+    pub fn is_allowed(&self) -> bool {
+        match self.effect {
+            Effect::Allow => true,
+            Effect::Deny(_) => false,
+        }
+    }
+}
+
+/// Allow or deny.
+// No `Default` and no `From<bool>`: an answer is never made by accident.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// It may go on.
+    Allow,
+    /// It may not.
+    Deny(DenyReason),
+}
+
+/// Why something is denied.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum DenyReason {
+    /// No Allow rule matches: the default.
+    NoRule,
+    /// A Deny rule matches.
+    Rule,
+    /// The connection was resolved by another generation; resolve it again and ask again.
+    StaleContext,
+}
+
+impl DenyReason {
+    /// A short label for metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoRule => "no_rule",
+            Self::Rule => "rule",
+            Self::StaleContext => "stale_context",
+        }
+    }
+}
+
+/// What is certain about every stream of a connection.
+#[must_use]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Every stream will be allowed.
+    Allow(Verdict),
+    /// Every stream will be denied.
+    Deny(Verdict),
+    /// It depends on the stream.
+    Defer,
+}
+
+/// A document of the set, for people who look at a running sidecar.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DocumentSummary {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// Where it stands.
+    pub place: Place,
+    /// Rules in it; 0 for kinds without rules.
+    pub rules: usize,
+    /// Whether it concerns this workload.
+    pub applies: bool,
+}

@@ -1,0 +1,224 @@
+//! Strict YAML: unknown fields, duplicate keys and bombs are refused, and every mistake has its place.
+//!
+//! The sidecar's and the control plane's configuration files are read with it too.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Visitor};
+use serde_saphyr::{Error, Location};
+
+pub use serde_saphyr::Spanned;
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
+
+/// A configuration file or a file of documents larger than this is not one.
+pub const MAX_FILE: usize = 8 * 1024 * 1024;
+
+/// Parses one document. Give values that are checked later the type [`Spanned`], and point at them with [`at`].
+pub fn parse<T: DeserializeOwned>(file: &SourceFile) -> Result<T, Diagnostics> {
+    let text = text_of(file)?;
+    parse_piece(&file.name, text, 1, text).map_err(Diagnostics::from)
+}
+
+/// A finding about a value that parsed but is wrong.
+pub fn at<T>(file: &SourceFile, value: &Spanned<T>, message: impl Into<String>) -> Diagnostic {
+    let text = std::str::from_utf8(&file.text).unwrap_or("");
+    located(&file.name, text, 1, value.referenced, message.into())
+}
+
+/// The text of a file, within bounds and in UTF-8.
+pub(crate) fn text_of(file: &SourceFile) -> Result<&str, Diagnostic> {
+    if file.text.len() > MAX_FILE {
+        return Err(Diagnostic::whole(&file.name, format!("the file is larger than {} MiB", MAX_FILE >> 20))
+            .with_help("split it"));
+    }
+    std::str::from_utf8(&file.text).map_err(|error| {
+        let good = std::str::from_utf8(&file.text[..error.valid_up_to()]).unwrap_or("");
+        let line = good.matches('\n').count() + 1;
+        let column = good.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let place = Place { file: file.name.as_str().into(), line, column };
+        let readable = String::from_utf8_lossy(&file.text);
+        Diagnostic::at(&place, &readable, 1, "the file is not UTF-8 from here on")
+            .with_help("save it as UTF-8 text")
+    })
+}
+
+/// Parses one document out of a file's text; `first_line` is the document's first line within the file.
+pub(crate) fn parse_piece<T: DeserializeOwned>(
+    name: &str,
+    piece: &str,
+    first_line: usize,
+    whole: &str,
+) -> Result<T, Diagnostic> {
+    serde_saphyr::from_str_with_options(piece, options())
+        .map_err(|error| translate(name, whole, first_line, &error))
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: 24,
+            max_aliases: 256,
+            max_anchors: 256,
+            max_documents: 1,
+        },
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        // `<<` makes it unclear which value is in force.
+        merge_keys: serde_saphyr::MergeKeyPolicy::Error,
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 20_000,
+            max_replay_stack_depth: 8,
+            max_alias_expansions_per_anchor: 64,
+        },
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+fn translate(name: &str, whole: &str, first_line: usize, error: &Error) -> Diagnostic {
+    let error = error.without_snippet();
+    let location = error.location().unwrap_or(Location::UNKNOWN);
+    let (message, help) = match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            (format!("unknown field `{}`", printable(field)), Some(suggest(field, expected)))
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            (format!("unknown value `{}`", printable(variant)), Some(suggest(variant, expected)))
+        }
+        Error::SerdeMissingField { field, .. } => (format!("the field `{field}` is missing"), None),
+        Error::DuplicateMappingKey { key, .. } => (
+            format!("the key `{}` stands here twice", printable(key.as_deref().unwrap_or("?"))),
+            Some("keep one of them".to_owned()),
+        ),
+        Error::Budget { .. } => {
+            ("the document is nested too deeply, or too large".to_owned(), Some("split it".to_owned()))
+        }
+        Error::MultipleDocuments { .. } => {
+            ("more than one document where one is expected".to_owned(), None)
+        }
+        other => (plain_message(other), None),
+    };
+    let diagnostic = located(name, whole, first_line, location, message);
+    match help {
+        Some(help) => diagnostic.with_help(help),
+        None => diagnostic,
+    }
+}
+
+/// The library's own sentence, without the place that it appends.
+fn plain_message(error: &Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or("not valid YAML");
+    let cut = first.find(" at line ").unwrap_or(first.len());
+    printable(&first[..cut])
+}
+
+pub(crate) fn located(
+    name: &str,
+    whole: &str,
+    first_line: usize,
+    location: Location,
+    message: String,
+) -> Diagnostic {
+    if location == Location::UNKNOWN || location.line() == 0 {
+        return Diagnostic::whole(name, message);
+    }
+    let place = place(&name.into(), first_line, location);
+    let len = usize::try_from(location.span().len()).unwrap_or(1);
+    Diagnostic::at(&place, whole, len, message)
+}
+
+/// The place in the file of a location in one of its documents.
+pub(crate) fn place(file: &Arc<str>, first_line: usize, location: Location) -> Place {
+    let line = usize::try_from(location.line()).unwrap_or(usize::MAX);
+    let column = usize::try_from(location.column()).unwrap_or(usize::MAX);
+    Place { file: file.clone(), line: (first_line - 1).saturating_add(line), column }
+}
+
+/// "did you mean" and what there is to choose from.
+pub(crate) fn suggest(word: &str, known: &[&str]) -> String {
+    let list = known.join(", ");
+    let close = known
+        .iter()
+        .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), *candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3);
+    match close {
+        Some((_, candidate)) => format!("did you mean `{candidate}`? (known: {list})"),
+        None if known.is_empty() => "no field is known here".to_owned(),
+        None => format!("known: {list}"),
+    }
+}
+
+/// Edits between two words, swapped neighbours counting as one; long words are cut, they are no typing mistakes.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.chars().take(64).collect();
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let change = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + change);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+/// Words from a file go to terminals: no control characters, no endless lines.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out: String =
+        text.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if out.len() < text.len() && text.chars().nth(200).is_some() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// A length of time in a file: `0s`, `500ms`, `30s`, `5m`, `1h`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// Parses `<whole number><ms|s|m|h|d>`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().ok()?;
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        number.checked_mul(millis).map(|millis| Self(Duration::from_millis(millis)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time such as 500ms, 30s, 5m, 1h or 7d")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
+                Span::parse(text).ok_or_else(|| E::custom("a length of time is written as 500ms, 30s, 5m, 1h or 7d"))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
