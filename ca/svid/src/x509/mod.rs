@@ -1,0 +1,23 @@
+//! X.509-SVIDs: bundles of roots, one's own SVID, the verification of a peer's, and TLS configurations made of them.
+
+mod bundle;
+mod cert;
+mod error;
+mod lint;
+mod svid;
+pub mod tls;
+mod verify;
+
+pub use bundle::{Bundle, BundleError, Bundles};
+pub use error::VerifyError;
+pub use svid::{Svid, SvidError};
+pub use verify::{PeerSvid, verify};
+
+/// Which side of a TLS connection a certificate stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// The side that dials; needs the purpose clientAuth.
+    Client,
+    /// The side that accepts; needs the purpose serverAuth.
+    Server,
+}

@@ -1,0 +1,218 @@
+//! Verification of a peer's chain.
+//!
+//! The id in the leaf comes first: its trust domain selects the one bundle whose roots may vouch for it. Then the lint,
+//! which is cheap, then webpki's path building, which checks signatures, dates, path lengths and name constraints, with
+//! our rules for authorities applied to each candidate path: a path that breaks them is skipped, not the whole chain.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use webpki::aws_lc_rs as algorithms;
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+
+use super::Role;
+use super::bundle::{Anchor, Bundles};
+use super::cert::Facts;
+use super::error::VerifyError;
+use super::lint;
+use crate::{SpiffeId, TrustDomain};
+
+/// Leaf, six issuing CAs (webpki's own limit) and the root, which some peers send along.
+const MAX_CHAIN: usize = 8;
+
+/// Signatures on certificates. RSA is left out on purpose: no profile of ours has it, and each algorithm is one more way in.
+pub(super) static SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+    algorithms::ED25519,
+];
+
+/// A verified peer.
+#[derive(Clone, Eq, PartialEq)]
+pub struct PeerSvid {
+    id: SpiffeId,
+    serial: Vec<u8>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    issuer_key_id: Vec<u8>,
+}
+
+impl PeerSvid {
+    /// The id.
+    pub const fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The leaf's serial number, big-endian, without leading zeros.
+    pub fn serial(&self) -> &[u8] {
+        &self.serial
+    }
+
+    /// When the leaf begins to be valid.
+    pub const fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// The last second in which the leaf is valid.
+    pub const fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The key identifier of the issuing CA.
+    pub fn issuer_key_id(&self) -> &[u8] {
+        &self.issuer_key_id
+    }
+
+    /// From a leaf that has passed the lint, which demands the authority key id.
+    pub(super) fn from_leaf(id: SpiffeId, facts: Facts) -> Self {
+        Self {
+            id,
+            serial: facts.serial,
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+            issuer_key_id: facts.authority_key_id.map(|(id, _)| id).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Debug for PeerSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerSvid")
+            .field("id", &self.id)
+            .field("serial", &hex(&self.serial))
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .field("issuer_key_id", &hex(&self.issuer_key_id))
+            .finish()
+    }
+}
+
+/// Verifies `chain`, leaf first, as presented by a peer in `role` at `now`. Certificates after the leaf are only
+/// candidates for the path: their order does not matter and superfluous ones do no harm.
+pub fn verify(
+    chain: &[CertificateDer<'_>],
+    bundles: &Bundles,
+    role: Role,
+    now: SystemTime,
+) -> Result<PeerSvid, VerifyError> {
+    let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
+    if chain.len() > MAX_CHAIN {
+        return Err(VerifyError::ChainTooLong(chain.len()));
+    }
+    let facts = Facts::parse(leaf)?;
+    if facts.is_self_issued() {
+        return Err(VerifyError::SelfSigned);
+    }
+    let td = lint::spiffe_id(&facts)?.trust_domain();
+    let bundle = bundles
+        .of_trust_domain(&td)
+        .ok_or_else(|| VerifyError::UnknownTrustDomain(td.as_str().to_owned()))?;
+    let id = lint::leaf(&facts, &[role])?;
+
+    let refused = RefCell::new(None);
+    let check = |path: &VerifiedPath<'_>| {
+        check_path(path, &facts, bundle.anchors(), &td, now).map_err(|error| {
+            *refused.borrow_mut() = Some(error);
+            webpki::Error::UnknownIssuer
+        })
+    };
+    let anchors: Vec<TrustAnchor<'_>> = bundle.anchors().iter().map(|root| root.anchor.clone()).collect();
+    let leaf = EndEntityCert::try_from(leaf).map_err(|error| from_webpki(error, now))?;
+    let usage = match role {
+        Role::Client => KeyUsage::client_auth(),
+        Role::Server => KeyUsage::server_auth(),
+    };
+    let verified =
+        leaf.verify_for_usage(SIGNATURES, &anchors, intermediates, unix(now), usage, None, Some(&check));
+    match verified {
+        Ok(_) => Ok(PeerSvid::from_leaf(id, facts)),
+        Err(error) => Err(refused.take().unwrap_or_else(|| from_webpki(error, now))),
+    }
+}
+
+/// Our rules for everything above the leaf.
+fn check_path(
+    path: &VerifiedPath<'_>,
+    leaf: &Facts,
+    anchors: &[Anchor],
+    td: &TrustDomain,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
+    let mut authorities = Vec::new();
+    for authority in path.intermediate_certificates() {
+        let facts = Facts::parse(&authority.der())?;
+        lint::issuing_ca(&facts, td)?;
+        authorities.push(facts);
+    }
+    let mut child = leaf;
+    for authority in &authorities {
+        lint::linked(child, authority)?;
+        child = authority;
+    }
+    // Two roots may share name and key: a renewed one and its expired predecessor. One that is valid will do.
+    let mut error = VerifyError::Untrusted("the root of the path is not in the bundle".to_owned());
+    for root in anchors.iter().filter(|root| root.anchor == *path.anchor()) {
+        match check_root(&root.facts, child, authorities.len(), now) {
+            Ok(()) => return Ok(()),
+            Err(found) => error = found,
+        }
+    }
+    Err(error)
+}
+
+/// webpki takes an anchor for a name and a key: its dates and its path length are ours to check.
+fn check_root(root: &Facts, child: &Facts, below: usize, now: SystemTime) -> Result<(), VerifyError> {
+    if now < root.not_before {
+        return Err(VerifyError::NotYetValid { not_before: root.not_before, now });
+    }
+    if now >= root.not_after + Duration::from_secs(1) {
+        return Err(VerifyError::Expired { not_after: root.not_after, now });
+    }
+    let limit = root.basic_constraints.and_then(|(value, _)| value.path_length);
+    if limit.is_some_and(|limit| below > usize::try_from(limit).unwrap_or(usize::MAX)) {
+        return Err(VerifyError::IssuerProfile("the path is longer than its root allows"));
+    }
+    lint::linked(child, root)
+}
+
+fn from_webpki(error: webpki::Error, now: SystemTime) -> VerifyError {
+    use webpki::Error as E;
+    let time = |time: UnixTime| UNIX_EPOCH + Duration::from_secs(time.as_secs());
+    match error {
+        E::CertExpired { not_after, .. } => VerifyError::Expired { not_after: time(not_after), now },
+        E::CertNotValidYet { not_before, .. } => {
+            VerifyError::NotYetValid { not_before: time(not_before), now }
+        }
+        E::BadDer
+        | E::BadDerTime
+        | E::TrailingData(_)
+        | E::MalformedExtensions
+        | E::ExtensionValueInvalid => VerifyError::BadEncoding("it breaks DER"),
+        E::InvalidCertValidity => VerifyError::BadEncoding("it ends before it begins"),
+        E::UnsupportedCriticalExtension => VerifyError::UnknownCriticalExtension,
+        E::CaUsedAsEndEntity => VerifyError::CaAsLeaf,
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => {
+            VerifyError::KeyUsage("a certificate of the path is not for this purpose")
+        }
+        E::UnknownIssuer => VerifyError::Untrusted("no root of the bundle issued it".to_owned()),
+        E::InvalidSignatureForPublicKey => VerifyError::Untrusted("a signature is wrong".to_owned()),
+        other => VerifyError::Untrusted(format!("{other:?}")),
+    }
+}
+
+/// A clock before 1970 makes every certificate not valid yet.
+fn unix(now: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
