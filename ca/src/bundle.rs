@@ -1,0 +1,136 @@
+//! The trust bundle on its way to the sidecars, and who has acknowledged which version of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use postern_svid::{Bundle, PeerSvid, SpiffeId};
+
+use crate::lineage::LineageId;
+use crate::proto;
+
+/// How often a sidecar without a stream should ask again.
+pub const REFRESH_HINT: Duration = Duration::from_secs(300);
+
+/// Sidecars that are remembered. Each needed a certificate first, so strangers cannot fill the ledger.
+const MAX_HOLDERS: usize = 100_000;
+/// How long a sidecar that went silent is still shown after its certificate ended.
+const KEEP: Duration = Duration::from_secs(3_600);
+
+/// The bundle as it goes over the wire.
+pub fn to_proto(bundle: &Bundle) -> proto::Bundle {
+    proto::Bundle {
+        trust_domain: bundle.trust_domain().as_str().to_owned(),
+        sequence: bundle.sequence(),
+        root_der: bundle.roots().iter().map(|root| root.to_vec()).collect(),
+        refresh_hint_seconds: u32::try_from(REFRESH_HINT.as_secs()).unwrap_or(u32::MAX),
+    }
+}
+
+/// What one sidecar holds, as it said itself and its connection proved.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// Its identity, proven by the connection.
+    pub id: SpiffeId,
+    /// Its lineage.
+    pub lineage: LineageId,
+    /// The version of the bundle that it has acknowledged.
+    pub bundle_sequence: u64,
+    /// The certificate that it says it serves.
+    pub serial: Vec<u8>,
+    /// End of that certificate.
+    pub not_after: SystemTime,
+    /// Key identifier of the CA that signed it.
+    pub issuer: Vec<u8>,
+    /// When it last said so.
+    pub reported: SystemTime,
+    /// Streams of it that are open now.
+    pub streams: u32,
+}
+
+/// Who holds what. Kept in memory: sidecars report again when they reconnect.
+#[derive(Default)]
+pub struct Acknowledgements {
+    holders: Mutex<BTreeMap<LineageId, Holder>>,
+}
+
+impl Acknowledgements {
+    /// A stream of `peer` opened.
+    pub fn opened(&self, lineage: LineageId, peer: &PeerSvid, now: SystemTime) {
+        let mut holders = self.holders.lock();
+        make_room(&mut holders, now);
+        let holder = holders.entry(lineage).or_insert_with(|| Holder {
+            id: peer.id().clone(),
+            lineage,
+            bundle_sequence: 0,
+            serial: peer.serial().to_vec(),
+            not_after: peer.not_after(),
+            issuer: peer.issuer_key_id().to_vec(),
+            reported: now,
+            streams: 0,
+        });
+        holder.streams = holder.streams.saturating_add(1);
+        holder.reported = now;
+    }
+
+    /// A stream of it closed.
+    pub fn closed(&self, lineage: LineageId) {
+        if let Some(holder) = self.holders.lock().get_mut(&lineage) {
+            holder.streams = holder.streams.saturating_sub(1);
+        }
+    }
+
+    /// A sidecar reported. Only what it says about its own identity counts; a version that the CA never published is capped at
+    /// `published`.
+    pub fn report(&self, lineage: LineageId, report: &proto::Report, published: u64, now: SystemTime) {
+        let mut holders = self.holders.lock();
+        let Some(holder) = holders.get_mut(&lineage) else { return };
+        holder.bundle_sequence = report.bundle_sequence.min(published);
+        holder.reported = now;
+        let own = report.held.iter().filter(|held| held.spiffe_id == holder.id.as_str());
+        if let Some(held) = own.max_by_key(|held| held.not_after_unix_ms)
+            && held.serial.len() <= 20
+            && held.issuer_key_id.len() <= 64
+        {
+            holder.serial.clone_from(&held.serial);
+            holder.issuer.clone_from(&held.issuer_key_id);
+            let ms = u64::try_from(held.not_after_unix_ms).unwrap_or(0);
+            if let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms)) {
+                holder.not_after = at;
+            }
+        }
+    }
+
+    /// All sidecars that are connected or hold a certificate that has not long ended.
+    pub fn holders(&self, now: SystemTime) -> Vec<Holder> {
+        let mut holders = self.holders.lock();
+        holders.retain(|_, holder| !is_forgotten(holder, now));
+        holders.values().cloned().collect()
+    }
+
+    /// How many sidecars live and are behind `sequence`.
+    pub fn behind(&self, sequence: u64, now: SystemTime) -> usize {
+        let holders = self.holders.lock();
+        holders
+            .values()
+            .filter(|h| h.bundle_sequence < sequence && (h.streams > 0 || h.not_after >= now))
+            .count()
+    }
+}
+
+fn is_forgotten(holder: &Holder, now: SystemTime) -> bool {
+    holder.streams == 0 && holder.not_after.checked_add(KEEP).is_none_or(|end| end < now)
+}
+
+fn make_room(holders: &mut BTreeMap<LineageId, Holder>, now: SystemTime) {
+    if holders.len() < MAX_HOLDERS {
+        return;
+    }
+    holders.retain(|_, holder| !is_forgotten(holder, now));
+    while holders.len() >= MAX_HOLDERS {
+        let silent =
+            holders.values().filter(|h| h.streams == 0).min_by_key(|h| h.reported).map(|h| h.lineage);
+        let Some(oldest) = silent.or_else(|| holders.keys().next().copied()) else { return };
+        holders.remove(&oldest);
+    }
+}

@@ -1,0 +1,457 @@
+//! From a request to a certificate, in this order: limits, proof, id, lineage, request, key, clock, life, signature, own test,
+//! record, reply. What is cheap comes first, and nothing leaves before its record is on the disk.
+//!
+//! Calls block (the store's disk, the signature): serve them from a blocking thread.
+
+mod error;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use postern_svid::{Bundle, Clock, PeerSvid, SpiffeId};
+use rustls_pki_types::CertificateDer;
+
+use crate::authority::Authority;
+use crate::authz;
+use crate::check;
+use crate::csr::{self, VerifiedKey};
+use crate::limits::{Buckets, RetryAfter};
+use crate::lineage::{Attestor, Lineage, LineageId, Refusal, Step};
+use crate::metrics::{AuthorityKind, Metrics, Proven, Reason};
+use crate::profile::{self, Serial, Validity};
+use crate::store::{Grant, Issued, Store};
+use crate::token::{TokenHash, TokenRecord};
+
+pub use error::IssueError;
+
+/// The shortest life outside tests: below it clocks and renewals have no room.
+pub const MIN_TTL: Duration = Duration::from_secs(300);
+/// The shortest life at all.
+pub const MIN_TEST_TTL: Duration = Duration::from_secs(5);
+/// The longest: a stolen key must not live longer than anybody watches.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3_600);
+
+/// Requests being worked on. Each takes a thread.
+const IN_FLIGHT: usize = 256;
+/// Per address, before anything is proven.
+const STRANGER: (u32, u32) = (20, 50);
+/// Per identity that has proven itself: many of them may stand behind one address.
+const KNOWN: (u32, u32) = (5, 20);
+/// Addresses and identities counted one by one.
+const COUNTED: usize = 16_384;
+/// How far the clock may step back: NTP corrects by less.
+const CLOCK_SLACK: Duration = Duration::from_secs(5);
+/// 2024-01-01: a machine whose clock says less woke up without one.
+const CLOCK_FLOOR: Duration = Duration::from_secs(1_704_067_200);
+
+/// How leaves are made.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafPolicy {
+    /// The life of a leaf; also the longest that a caller may ask for.
+    pub ttl: Duration,
+    /// Allows lives under [`MIN_TTL`].
+    pub test: bool,
+}
+
+/// The pipeline.
+pub struct Issuer {
+    authority: Arc<Authority>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    policy: LeafPolicy,
+    metrics: Metrics,
+    strangers: Buckets<IpAddr>,
+    known: Buckets<SpiffeId>,
+    in_flight: Arc<AtomicUsize>,
+    /// When the latest certificate was made.
+    last: Mutex<SystemTime>,
+}
+
+/// A request as it came in.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// PKCS#10.
+    pub csr: &'a [u8],
+    /// The id asked for.
+    pub id: &'a str,
+    /// Seconds of life asked for; 0 leaves it to the CA.
+    pub ttl_seconds: u32,
+    /// Serial number of the certificate that renews; empty with a token.
+    pub predecessor: &'a [u8],
+    /// What the caller shows for it.
+    pub proof: Proof<'a>,
+}
+
+/// What a caller shows.
+#[derive(Clone, Copy)]
+pub enum Proof<'a> {
+    /// A join token.
+    JoinToken(&'a str),
+    /// The verified SVID of its connection.
+    Svid(&'a PeerSvid),
+}
+
+/// What goes back.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Leaf, issuing CA.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The trust bundle.
+    pub bundle: Arc<Bundle>,
+    /// When to come again.
+    pub renew_after: SystemTime,
+    /// End of the leaf.
+    pub not_after: SystemTime,
+    /// The CA's clock.
+    pub now: SystemTime,
+}
+
+/// A request's place among those in flight; dropping it frees the place.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What the proof attests, before the request is read.
+enum Attested {
+    Token(TokenRecord),
+    Svid { step: Step, predecessor: Issued, lineage: Lineage },
+}
+
+impl Issuer {
+    /// A pipeline that signs with `authority` and writes to `store`.
+    pub fn new(
+        authority: Arc<Authority>,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        policy: LeafPolicy,
+        metrics: Metrics,
+    ) -> Result<Self, IssueError> {
+        let last = store.last_issued()?.unwrap_or(SystemTime::UNIX_EPOCH);
+        let issuer = Self {
+            authority,
+            store,
+            clock,
+            policy,
+            metrics,
+            strangers: Buckets::new(STRANGER.0, STRANGER.1, COUNTED),
+            known: Buckets::new(KNOWN.0, KNOWN.1, COUNTED),
+            in_flight: Arc::default(),
+            last: Mutex::new(last),
+        };
+        issuer.self_test()?;
+        issuer.publish_metrics();
+        Ok(issuer)
+    }
+
+    /// Asks for a place, before anything costs anything.
+    pub fn admit(&self, source: IpAddr, peer: Option<&PeerSvid>) -> Result<Permit, IssueError> {
+        let now = self.clock.monotonic();
+        let taken = match peer {
+            Some(peer) => self.known.take(peer.id().clone(), now),
+            None => self.strangers.take(source, now),
+        };
+        let taken = taken.and_then(|()| {
+            let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
+            let permit = Permit(self.in_flight.clone());
+            if before >= IN_FLIGHT { Err(RetryAfter(Duration::from_secs(1))) } else { Ok(permit) }
+        });
+        taken.map_err(|after| self.refused(IssueError::Busy(after)))
+    }
+
+    /// Serves one request.
+    pub fn issue(&self, request: Request<'_>) -> Result<Reply, IssueError> {
+        let began = self.clock.monotonic();
+        let proof = match request.proof {
+            Proof::JoinToken(_) => "join_token",
+            Proof::Svid(_) => "svid",
+        };
+        let result = self.steps(request);
+        self.metrics.seconds.observe(self.clock.monotonic().duration_since(began).as_secs_f64());
+        match &result {
+            Ok(_) => {
+                self.metrics.issued.get_or_create(&Proven { proof }).inc();
+            }
+            // The id asked for may be anything; only one that parses may stand in a log line.
+            Err(error) => {
+                let asked = SpiffeId::parse(request.id).ok();
+                tracing::warn!(asked = ?asked, proof, reason = error.reason(), %error, "certificate refused");
+            }
+        }
+        result.map_err(|error| self.refused(error))
+    }
+
+    /// A certificate for the control plane itself.
+    pub fn issue_own(&self, key: &rcgen::KeyPair) -> Result<Reply, IssueError> {
+        let id = self.authority.trust_domain().control_plane();
+        let key = csr::verify(&csr::own(key)?, &id)?;
+        let now = self.clock.wall();
+        self.check_clock(now)?;
+        let lineage = LineageId::random().map_err(|_| profile::ProfileError::Random)?;
+        let reply = self.make(&id, &key, self.policy.ttl, now, lineage, Grant::New(Attestor::Own))?;
+        self.metrics.issued.get_or_create(&Proven { proof: "own" }).inc();
+        Ok(reply)
+    }
+
+    /// Makes a throwaway leaf and verifies it.
+    pub fn self_test(&self) -> Result<(), IssueError> {
+        let authority = &self.authority;
+        let now = self.clock.wall();
+        check::issuing(authority.trust_domain(), &authority.active(), authority.bundles(), now)?;
+        Ok(())
+    }
+
+    /// Brings the metrics that stand for a state up to date.
+    pub fn publish_metrics(&self) {
+        let ends =
+            [("root", self.authority.root_not_after()), ("issuing", self.authority.active().not_after())];
+        for (kind, end) in ends {
+            let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            self.metrics.authority_not_after.get_or_create(&AuthorityKind { kind }).set(end);
+        }
+        let sequence = i64::try_from(self.authority.bundle().sequence()).unwrap_or(i64::MAX);
+        self.metrics.bundle_sequence.set(sequence);
+    }
+
+    fn refused(&self, error: IssueError) -> IssueError {
+        self.metrics.rejected.get_or_create(&Reason { reason: error.reason() }).inc();
+        error
+    }
+
+    fn steps(&self, request: Request<'_>) -> Result<Reply, IssueError> {
+        let now = self.clock.wall();
+        let attested = match request.proof {
+            Proof::JoinToken(token) => self.token(token, now)?,
+            Proof::Svid(peer) => self.predecessor(peer, request.predecessor, now)?,
+        };
+        let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;
+        let from_proof = match &attested {
+            Attested::Token(token) => &token.id,
+            Attested::Svid { lineage, .. } => &lineage.spiffe_id,
+        };
+        let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)?;
+        let key = csr::verify(request.csr, id)?;
+        let grant = match self.key_policy(&attested, id, &key, now)? {
+            Next::Answer(issued) => return self.again(&issued, now),
+            Next::Make(grant) => grant,
+        };
+        self.check_clock(now)?;
+        let ttl = self.life(request.ttl_seconds)?;
+        let lineage = match &attested {
+            Attested::Svid { lineage, .. } => lineage.id,
+            Attested::Token(TokenRecord { bound: Some(bound), .. }) => bound.lineage,
+            Attested::Token(_) => LineageId::random().map_err(|_| profile::ProfileError::Random)?,
+        };
+        self.make(id, &key, ttl, now, lineage, grant)
+    }
+
+    fn token(&self, token: &str, now: SystemTime) -> Result<Attested, IssueError> {
+        let hash = TokenHash::of(token).ok_or(IssueError::Unauthenticated("not a join token"))?;
+        let found = self.store.token(hash)?.ok_or(IssueError::Unauthenticated("an unknown join token"))?;
+        if now >= found.expires {
+            return Err(IssueError::Unauthenticated("the join token has expired"));
+        }
+        Ok(Attested::Token(found))
+    }
+
+    fn predecessor(&self, peer: &PeerSvid, named: &[u8], now: SystemTime) -> Result<Attested, IssueError> {
+        // The handshake verified it, but a connection can outlive its certificate.
+        if peer.not_after() < now {
+            return Err(IssueError::Unauthenticated("the connection's certificate has expired meanwhile"));
+        }
+        if named != peer.serial() {
+            return Err(IssueError::Predecessor);
+        }
+        let found = self.store.certificate(peer.serial())?;
+        let (predecessor, lineage) =
+            found.ok_or(IssueError::Unauthenticated("a certificate that this store never issued"))?;
+        if predecessor.id != *peer.id() || lineage.spiffe_id != *peer.id() {
+            return Err(IssueError::Unauthenticated("the store knows this serial number under another id"));
+        }
+        match lineage.judge(&predecessor.serial, now) {
+            Ok(step) => Ok(Attested::Svid { step, predecessor, lineage }),
+            Err(refusal) => {
+                if refusal == Refusal::Fork {
+                    self.store.mark_forked(lineage.id, now)?;
+                    self.metrics.forks.inc();
+                    let serial = crate::hex(&predecessor.serial);
+                    tracing::error!(
+                        id = %lineage.spiffe_id, lineage = %lineage.id, serial,
+                        "FORK: two parties hold keys of one lineage; neither renews any more. Find out where the key was copied, then make a new join token"
+                    );
+                }
+                Err(IssueError::Lineage(refusal))
+            }
+        }
+    }
+
+    /// Decides whether the key may be certified, and whether the answer has been given before.
+    fn key_policy(
+        &self,
+        attested: &Attested,
+        id: &SpiffeId,
+        key: &VerifiedKey,
+        now: SystemTime,
+    ) -> Result<Next, IssueError> {
+        let fingerprint = key.fingerprint();
+        if self.authority.holds_key(&fingerprint) {
+            return Err(IssueError::Key("it is a CA's"));
+        }
+        match attested {
+            Attested::Token(TokenRecord { bound: Some(bound), .. }) => {
+                if bound.key != fingerprint {
+                    return Err(IssueError::Unauthenticated("the join token is spent, by another key"));
+                }
+                let lineage = self.store.lineage(bound.lineage)?;
+                let newest =
+                    lineage.as_ref().map(|l| self.store.certificate(&l.newest)).transpose()?.flatten();
+                match (lineage, newest) {
+                    (Some(lineage), _) if lineage.forked.is_some() => {
+                        Err(IssueError::Lineage(Refusal::Forked))
+                    }
+                    (Some(lineage), Some((newest, _))) if newest.key == fingerprint => {
+                        let predecessor = newest.serial.clone();
+                        let grant = Grant::Lineage { predecessor, newest: lineage.newest };
+                        Ok(if now < newest.renew_after { Next::Answer(newest) } else { Next::Make(grant) })
+                    }
+                    _ => Err(IssueError::Unauthenticated(
+                        "the join token's lineage has moved on to other keys",
+                    )),
+                }
+            }
+            Attested::Token(token) => match self.store.key_owner(fingerprint)? {
+                Some(owner) if owner.id != *id => Err(IssueError::Key("it was certified under another id")),
+                _ => Ok(Next::Make(Grant::Token(token.hash))),
+            },
+            Attested::Svid { step, predecessor, lineage } => {
+                let owner = self.store.key_owner(fingerprint)?;
+                match owner {
+                    Some(owner)
+                        if *step == Step::Again
+                            && owner.serial == lineage.newest
+                            && now < owner.renew_after =>
+                    {
+                        Ok(Next::Answer(owner))
+                    }
+                    Some(_) => {
+                        Err(IssueError::Key("it was certified before; make a new one for each renewal"))
+                    }
+                    None => Ok(Next::Make(Grant::Lineage {
+                        predecessor: predecessor.serial.clone(),
+                        newest: lineage.newest.clone(),
+                    })),
+                }
+            }
+        }
+    }
+
+    /// A clock that went back would make certificates that seem older than they are, and revive what has expired.
+    fn check_clock(&self, now: SystemTime) -> Result<(), IssueError> {
+        let last = *self.last.lock();
+        if now + CLOCK_SLACK < last || now < SystemTime::UNIX_EPOCH + CLOCK_FLOOR {
+            return Err(IssueError::Clock { behind: last.duration_since(now).unwrap_or_default() });
+        }
+        Ok(())
+    }
+
+    fn life(&self, asked: u32) -> Result<Duration, IssueError> {
+        let least = self.least();
+        match Duration::from_secs(asked.into()) {
+            Duration::ZERO => Ok(self.policy.ttl),
+            asked if asked < least => Err(IssueError::Ttl { asked, least }),
+            asked => Ok(asked.min(self.policy.ttl)),
+        }
+    }
+
+    fn least(&self) -> Duration {
+        if self.policy.test { MIN_TEST_TTL } else { MIN_TTL }
+    }
+
+    fn make(
+        &self,
+        id: &SpiffeId,
+        key: &VerifiedKey,
+        ttl: Duration,
+        now: SystemTime,
+        lineage: LineageId,
+        grant: Grant,
+    ) -> Result<Reply, IssueError> {
+        let issuing = self.authority.active();
+        let end = issuing.not_after().min(self.authority.root_not_after());
+        let whole = Validity::from_now(now, ttl);
+        let validity = whole.ending_by(end);
+        let left = validity.not_after.duration_since(now).unwrap_or_default();
+        if validity != whole {
+            self.metrics.truncated.inc();
+            if left < self.least() {
+                return Err(IssueError::NoTime);
+            }
+        }
+        let serial = Serial::random()?;
+        let leaf = profile::leaf(id, key, issuing.signer(), validity, serial)?;
+        let chain = vec![leaf, issuing.certificate().clone()];
+        check::leaf(&chain, id, key, self.authority.bundles(), now)?;
+
+        let renew_after = now + left.mul_f64(renewal_point()?);
+        let issued = Issued {
+            serial: serial.as_bytes().to_vec(),
+            id: id.clone(),
+            lineage,
+            issuer: issuing.key_id().to_vec(),
+            key: key.fingerprint(),
+            issued: now,
+            not_before: validity.not_before,
+            not_after: validity.not_after,
+            renew_after,
+            certificate: chain[0].to_vec(),
+        };
+        self.store.record(issued, grant)?;
+        let mut last = self.last.lock();
+        *last = (*last).max(now);
+        drop(last);
+        let serial = crate::hex(serial.as_bytes());
+        let (seconds, lineage) = (left.as_secs(), lineage);
+        tracing::info!(%id, serial, %lineage, life_s = seconds, "certificate issued");
+        Ok(Reply { chain, bundle: self.authority.bundle(), renew_after, not_after: validity.not_after, now })
+    }
+
+    /// The same answer once more: the first one may never have arrived.
+    fn again(&self, issued: &Issued, now: SystemTime) -> Result<Reply, IssueError> {
+        let rows = self.store.authorities()?;
+        let issuing = rows.into_iter().find(|row| row.key_id == issued.issuer);
+        let issuing = issuing.ok_or(IssueError::Unauthenticated("its issuing CA is forgotten"))?;
+        let chain =
+            vec![CertificateDer::from(issued.certificate.clone()), CertificateDer::from(issuing.certificate)];
+        Ok(Reply {
+            chain,
+            bundle: self.authority.bundle(),
+            renew_after: issued.renew_after,
+            not_after: issued.not_after,
+            now,
+        })
+    }
+}
+
+/// What the key policy decided.
+enum Next {
+    Answer(Issued),
+    Make(Grant),
+}
+
+/// Where in its life a leaf is to be renewed: 45 to 55 %, spread so that a mesh started at once does not come back at once.
+fn renewal_point() -> Result<f64, IssueError> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|_| profile::ProfileError::Random)?;
+    let fraction = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
+    Ok(fraction.mul_add(0.10, 0.45))
+}
+
+#[cfg(test)]
+mod tests;

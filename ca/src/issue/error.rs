@@ -1,0 +1,140 @@
+//! Why no certificate was issued: what the log says, and the little that the caller is told.
+
+use std::time::Duration;
+
+use postern_svid::IdError;
+
+use crate::authz::Denied;
+use crate::check::CheckError;
+use crate::csr::CsrError;
+use crate::limits::RetryAfter;
+use crate::lineage::Refusal;
+use crate::profile::ProfileError;
+use crate::store::StoreError;
+
+/// Why no certificate was issued. `Display` is for the log; [`tonic::Status`] made from it is for the caller.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// Too many requests.
+    #[error("too many requests; come back in {:?}", .0.0)]
+    Busy(RetryAfter),
+    /// A certificate of our own making did not pass the test.
+    #[error("the CA's own test failed: {0}")]
+    Check(#[from] CheckError),
+    /// The clock went back.
+    #[error(
+        "the clock is {} s behind the last certificate issued, or before 2024; nothing is issued until it has caught up. Correct the clock",
+        .behind.as_secs()
+    )]
+    Clock {
+        /// By how much.
+        behind: Duration,
+    },
+    /// The request is refused.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The id is not granted.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The id asked for is none.
+    #[error("the id asked for: {0}")]
+    Id(IdError),
+    /// The key may not be certified.
+    #[error("the key is refused: {0}")]
+    Key(&'static str),
+    /// The lineage renews no more.
+    #[error("the lineage renews no more: {}", refusal(*.0))]
+    Lineage(Refusal),
+    /// The issuing CA ends too soon.
+    #[error("the issuing CA ends too soon to issue anything; its rotation has failed, see earlier messages")]
+    NoTime,
+    /// The predecessor is not the certificate of the connection.
+    #[error("predecessor_serial is not the serial number of the connection's certificate")]
+    Predecessor,
+    /// Building failed.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A shorter life was asked for than is given.
+    #[error("{} s of life asked for; the least is {} s", .asked.as_secs(), .least.as_secs())]
+    Ttl {
+        /// What was asked for.
+        asked: Duration,
+        /// The least.
+        least: Duration,
+    },
+    /// The proof is no good; the text is for the log only.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+}
+
+impl IssueError {
+    /// A constant word, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Busy(_) => "busy",
+            Self::Check(_) => "own_test",
+            Self::Clock { .. } => "clock",
+            Self::Csr(_) => "csr",
+            Self::Denied(_) => "denied",
+            Self::Id(_) => "bad_id",
+            Self::Key(_) => "key",
+            Self::Lineage(Refusal::Fork | Refusal::Forked) => "fork",
+            Self::Lineage(_) => "lineage",
+            Self::NoTime => "no_time",
+            Self::Predecessor => "predecessor",
+            Self::Profile(_) => "internal",
+            Self::Store(_) => "store",
+            Self::Ttl { .. } => "ttl",
+            Self::Unauthenticated(_) => "unauthenticated",
+        }
+    }
+}
+
+/// One text for everything that concerns a proof: whoever tries tokens learns nothing from the answer.
+const OPAQUE: &str = "the proof was not accepted; make a new join token (postern ca token create); the control plane's log has the reason";
+
+impl From<IssueError> for tonic::Status {
+    fn from(error: IssueError) -> Self {
+        match &error {
+            IssueError::Busy(after) => {
+                let mut status = Self::resource_exhausted(error.to_string());
+                let ms = after.0.as_millis().max(1).to_string();
+                if let Ok(value) = ms.parse() {
+                    // gRPC's own name for it (A6, client retries).
+                    status.metadata_mut().insert("grpc-retry-pushback-ms", value);
+                }
+                status
+            }
+            IssueError::Unauthenticated(_) => Self::unauthenticated(OPAQUE),
+            IssueError::Denied(_) => Self::permission_denied("the proof does not stand for the id asked for"),
+            IssueError::Lineage(_) => Self::permission_denied(error.to_string()),
+            IssueError::Csr(_) | IssueError::Id(_) | IssueError::Predecessor | IssueError::Ttl { .. } => {
+                Self::invalid_argument(error.to_string())
+            }
+            IssueError::Key(_) => Self::failed_precondition(error.to_string()),
+            IssueError::Store(StoreError::Conflict(_)) => {
+                Self::aborted("another request was faster; try again")
+            }
+            IssueError::Clock { .. } | IssueError::NoTime | IssueError::Store(_) => {
+                Self::unavailable("the CA cannot issue now; the control plane's log has the reason")
+            }
+            IssueError::Check(_) | IssueError::Profile(_) => {
+                Self::internal("the CA failed; the control plane's log has the reason")
+            }
+        }
+    }
+}
+
+fn refusal(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Fork | Refusal::Forked => {
+            "two parties have presented keys of it, so one of them is a copy. Find out which, then make a new join token"
+        }
+        Refusal::Attestor => "it did not begin with a join token",
+        Refusal::TooOld => "its attestation is more than 30 days old. Make a new join token",
+    }
+}

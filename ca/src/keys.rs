@@ -1,0 +1,281 @@
+//! Keys of the CA at rest: files of mode 0600 in a directory of mode 0700, refused otherwise.
+//!
+//! [`KeyStore`] is the seam for keys sealed by a passphrase or held by a device.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rcgen::{KeyPair, SignatureAlgorithm};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use zeroize::Zeroizing;
+
+/// The longest key file that is read; a P-384 key takes 185 bytes.
+const MAX_KEY_FILE: u64 = 8_192;
+
+/// Where private keys rest. They come out only as key pairs that sign.
+pub trait KeyStore: Send + Sync + 'static {
+    /// Makes a key and stores it durably under `name`, which must be new.
+    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError>;
+    /// Loads the key `name`.
+    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError>;
+    /// Forgets the key `name`; none there is fine.
+    fn remove(&self, name: &str) -> Result<(), KeyError>;
+}
+
+/// Key files in a directory.
+pub struct KeyFiles {
+    directory: PathBuf,
+}
+
+impl KeyFiles {
+    /// Uses `directory`, which [`private_dir`] has checked.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.key"))
+    }
+}
+
+impl KeyStore for KeyFiles {
+    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError> {
+        let path = self.path(name);
+        let key = KeyPair::generate_for(algorithm).map_err(|_| KeyError::Generate)?;
+        write_private(&path, key.serialized_der())?;
+        Ok(key)
+    }
+
+    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError> {
+        let path = self.path(name);
+        let der = read_private(&path, MAX_KEY_FILE)?;
+        KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der.as_slice()), algorithm)
+            .map_err(|_| KeyError::NoKey(path))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), KeyError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KeyError::Io(path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes sure that `directory` exists, is ours, and nobody else may look into it.
+pub fn private_dir(directory: &Path) -> Result<(), KeyError> {
+    let io = |error| KeyError::Io(directory.to_owned(), error);
+    match DirBuilder::new().mode(0o700).recursive(true).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
+        _ => {}
+    }
+    let found = fs::metadata(directory).map_err(io)?;
+    if !found.is_dir() {
+        return Err(KeyError::NotADirectory(directory.to_owned()));
+    }
+    check_owner_and_mode(directory, &found, "700")
+}
+
+/// Reads a file that only its owner may read.
+pub fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let io = |error| KeyError::Io(path.to_owned(), error);
+    // The file is judged after it is open, through its descriptor: a path can change between two calls. A link is refused, and
+    // so is whatever would block in open.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
+    let found = file.metadata().map_err(io)?;
+    if !found.is_file() {
+        return Err(KeyError::NotAFile(path.to_owned()));
+    }
+    check_owner_and_mode(path, &found, "600")?;
+    let length = usize::try_from(found.len().min(limit)).unwrap_or(0);
+    // With its room reserved the buffer never moves and leaves no copy behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(KeyError::TooLong(path.to_owned(), limit));
+    }
+    Ok(bytes)
+}
+
+/// Writes a new file that only its owner may read, and makes it and its name durable. Never overwrites.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
+    let io = |error| KeyError::Io(path.to_owned(), error);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+    sync_parent(path).map_err(io)
+}
+
+/// Puts `bytes` at `path` with `mode`, whole or not at all.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), KeyError> {
+    let io = |error| KeyError::Io(path.to_owned(), error);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    // What a crash left behind is in the way of create_new.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(io)?;
+    // The umask may have taken bits away; a file for everybody has to be readable by everybody.
+    fs::set_permissions(&beside, std::os::unix::fs::PermissionsExt::from_mode(mode)).map_err(io)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+    fs::rename(&beside, path).and_then(|()| sync_parent(path)).map_err(io)
+}
+
+/// Why a key or a private file was refused. Each text names the file and the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The random source or the library failed.
+    #[error("making a key failed: the system's random source or the cryptographic library refused")]
+    Generate,
+    /// The system refused.
+    #[error("{path}: {error}", path = .0.display(), error = .1)]
+    Io(PathBuf, #[source] io::Error),
+    /// Others may read or write it.
+    #[error("{}: mode {mode:o} lets others in; run: chmod {wanted} {}", .path.display(), .path.display())]
+    Mode {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it has.
+        mode: u32,
+        /// What it must have.
+        wanted: &'static str,
+    },
+    /// The content is no key of the right kind.
+    #[error("{}: not a key of the kind that its certificate names (PKCS#8); restore it from a backup of the same day", .0.display())]
+    NoKey(PathBuf),
+    /// Something else stands where a directory should be.
+    #[error("{}: not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// Something else stands where a file should be.
+    #[error("{}: not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// It belongs to somebody else.
+    #[error("{}: belongs to user {owner}, this process runs as {user}; run it as that user, or: chown {user} {}", .path.display(), .path.display())]
+    Owner {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Ourselves.
+        user: u32,
+    },
+    /// Longer than anything it could be.
+    #[error("{path}: longer than {limit} bytes", path = .0.display(), limit = .1)]
+    TooLong(PathBuf, u64),
+}
+
+pub(crate) fn check_owner_and_mode(
+    path: &Path,
+    found: &fs::Metadata,
+    wanted: &'static str,
+) -> Result<(), KeyError> {
+    let user = nix::unistd::geteuid().as_raw();
+    if found.uid() != user {
+        return Err(KeyError::Owner { path: path.to_owned(), owner: found.uid(), user });
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Mode { path: path.to_owned(), mode, wanted });
+    }
+    Ok(())
+}
+
+/// A new name survives a crash only once its directory is synced.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::profile::{ISSUING_KEY, ROOT_KEY};
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn keys_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(dir.path());
+        let made = files.create("a", ISSUING_KEY).unwrap();
+        let loaded = files.load("a", ISSUING_KEY).unwrap();
+        assert_eq!(made.public_key_raw(), loaded.public_key_raw());
+        assert_eq!(fs::metadata(dir.path().join("a.key")).unwrap().mode() & 0o7777, 0o600);
+        assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Io(..))), "never overwritten");
+        assert!(matches!(files.load("a", ROOT_KEY), Err(KeyError::NoKey(_))));
+        files.remove("a").unwrap();
+        files.remove("a").unwrap();
+        assert!(matches!(files.load("a", ISSUING_KEY), Err(KeyError::Io(..))));
+    }
+
+    #[test]
+    fn open_doors_are_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(dir.path());
+        files.create("a", ISSUING_KEY).unwrap();
+        let path = dir.path().join("a.key");
+        for bad in [0o640, 0o604, 0o620, 0o601, 0o644] {
+            mode(&path, bad);
+            let error = files.load("a", ISSUING_KEY).err().unwrap().to_string();
+            assert!(error.contains(&format!("mode {bad:o}")), "{error}");
+            assert!(error.contains("chmod 600"), "{error}");
+        }
+        mode(&path, 0o400);
+        files.load("a", ISSUING_KEY).unwrap();
+
+        symlink(&path, dir.path().join("b.key")).unwrap();
+        assert!(matches!(files.load("b", ISSUING_KEY), Err(KeyError::Io(..))), "a link is refused");
+        fs::create_dir(dir.path().join("c.key")).unwrap();
+        assert!(matches!(files.load("c", ISSUING_KEY), Err(KeyError::NotAFile(_))));
+    }
+
+    #[test]
+    fn private_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("a/b");
+        private_dir(&state).unwrap();
+        assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, 0o700);
+        private_dir(&state).unwrap();
+        for bad in [0o750, 0o705, 0o711, 0o777] {
+            mode(&state, bad);
+            let error = private_dir(&state).unwrap_err().to_string();
+            assert!(error.contains("chmod 700"), "{error}");
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(private_dir(&file), Err(KeyError::NotADirectory(_) | KeyError::Io(..))));
+    }
+
+    #[test]
+    fn replaced_whole_whatever_the_umask_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        fs::write(dir.path().join("bundle.pem.new"), "left by a crash").unwrap();
+        replace(&path, 0o644, b"one").unwrap();
+        replace(&path, 0o644, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+    }
+
+    #[test]
+    fn long_files_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        write_private(&path, &[b'a'; 100]).unwrap();
+        assert!(matches!(read_private(&path, 99), Err(KeyError::TooLong(_, 99))));
+        assert_eq!(read_private(&path, 100).unwrap().len(), 100);
+    }
+}

@@ -1,0 +1,110 @@
+//! What the CA counts, all under `postern_ca_`.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// How a request was attested and why it was refused.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Reason {
+    /// A constant word.
+    pub reason: &'static str,
+}
+
+/// How an identity was proven.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Proven {
+    /// `join_token`, `svid` or `own`.
+    pub proof: &'static str,
+}
+
+/// Which CA.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct AuthorityKind {
+    /// `root` or `issuing`.
+    pub kind: &'static str,
+}
+
+/// The counters; cloning shares them.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Certificates handed out.
+    pub issued: Family<Proven, Counter>,
+    /// Requests refused.
+    pub rejected: Family<Reason, Counter>,
+    /// Seconds from a request's arrival to its answer.
+    pub seconds: Histogram,
+    /// Forks of lineages found: copied keys.
+    pub forks: Counter,
+    /// Leaves cut short by the end of their issuing CA.
+    pub truncated: Counter,
+    /// Unix time at which each CA ends.
+    pub authority_not_after: Family<AuthorityKind, Gauge<f64, AtomicU64>>,
+    /// Changes of the issuing CA.
+    pub rotations: Counter,
+    /// Version of the trust bundle.
+    pub bundle_sequence: Gauge,
+    /// Live sidecars that have not acknowledged it.
+    pub bundle_behind: Gauge,
+    /// Watch streams open.
+    pub watchers: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(registry: &mut Registry) -> Self {
+        // A certificate takes about a millisecond of computing and an fsync; the last step is the caller's deadline.
+        let seconds = Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0]);
+        let metrics = Self {
+            issued: Family::default(),
+            rejected: Family::default(),
+            seconds,
+            forks: Counter::default(),
+            truncated: Counter::default(),
+            authority_not_after: Family::default(),
+            rotations: Counter::default(),
+            bundle_sequence: Gauge::default(),
+            bundle_behind: Gauge::default(),
+            watchers: Gauge::default(),
+        };
+        let ca = registry.sub_registry_with_prefix("postern_ca");
+        ca.register("issued", "Certificates handed out", metrics.issued.clone());
+        ca.register("rejected", "Requests for certificates refused", metrics.rejected.clone());
+        ca.register_with_unit(
+            "issue",
+            "From a request's arrival to its answer",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
+        ca.register(
+            "lineage_forks",
+            "Forks found: two parties hold keys of one lineage",
+            metrics.forks.clone(),
+        );
+        ca.register(
+            "leaf_ttl_truncated",
+            "Leaves cut short by their issuing CA's end",
+            metrics.truncated.clone(),
+        );
+        ca.register_with_unit(
+            "authority_not_after",
+            "Unix time at which a CA ends",
+            Unit::Seconds,
+            metrics.authority_not_after.clone(),
+        );
+        ca.register("issuing_rotations", "Changes of the issuing CA", metrics.rotations.clone());
+        ca.register("bundle_sequence", "Version of the trust bundle", metrics.bundle_sequence.clone());
+        ca.register(
+            "bundle_behind",
+            "Live sidecars that have not acknowledged the trust bundle",
+            metrics.bundle_behind.clone(),
+        );
+        ca.register("watch_streams", "Open streams of sidecars", metrics.watchers.clone());
+        metrics
+    }
+}

@@ -1,0 +1,214 @@
+//! What the CA must not forget. Every write is durable when its call returns.
+//!
+//! Calls block; whoever serves requests calls from a blocking thread. Conditions that a decision rests on (a token not
+//! yet spent, a predecessor still the newest) are checked again inside the transaction that writes.
+
+mod sqlite;
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use postern_svid::SpiffeId;
+
+use crate::lineage::{Attestor, Lineage, LineageId};
+use crate::token::{TokenHash, TokenRecord};
+
+pub use sqlite::{DATABASE, Sqlite};
+
+/// The CA's memory.
+pub trait Store: Send + Sync + 'static {
+    /// All CAs, oldest first.
+    fn authorities(&self) -> Result<Vec<Authority>, StoreError>;
+    /// Adds CAs, retires others and writes both to the journal, as one step.
+    fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError>;
+    /// Version of the trust bundle; 0 before the first.
+    fn bundle_sequence(&self) -> Result<u64, StoreError>;
+    /// Raises the version of the trust bundle; a lower or equal one is refused.
+    fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError>;
+    /// Adds a token.
+    fn add_token(&self, token: TokenRecord) -> Result<(), StoreError>;
+    /// Finds a token.
+    fn token(&self, hash: TokenHash) -> Result<Option<TokenRecord>, StoreError>;
+    /// Finds a certificate and its lineage by serial number.
+    fn certificate(&self, serial: &[u8]) -> Result<Option<(Issued, Lineage)>, StoreError>;
+    /// Finds a lineage.
+    fn lineage(&self, id: LineageId) -> Result<Option<Lineage>, StoreError>;
+    /// The newest certificate made for a key.
+    fn key_owner(&self, key: [u8; 32]) -> Result<Option<Issued>, StoreError>;
+    /// Writes an issued certificate together with what it changes. It must not leave before this has returned.
+    fn record(&self, issued: Issued, grant: Grant) -> Result<(), StoreError>;
+    /// Marks a lineage as forked.
+    fn mark_forked(&self, lineage: LineageId, at: SystemTime) -> Result<(), StoreError>;
+    /// Certificates still valid at `now` with a serial above `after`, in order of serials.
+    fn valid_certificates(
+        &self,
+        now: SystemTime,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Issued>, StoreError>;
+    /// When the latest certificate was made.
+    fn last_issued(&self) -> Result<Option<SystemTime>, StoreError>;
+    /// Numbers for people.
+    fn counts(&self, now: SystemTime) -> Result<Counts, StoreError>;
+    /// Forgets certificates that ended before `before` and what hangs on them alone; keeps CAs.
+    fn prune(&self, before: SystemTime) -> Result<u64, StoreError>;
+}
+
+/// A root or issuing CA.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// Root or issuing.
+    pub kind: Kind,
+    /// Where it stands in its life.
+    pub state: State,
+    /// Unique part of its name, and the name of its key.
+    pub label: String,
+    /// Subject key identifier.
+    pub key_id: Vec<u8>,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Begin of its life.
+    pub not_before: SystemTime,
+    /// End of its life.
+    pub not_after: SystemTime,
+}
+
+/// Kinds of CA.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Signs issuing CAs.
+    Root,
+    /// Signs leaves.
+    Issuing,
+}
+
+/// The life of a CA.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    /// Made, not yet signing.
+    Prepared,
+    /// Signing.
+    Active,
+    /// Signs no more; its key is gone, its last leaf may still live.
+    Retired,
+}
+
+/// One step of the CAs' life.
+#[derive(Clone, Debug)]
+pub struct AuthorityChange {
+    /// When.
+    pub at: SystemTime,
+    /// Why, for the journal.
+    pub reason: &'static str,
+    /// New CAs.
+    pub add: Vec<Authority>,
+    /// New states by label.
+    pub set: Vec<(String, State)>,
+}
+
+/// An issued leaf.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// Serial number.
+    pub serial: Vec<u8>,
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// Its lineage.
+    pub lineage: LineageId,
+    /// Key identifier of the CA that signed it.
+    pub issuer: Vec<u8>,
+    /// Fingerprint of its key.
+    pub key: [u8; 32],
+    /// When it was made.
+    pub issued: SystemTime,
+    /// Begin of its life.
+    pub not_before: SystemTime,
+    /// End of its life.
+    pub not_after: SystemTime,
+    /// When its holder is to renew it.
+    pub renew_after: SystemTime,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
+/// What an issued certificate rests on, checked again when it is written.
+#[derive(Clone, Debug)]
+pub enum Grant {
+    /// A token, unspent until now: it is bound to the certificate's key, and a lineage begins.
+    Token(TokenHash),
+    /// The lineage goes on from `predecessor`, whose `newest` must not have changed since it was read.
+    Lineage {
+        /// The certificate that renews.
+        predecessor: Vec<u8>,
+        /// The newest one at the time of the decision.
+        newest: Vec<u8>,
+    },
+    /// A new lineage that began in this way, not with a token.
+    New(Attestor),
+}
+
+/// Numbers for people.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Valid certificates.
+    pub valid: u64,
+    /// Tokens neither spent nor expired.
+    pub open_tokens: u64,
+    /// Lineages with a fork.
+    pub forked: u64,
+}
+
+/// Why the store refused.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// What a decision rested on has changed meanwhile: somebody else was faster.
+    #[error("{0}; another request was faster")]
+    Conflict(&'static str),
+    /// The content contradicts itself.
+    #[error("{path}: damaged: {detail}; restore the state directory from a backup", path = .0.display(), detail = .1)]
+    Damaged(PathBuf, String),
+    /// The database refused.
+    #[error("the database refused: {0}")]
+    Database(String),
+    /// The file or its directory is not fit.
+    #[error("{0}")]
+    File(String),
+    /// An older state of the database than was seen before.
+    #[error(
+        "{}: older than the state that {} remembers ({detail}). Spent tokens and abandoned certificates would come back to life. \
+         Put the newer database back; if this old state is wanted, delete {} and make new join tokens for every workload",
+        .database.display(), .mark.display(), .mark.display()
+    )]
+    RolledBack {
+        /// The database.
+        database: PathBuf,
+        /// The file that remembers.
+        mark: PathBuf,
+        /// What differs.
+        detail: String,
+    },
+    /// Written by a newer version of this program.
+    #[error("{}: schema version {found}; this program knows {known}. Run the version that wrote it, or a newer one", .path.display())]
+    Schema {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// It belongs to another trust domain.
+    #[error("{}: belongs to the trust domain {found}, not {wanted}; name that one or use another state directory", .path.display())]
+    TrustDomain {
+        /// The database.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who asked.
+        wanted: String,
+    },
+    /// The store is shutting down, or its writer has died.
+    #[error("the store is closed")]
+    Closed,
+}

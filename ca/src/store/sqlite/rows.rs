@@ -1,0 +1,312 @@
+//! Rows in and out. Each function runs within a transaction of its caller's.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use postern_svid::SpiffeId;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, schema};
+use crate::lineage::{Attestor, Lineage, LineageId};
+use crate::store::{Kind, State};
+use crate::token::{Bound, TokenHash, TokenRecord};
+
+pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Authority>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT kind, state, label, key_id, certificate, not_before, not_after FROM authority ORDER BY number",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok(Authority {
+            kind: if row.get::<_, String>(0)? == "root" { Kind::Root } else { Kind::Issuing },
+            state: match row.get::<_, String>(1)?.as_str() {
+                "prepared" => State::Prepared,
+                "active" => State::Active,
+                _ => State::Retired,
+            },
+            label: row.get(2)?,
+            key_id: row.get(3)?,
+            certificate: row.get(4)?,
+            not_before: time(row, 5)?,
+            not_after: time(row, 6)?,
+        })
+    })?;
+    rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn change_authorities(
+    connection: &Connection,
+    change: &AuthorityChange,
+) -> Result<(), StoreError> {
+    for new in &change.add {
+        connection.execute(
+            "INSERT INTO authority (kind, state, label, key_id, certificate, not_before, not_after)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                kind_text(new.kind),
+                state_text(new.state),
+                new.label,
+                new.key_id,
+                new.certificate,
+                ms(new.not_before),
+                ms(new.not_after)
+            ],
+        )?;
+        journal(connection, change, &new.label, new.state)?;
+    }
+    for (label, state) in &change.set {
+        let changed = connection.execute(
+            "UPDATE authority SET state = ?2 WHERE label = ?1 AND state <> ?2",
+            params![label, state_text(*state)],
+        )?;
+        if changed != 1 {
+            return Err(StoreError::Conflict("a CA is no longer in the state it was read in"));
+        }
+        journal(connection, change, label, *state)?;
+    }
+    Ok(())
+}
+
+pub(super) fn add_token(connection: &Connection, token: &TokenRecord) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO token (hash, spiffe_id, created, expires) VALUES (?1, ?2, ?3, ?4)",
+        params![token.hash.0, token.id.as_str(), ms(token.created), ms(token.expires)],
+    )?;
+    Ok(())
+}
+
+pub(super) fn token(
+    connection: &Connection,
+    path: &Path,
+    hash: TokenHash,
+) -> Result<Option<TokenRecord>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT spiffe_id, created, expires, bound_key, lineage FROM token WHERE hash = ?1",
+    )?;
+    let found = statement.query_row([hash.0], |row| {
+        let key: Option<[u8; 32]> = row.get(3)?;
+        let lineage: Option<[u8; 16]> = row.get(4)?;
+        Ok(TokenRecord {
+            hash,
+            id: id(row, 0)?,
+            created: time(row, 1)?,
+            expires: time(row, 2)?,
+            bound: key.zip(lineage).map(|(key, lineage)| Bound { key, lineage: LineageId(lineage) }),
+        })
+    });
+    found.optional().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn certificate(
+    connection: &Connection,
+    path: &Path,
+    serial: &[u8],
+) -> Result<Option<Issued>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{ISSUED} WHERE serial = ?1"))?;
+    let found = statement.query_row([serial], issued).optional();
+    found.map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn key_owner(
+    connection: &Connection,
+    path: &Path,
+    key: [u8; 32],
+) -> Result<Option<Issued>, StoreError> {
+    let mut statement =
+        connection.prepare_cached(&format!("{ISSUED} WHERE key = ?1 ORDER BY issued DESC LIMIT 1"))?;
+    let found = statement.query_row([key], issued).optional();
+    found.map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn valid_certificates(
+    connection: &Connection,
+    path: &Path,
+    now: SystemTime,
+    after: &[u8],
+    limit: usize,
+) -> Result<Vec<Issued>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "{ISSUED} WHERE serial > ?1 AND not_after >= ?2 ORDER BY serial LIMIT ?3"
+    ))?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = statement.query_map(params![after, ms(now), limit], issued)?;
+    rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn lineage(
+    connection: &Connection,
+    path: &Path,
+    wanted: LineageId,
+) -> Result<Option<Lineage>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT spiffe_id, attestor, attested, newest, parent, forked FROM lineage WHERE id = ?1",
+    )?;
+    let found = statement.query_row([wanted.0], |row| {
+        let attestor = Attestor::parse(&row.get::<_, String>(1)?);
+        Ok(Lineage {
+            id: wanted,
+            spiffe_id: id(row, 0)?,
+            attestor: attestor.ok_or_else(|| invalid(1, "an unknown attestor"))?,
+            attested: time(row, 2)?,
+            newest: row.get(3)?,
+            parent: row.get(4)?,
+            forked: row.get::<_, Option<i64>>(5)?.map(from_ms),
+        })
+    });
+    found.optional().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) -> Result<(), StoreError> {
+    match grant {
+        Grant::Token(hash) => {
+            let spent = connection.execute(
+                "UPDATE token SET bound_key = ?2, lineage = ?3
+                 WHERE hash = ?1 AND bound_key IS NULL AND expires > ?4",
+                params![hash.0, issued.key, issued.lineage.0, ms(issued.issued)],
+            )?;
+            if spent != 1 {
+                return Err(StoreError::Conflict("the token was spent meanwhile"));
+            }
+            begin_lineage(connection, issued, Attestor::JoinToken)?;
+        }
+        Grant::New(attestor) => begin_lineage(connection, issued, *attestor)?,
+        Grant::Lineage { predecessor, newest } => {
+            let moved = connection.execute(
+                "UPDATE lineage SET newest = ?2, parent = ?3 WHERE id = ?1 AND newest = ?4 AND forked IS NULL",
+                params![issued.lineage.0, issued.serial, predecessor, newest],
+            )?;
+            if moved != 1 {
+                return Err(StoreError::Conflict("the lineage moved on meanwhile"));
+            }
+        }
+    }
+    connection.execute(
+        "INSERT INTO issued (serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        params![
+            issued.serial,
+            issued.id.as_str(),
+            issued.lineage.0,
+            issued.issuer,
+            issued.key,
+            ms(issued.issued),
+            ms(issued.not_before),
+            ms(issued.not_after),
+            ms(issued.renew_after),
+            issued.certificate
+        ],
+    )?;
+    let last = schema::number(connection, "last_issued_ms")?;
+    schema::set_number(connection, "last_issued_ms", last.max(ms(issued.issued).unsigned_abs()))?;
+    schema::set_number(connection, "issued", schema::number(connection, "issued")?.saturating_add(1))
+}
+
+pub(super) fn mark_forked(
+    connection: &Connection,
+    lineage: LineageId,
+    at: SystemTime,
+) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE lineage SET forked = ?2 WHERE id = ?1 AND forked IS NULL",
+        params![lineage.0, ms(at)],
+    )?;
+    Ok(())
+}
+
+pub(super) fn counts(connection: &Connection, now: SystemTime) -> Result<Counts, StoreError> {
+    let one = |sql: &str| -> Result<u64, StoreError> {
+        let count: i64 = connection.query_row(sql, [ms(now)], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    };
+    Ok(Counts {
+        valid: one("SELECT count(*) FROM issued WHERE not_after >= ?1")?,
+        open_tokens: one("SELECT count(*) FROM token WHERE expires > ?1 AND bound_key IS NULL")?,
+        forked: one("SELECT count(*) FROM lineage WHERE forked <= ?1")?,
+    })
+}
+
+pub(super) fn prune(connection: &Connection, before: SystemTime) -> Result<u64, StoreError> {
+    let before = ms(before);
+    // A forked lineage stays as long as its certificates: dropping it earlier would forget the alarm.
+    let gone = connection.execute("DELETE FROM issued WHERE not_after < ?1", [before])?;
+    connection.execute(
+        "DELETE FROM lineage WHERE NOT EXISTS (SELECT 1 FROM issued WHERE issued.lineage = lineage.id)",
+        [],
+    )?;
+    connection.execute("DELETE FROM token WHERE expires < ?1", [before])?;
+    connection.execute("DELETE FROM authority WHERE state = 'retired' AND not_after < ?1", [before])?;
+    Ok(gone as u64)
+}
+
+const ISSUED: &str = "SELECT serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate FROM issued";
+
+fn issued(row: &Row<'_>) -> rusqlite::Result<Issued> {
+    Ok(Issued {
+        serial: row.get(0)?,
+        id: id(row, 1)?,
+        lineage: LineageId(row.get(2)?),
+        issuer: row.get(3)?,
+        key: row.get(4)?,
+        issued: time(row, 5)?,
+        not_before: time(row, 6)?,
+        not_after: time(row, 7)?,
+        renew_after: time(row, 8)?,
+        certificate: row.get(9)?,
+    })
+}
+
+fn begin_lineage(connection: &Connection, issued: &Issued, attestor: Attestor) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO lineage (id, spiffe_id, attestor, attested, newest) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![issued.lineage.0, issued.id.as_str(), attestor.as_str(), ms(issued.issued), issued.serial],
+    )?;
+    Ok(())
+}
+
+fn journal(
+    connection: &Connection,
+    change: &AuthorityChange,
+    label: &str,
+    state: State,
+) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO journal (at, label, state, reason) VALUES (?1, ?2, ?3, ?4)",
+        params![ms(change.at), label, state_text(state), change.reason],
+    )?;
+    Ok(())
+}
+
+fn kind_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Root => "root",
+        Kind::Issuing => "issuing",
+    }
+}
+
+fn state_text(state: State) -> &'static str {
+    match state {
+        State::Prepared => "prepared",
+        State::Active => "active",
+        State::Retired => "retired",
+    }
+}
+
+fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<SpiffeId> {
+    SpiffeId::parse(&row.get::<_, String>(column)?).map_err(|_| invalid(column, "not a SPIFFE id"))
+}
+
+fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<SystemTime> {
+    row.get(column).map(from_ms)
+}
+
+fn invalid(column: usize, what: &'static str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, what.into())
+}
+
+fn ms(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn from_ms(ms: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).unsigned_abs())
+}

@@ -1,0 +1,142 @@
+//! Tables, settings of the connection, and the few single values.
+
+use std::path::Path;
+
+use postern_svid::TrustDomain;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::StoreError;
+
+/// "Post" in ASCII, so that `file` and we tell this database from others.
+const APPLICATION: i64 = 0x506f_7374;
+const VERSION: i64 = 1;
+
+/// Times are milliseconds since 1970.
+const SCHEMA: &str = "
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE authority (
+    number      INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('root', 'issuing')),
+    state       TEXT NOT NULL CHECK (state IN ('prepared', 'active', 'retired')),
+    label       TEXT NOT NULL UNIQUE,
+    key_id      BLOB NOT NULL UNIQUE,
+    certificate BLOB NOT NULL,
+    not_before  INTEGER NOT NULL,
+    not_after   INTEGER NOT NULL
+) STRICT;
+CREATE TABLE journal (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at     INTEGER NOT NULL,
+    label  TEXT NOT NULL,
+    state  TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE lineage (
+    id        BLOB PRIMARY KEY CHECK (length(id) = 16),
+    spiffe_id TEXT NOT NULL,
+    attestor  TEXT NOT NULL,
+    attested  INTEGER NOT NULL,
+    newest    BLOB NOT NULL,
+    parent    BLOB,
+    forked    INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE token (
+    hash      BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    spiffe_id TEXT NOT NULL,
+    created   INTEGER NOT NULL,
+    expires   INTEGER NOT NULL,
+    bound_key BLOB CHECK (length(bound_key) = 32),
+    lineage   BLOB CHECK ((lineage IS NULL) = (bound_key IS NULL))
+) STRICT, WITHOUT ROWID;
+CREATE TABLE issued (
+    serial      BLOB PRIMARY KEY,
+    spiffe_id   TEXT NOT NULL,
+    lineage     BLOB NOT NULL,
+    issuer      BLOB NOT NULL,
+    key         BLOB NOT NULL CHECK (length(key) = 32),
+    issued      INTEGER NOT NULL,
+    not_before  INTEGER NOT NULL,
+    not_after   INTEGER NOT NULL,
+    renew_after INTEGER NOT NULL,
+    certificate BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX issued_key ON issued (key);
+CREATE INDEX issued_end ON issued (not_after);
+CREATE INDEX issued_lineage ON issued (lineage);
+";
+
+/// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
+pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
+    let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
+    let application: i64 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(|error| damaged(error.to_string()))?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // What is deleted is gone: spent tokens and old rows leave no remains in free pages.
+    connection.pragma_update(None, "secure_delete", true)?;
+    // Functions and views hidden in a prepared file do not run.
+    connection.pragma_update(None, "trusted_schema", false)?;
+    if application == 0 && version == 0 {
+        create(connection, td)?;
+    } else if application != APPLICATION {
+        return Err(StoreError::File(format!(
+            "{}: not a database of this program; move it away or name another state directory",
+            path.display()
+        )));
+    }
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found != VERSION {
+        return Err(StoreError::Schema { path: path.to_owned(), found, known: VERSION });
+    }
+    let check: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| damaged(error.to_string()))?;
+    if check != "ok" {
+        return Err(damaged(check));
+    }
+    let owner: Option<String> = connection
+        .query_row("SELECT value FROM meta WHERE name = 'trust_domain'", [], |row| row.get(0))
+        .optional()?;
+    match owner {
+        Some(owner) if owner == td.as_str() => Ok(()),
+        Some(found) => {
+            Err(StoreError::TrustDomain { path: path.to_owned(), found, wanted: td.as_str().to_owned() })
+        }
+        None => Err(damaged("it names no trust domain".to_owned())),
+    }
+}
+
+/// A single number; 0 if it was never written.
+pub(super) fn number(connection: &Connection, name: &str) -> Result<u64, StoreError> {
+    let value: Option<i64> = connection
+        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))
+        .optional()?;
+    Ok(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0))
+}
+
+/// Writes a single number.
+pub(super) fn set_number(connection: &Connection, name: &str, value: u64) -> Result<(), StoreError> {
+    let value = i64::try_from(value).map_err(|_| StoreError::Conflict("a number beyond 2^63"))?;
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
+    Ok(())
+}
+
+/// Two processes may meet a new file at once: the second finds it made.
+fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == 0 {
+        connection.execute_batch(SCHEMA)?;
+        connection.execute("INSERT INTO meta (name, value) VALUES ('trust_domain', ?1)", [td.as_str()])?;
+        connection.pragma_update(None, "application_id", APPLICATION)?;
+        connection.pragma_update(None, "user_version", VERSION)?;
+    }
+    connection.execute_batch("COMMIT")?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! Join tokens: 256 random bits that stand for one identity until a key is bound to them.
+//!
+//! The store knows only their SHA-256; whoever reads it can use none of them. A token is spent by the first request: it is bound to
+//! that request's key, and only the same key gets an answer again, so a lost reply costs nothing and a copied token is worthless.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use postern_svid::SpiffeId;
+use zeroize::Zeroizing;
+
+/// Scanners for leaked secrets find the prefix.
+const PREFIX: &str = "postern-join-";
+const RANDOM: usize = 32;
+
+/// The longest life that is given: a token is for the next few minutes, not for an image.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3_600);
+
+/// A token in clear. Its text leaves only through [`Token::reveal`].
+pub struct Token(Zeroizing<String>);
+
+/// What the store keeps of a token.
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct TokenHash(pub(crate) [u8; 32]);
+
+/// A token as the store holds it.
+#[derive(Clone, Debug)]
+pub struct TokenRecord {
+    /// Its hash.
+    pub hash: TokenHash,
+    /// The identity that it stands for.
+    pub id: SpiffeId,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it ends.
+    pub expires: SystemTime,
+    /// The key that it was spent for and the lineage that began with it.
+    pub bound: Option<Bound>,
+}
+
+/// What a spent token is bound to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Bound {
+    /// Fingerprint of the key.
+    pub key: [u8; 32],
+    /// The lineage that the token began.
+    pub lineage: crate::lineage::LineageId,
+}
+
+impl Token {
+    /// A fresh one.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = Zeroizing::new([0; RANDOM]);
+        getrandom::fill(bytes.as_mut())?;
+        let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + 2 * RANDOM));
+        text.push_str(PREFIX);
+        for byte in bytes.iter() {
+            for nibble in [byte >> 4, byte & 0xf] {
+                text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
+            }
+        }
+        Ok(Self(text))
+    }
+
+    /// The text that goes into the file.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Its hash.
+    pub fn hash(&self) -> TokenHash {
+        hash(&self.0)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl TokenHash {
+    /// The hash of what a caller presents as a token; `None` if it cannot be one.
+    pub fn of(presented: &str) -> Option<Self> {
+        let random = presented.strip_prefix(PREFIX)?;
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (random.len() == 2 * RANDOM && random.bytes().all(hex)).then(|| hash(presented))
+    }
+
+    /// The first bytes, for the log: enough to tell tokens apart, useless to find one.
+    pub fn short(&self) -> String {
+        crate::hex(&self.0[..4])
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+fn hash(text: &str) -> TokenHash {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+    TokenHash(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_told_apart_and_stay_hidden() {
+        let (a, b) = (Token::random().unwrap(), Token::random().unwrap());
+        assert_ne!(a.reveal(), b.reveal());
+        assert_eq!(TokenHash::of(a.reveal()), Some(a.hash()));
+        assert_ne!(a.hash(), b.hash());
+        assert!(!format!("{a:?} {:?}", a.hash()).contains(&a.reveal()[PREFIX.len()..PREFIX.len() + 12]));
+    }
+
+    #[test]
+    fn only_tokens_are_hashed() {
+        let good = Token::random().unwrap();
+        let good = good.reveal();
+        for bad in [
+            "",
+            PREFIX,
+            &good[..good.len() - 1],
+            &format!("{good}0"),
+            &format!("{good}\n"),
+            &good.to_uppercase(),
+            &good[PREFIX.len()..],
+            &"x".repeat(1 << 20),
+        ] {
+            assert_eq!(TokenHash::of(bad), None);
+        }
+    }
+}
