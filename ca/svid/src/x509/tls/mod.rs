@@ -30,7 +30,7 @@ use super::lint;
 use super::svid::Svid;
 use super::verify::PeerSvid;
 use crate::{Clock, SpiffeId};
-use verifier::{ClientVerifier, ServerVerifier};
+use verifier::{ClientVerifier, Roots, ServerVerifier};
 
 /// For a mesh listener: the client must present an SVID that one of `bundles` vouches for.
 pub fn server_config(
@@ -62,25 +62,18 @@ pub fn client_config(
     clock: Arc<dyn Clock>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, ConfigError> {
-    if expected.is_empty() {
-        return Err(ConfigError::NobodyExpected);
-    }
-    let builder = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&TLS13])
-        .map_err(ConfigError::Rustls)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(bundles.clone(), expected.to_vec())));
-    let mut config = match svid {
-        Some(svid) => {
-            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key().clone())))
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    config.resumption = Resumption::disabled();
-    config.enable_sni = false;
-    config.enable_early_data = false;
-    Ok(Arc::new(config))
+    client(svid, Roots::Bundles(bundles.clone()), expected, clock, alpn)
+}
+
+/// For a first contact that knows the trust domain's root only by the SHA-256 of its DER: the chain as the server sends
+/// it must contain that very certificate, and the path must end in it. `expected` must name one trust domain.
+pub fn client_config_pinned(
+    root_sha256: [u8; 32],
+    expected: &[SpiffeId],
+    clock: Arc<dyn Clock>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, ConfigError> {
+    client(None, Roots::Pinned(root_sha256), expected, clock, alpn)
 }
 
 /// Who the peer of a connection is, from the chain that its handshake has verified
@@ -112,6 +105,34 @@ pub fn provider() -> Arc<CryptoProvider> {
         })
     });
     PROVIDER.clone()
+}
+
+fn client(
+    svid: Option<&Svid>,
+    roots: Roots,
+    expected: &[SpiffeId],
+    clock: Arc<dyn Clock>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, ConfigError> {
+    if expected.is_empty() {
+        return Err(ConfigError::NobodyExpected);
+    }
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(ConfigError::Rustls)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(roots, expected.to_vec())));
+    let mut config = match svid {
+        Some(svid) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key().clone())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
 }
 
 fn server(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -15,7 +16,7 @@ use webpki::aws_lc_rs as algorithms;
 
 use crate::SpiffeId;
 use crate::x509::Role;
-use crate::x509::bundle::Bundles;
+use crate::x509::bundle::{Bundle, Bundles};
 use crate::x509::error::VerifyError;
 use crate::x509::verify::{PeerSvid, SIGNATURES, verify};
 
@@ -28,6 +29,14 @@ pub(super) const HANDSHAKE_SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupport
         (SignatureScheme::ED25519, &[algorithms::ED25519]),
     ],
 };
+
+/// What vouches for a server.
+#[derive(Debug)]
+pub(super) enum Roots {
+    Bundles(Bundles),
+    /// The root with this SHA-256, taken from the chain that the server sends.
+    Pinned([u8; 32]),
+}
 
 /// The server's view of a client.
 #[derive(Debug)]
@@ -88,13 +97,24 @@ impl ClientCertVerifier for ClientVerifier {
 /// The client's view of a server.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    bundles: Bundles,
+    roots: Roots,
     expected: Vec<SpiffeId>,
 }
 
 impl ServerVerifier {
-    pub(super) const fn new(bundles: Bundles, expected: Vec<SpiffeId>) -> Self {
-        Self { bundles, expected }
+    pub(super) const fn new(roots: Roots, expected: Vec<SpiffeId>) -> Self {
+        Self { roots, expected }
+    }
+
+    /// Being in the chain proves nothing by itself; the hash says that the operator meant this certificate.
+    fn pinned(&self, pin: &[u8; 32], sent: &[CertificateDer<'_>]) -> Result<Bundles, VerifyError> {
+        let root = sent.iter().find(|one| digest(&SHA256, one).as_ref() == pin).ok_or_else(|| {
+            VerifyError::Untrusted("the chain does not contain the root with the pinned SHA-256".to_owned())
+        })?;
+        let td = self.expected.first().ok_or(VerifyError::NoSpiffeId)?.trust_domain();
+        Bundle::new(td, 0, vec![root.clone().into_owned()])
+            .map(Bundles::of)
+            .map_err(|error| VerifyError::Untrusted(error.to_string()))
     }
 }
 
@@ -107,7 +127,15 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = chain(end_entity, intermediates, &self.bundles, Role::Server, now)?;
+        let pinned;
+        let bundles = match &self.roots {
+            Roots::Bundles(bundles) => bundles,
+            Roots::Pinned(pin) => {
+                pinned = self.pinned(pin, intermediates).map_err(to_rustls)?;
+                &pinned
+            }
+        };
+        let peer = chain(end_entity, intermediates, bundles, Role::Server, now)?;
         if self.expected.contains(peer.id()) {
             return Ok(ServerCertVerified::assertion());
         }

@@ -1,0 +1,72 @@
+//! What an agent must be told.
+
+use std::path::PathBuf;
+
+use postern_svid::SpiffeId;
+
+use crate::error::StartError;
+
+/// An agent's configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the identity API listens: `host:port`, an IPv6 address in brackets.
+    pub control_plane: String,
+    /// Who must answer there.
+    pub control_plane_id: SpiffeId,
+    /// What vouches for the control plane until its own bundle is held.
+    pub trust: Trust,
+    /// The id to ask for.
+    pub identity: SpiffeId,
+    /// How to prove that this workload may have it.
+    pub attestation: Attestation,
+    /// Directory for key, chain and bundle; 0700, made if missing.
+    pub state_dir: PathBuf,
+    /// Accept SVIDs that live less than five minutes.
+    pub test: bool,
+}
+
+/// What vouches for the control plane at the first contact. There is no third way and no trust on first use.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// A PEM file with the roots of the trust domain.
+    Bundle(PathBuf),
+    /// SHA-256 over the DER of a root. The control plane must send that root in its chain, and its path must end there.
+    RootSha256([u8; 32]),
+}
+
+/// Proof of who the workload is.
+#[derive(Clone, Debug)]
+pub enum Attestation {
+    /// A file, mode 0600, that holds a join token. It is read again for each use, so that it can be replaced.
+    JoinToken(PathBuf),
+}
+
+impl Config {
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        if self.host_and_port().is_none() {
+            return Err(StartError::Address(self.control_plane.clone()));
+        }
+        if self.identity.trust_domain_name() != self.control_plane_id.trust_domain_name() {
+            return Err(StartError::TrustDomains {
+                identity: self.identity.clone(),
+                control_plane: self.control_plane_id.clone(),
+            });
+        }
+        if self.identity.is_reserved() {
+            return Err(StartError::ReservedIdentity(self.identity.clone()));
+        }
+        Ok(())
+    }
+
+    /// The two parts of `control_plane`, brackets removed.
+    pub(crate) fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.control_plane.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']')?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        (!host.is_empty()).then_some((host, port))
+    }
+}

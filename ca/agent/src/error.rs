@@ -1,0 +1,155 @@
+//! What keeps an agent from starting, and what makes one attempt fail.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use postern_svid::{BundleError, SpiffeId};
+
+/// Why an agent cannot start. Each text says what to do about it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// `control_plane` is no `host:port`.
+    Address(String),
+    /// The state directory belongs to a running process.
+    InUse(PathBuf),
+    /// A file or directory cannot be read, made or locked.
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Others may read or write what must be ours alone.
+    Mode {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// The widest mode allowed.
+        allowed: u32,
+    },
+    /// It is neither ours nor root's.
+    Owner {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// The configured identity lies under `/postern/`.
+    ReservedIdentity(SpiffeId),
+    /// There is no SVID in the state directory and no join token to get one.
+    Token {
+        /// The token's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The configured trust bundle is unfit.
+    TrustBundle {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: BundleError,
+    },
+    /// Identity and control plane belong to different trust domains.
+    TrustDomains {
+        /// The configured identity.
+        identity: SpiffeId,
+        /// The configured control plane.
+        control_plane: SpiffeId,
+    },
+    /// It is not what it should be.
+    WrongKind {
+        /// Which path.
+        path: PathBuf,
+        /// What it should be.
+        wanted: &'static str,
+    },
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(text) => write!(
+                f,
+                "the control plane's address {text:?} is not host:port (for example 10.0.0.5:24150 or [::1]:24150)"
+            ),
+            Self::InUse(path) => write!(
+                f,
+                "{}: another process uses this state directory; give each sidecar its own",
+                path.display()
+            ),
+            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Mode { path, mode, allowed } => write!(
+                f,
+                "{}: mode {mode:04o} lets others in; it holds secrets, so run: chmod {allowed:04o} {}",
+                path.display(),
+                path.display()
+            ),
+            Self::Owner { path, uid } => write!(
+                f,
+                "{}: owned by uid {uid}, neither by this process's user nor by root; chown it",
+                path.display()
+            ),
+            Self::ReservedIdentity(id) => {
+                write!(f, "{id}: paths under /postern/ belong to the mesh itself; choose another identity")
+            }
+            Self::Token { path, problem } => write!(
+                f,
+                "{}: {problem}; make a new one on the control plane: postern ca token create --id ID --ttl 10m --out FILE",
+                path.display()
+            ),
+            Self::TrustBundle { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::TrustDomains { identity, control_plane } => write!(
+                f,
+                "the identity {identity} and the control plane {control_plane} must share a trust domain"
+            ),
+            Self::WrongKind { path, wanted } => write!(f, "{}: not a {wanted}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Why one attempt to reach or use the control plane failed. Every kind is tried again.
+#[derive(Debug)]
+pub(crate) enum AttemptError {
+    /// No connection.
+    Connect(io::Error),
+    /// No answer in time, at the named step.
+    Timeout(&'static str),
+    /// The handshake failed; with the label of [`postern_svid::tls::refusal`].
+    Handshake(io::Error),
+    /// The connection broke.
+    Connection(String),
+    /// The control plane says no.
+    Refused { code: tonic::Code, message: String },
+    /// It answered with something unusable.
+    Answer(String),
+    /// A file of ours.
+    Local(String),
+}
+
+impl AttemptError {
+    pub(crate) fn from_status(status: &tonic::Status) -> Self {
+        // Even an authenticated peer does not get to write into our log as it likes.
+        let message: String = status.message().chars().filter(|c| !c.is_control()).take(300).collect();
+        Self::Refused { code: status.code(), message }
+    }
+}
+
+impl fmt::Display for AttemptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot connect to the control plane: {error}"),
+            Self::Timeout(step) => write!(f, "no answer from the control plane in time ({step})"),
+            Self::Handshake(error) => write!(f, "TLS handshake with the control plane failed: {error}"),
+            Self::Connection(detail) => write!(f, "the connection to the control plane broke: {detail}"),
+            Self::Refused { code, message } => write!(f, "the control plane refused ({code:?}): {message}"),
+            Self::Answer(detail) => write!(f, "the control plane's answer is unusable: {detail}"),
+            Self::Local(detail) => f.write_str(detail),
+        }
+    }
+}

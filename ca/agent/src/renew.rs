@@ -1,0 +1,188 @@
+//! Getting the first SVID and every later one.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use postern_svid::{Bundle, VerifyError};
+use rustls_pki_types::CertificateDer;
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+use tracing::{info, warn};
+
+use crate::connect;
+use crate::error::AttemptError;
+use crate::identity::{Identity, Issued, Live};
+use crate::pace::Backoff;
+use crate::proto::{self, issue_request::Proof};
+
+/// A chain is a leaf and what lies between it and the root.
+const MAX_CHAIN: usize = 7;
+
+/// Keeps an SVID in force, for ever.
+pub(crate) async fn run(live: &Live) {
+    let mut backoff = Backoff::new();
+    let mut by_token = false;
+    loop {
+        if let Some(wait) = until_due(live) {
+            sleep(wait).await;
+            continue;
+        }
+        let proof = proof(live, by_token);
+        match attempt(live, &proof).await {
+            Ok(()) => {
+                backoff.reset();
+                by_token = false;
+            }
+            Err(error) => {
+                live.failed(&error);
+                let wait = backoff.wait(live.pace());
+                warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
+                // An SVID renews within limits that only the control plane knows; beyond them a new token is the way, so
+                // both are tried in turn.
+                by_token = proof.is_renewal() && refused_for_good(&error) && live.join_token().is_ok();
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// How an attempt proves who it is for.
+enum Evidence {
+    Renewal(std::sync::Arc<Identity>),
+    Token,
+}
+
+impl Evidence {
+    const fn is_renewal(&self) -> bool {
+        matches!(self, Self::Renewal(_))
+    }
+}
+
+/// Time to wait before looking again; `None` if an SVID is due. Wall time is read anew at each look.
+fn until_due(live: &Live) -> Option<Duration> {
+    let identity = live.current()?;
+    let now = live.clock.wall();
+    let left = identity.renew_after.duration_since(now).ok().filter(|left| !left.is_zero())?;
+    // A bundle that no longer vouches for our SVID means that peers refuse it: the time that the CA chose is moot. Of the
+    // clock's making is only "not yet valid", against which a new SVID would not help.
+    match identity.svid.verify_against(&identity.bundles, now) {
+        Ok(()) | Err(VerifyError::NotYetValid { .. }) => Some(left.min(live.pace().tick())),
+        Err(_) => None,
+    }
+}
+
+fn proof(live: &Live, by_token: bool) -> Evidence {
+    let now = live.clock.wall();
+    match live.current() {
+        Some(identity) if !by_token && now <= identity.svid.not_after() => Evidence::Renewal(identity),
+        _ => Evidence::Token,
+    }
+}
+
+async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
+    let pace = live.pace();
+    // The token is bound to the key of its first request, so that key must survive a crash. A renewal is not.
+    let key = live.request_key(!evidence.is_renewal()).await?;
+    let mut request = proto::IssueRequest {
+        csr_der: key.request()?,
+        spiffe_id: live.config.identity.as_str().to_owned(),
+        ttl_seconds: 0,
+        predecessor_serial: Vec::new(),
+        proof: None,
+    };
+    let svid = match evidence {
+        Evidence::Renewal(identity) => {
+            request.predecessor_serial = identity.svid.serial().to_vec();
+            Some(&*identity.svid)
+        }
+        Evidence::Token => None,
+    };
+    let mut connection = connect::open(live, svid, pace).await?;
+    if !evidence.is_renewal() {
+        // Only now: the control plane has proven who it is.
+        let token = live.join_token().map_err(|error| AttemptError::Local(error.to_string()))?;
+        request.proof = Some(Proof::JoinToken(token.as_str().to_owned()));
+    }
+    let answer = timeout(pace.step(), connection.client.issue(request))
+        .await
+        .map_err(|_| AttemptError::Timeout("issuing"))?;
+    let answer = match answer {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => {
+            let error = AttemptError::from_status(&status);
+            if evidence.is_renewal() && refused_for_good(&error) {
+                live.discard_request_key().await;
+            }
+            return Err(error);
+        }
+    };
+    let skew = skew_ms(answer.ca_time_unix_ms, live.clock.wall());
+    let (issued, bundle) = read(live, answer, key)?;
+    let (serial, not_after) = (issued.svid.serial().to_vec(), issued.svid.not_after());
+    live.install(Some(issued), bundle).await?;
+    live.succeeded(skew);
+    info!(
+        id = %live.config.identity,
+        serial = hex(&serial),
+        not_after_unix = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        renewal = evidence.is_renewal(),
+        "new SVID in force"
+    );
+    Ok(())
+}
+
+fn read(
+    answer: proto::IssueResponse,
+    key: crate::key::Key,
+) -> Result<(Issued, Option<Bundle>), AttemptError> {
+    if answer.chain_der.is_empty() || answer.chain_der.len() > MAX_CHAIN {
+        return Err(AttemptError::Answer(format!("a chain of {} certificates", answer.chain_der.len())));
+    }
+    let chain = answer.chain_der.into_iter().map(CertificateDer::from).collect();
+    let svid = key.svid(chain).map_err(|error| AttemptError::Answer(error.to_string()))?;
+    let renew_after = u64::try_from(answer.renew_after_unix_ms)
+        .ok()
+        .and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
+    let bundle = answer.bundle.map(|sent| bundle(live, sent)).transpose()?;
+    Ok((Issued { svid, key, renew_after }, bundle))
+}
+
+/// Reads a bundle as the control plane sends it. Only our own trust domain's: a control plane must not be able to make
+/// another's identities.
+pub(crate) fn bundle(live: &Live, sent: proto::Bundle) -> Result<Bundle, AttemptError> {
+    let td = live.config.identity.trust_domain();
+    if sent.trust_domain != td.as_str() {
+        return Err(AttemptError::Answer(format!(
+            "a trust bundle of {:?} instead of {td}",
+            sent.trust_domain
+        )));
+    }
+    let roots = sent.root_der.into_iter().map(CertificateDer::from).collect();
+    Bundle::new(td, sent.sequence, roots).map_err(|error| AttemptError::Answer(error.to_string()))
+}
+
+/// Whether the same request would be refused again.
+const fn refused_for_good(error: &AttemptError) -> bool {
+    matches!(
+        error,
+        AttemptError::Refused {
+            code: Code::FailedPrecondition
+                | Code::InvalidArgument
+                | Code::PermissionDenied
+                | Code::Unauthenticated,
+            ..
+        }
+    )
+}
+
+fn skew_ms(ca_ms: i64, now: SystemTime) -> Option<i64> {
+    let ours = i64::try_from(now.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()?;
+    (ca_ms > 0).then(|| ca_ms.saturating_sub(ours))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

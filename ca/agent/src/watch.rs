@@ -1,0 +1,157 @@
+//! The stream on which bundles come down and reports go up.
+//!
+//! One stream at a time, opened with the SVID in use and opened again with each new one, so that it never rests on an
+//! SVID that has expired. A report is the whole truth: the sequence of the bundle in force and the SVID in use, sent when
+//! the stream opens and after every change. A bundle is acknowledged only by such a report, so only once it is stored and
+//! published.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tracing::{debug, warn};
+
+use crate::connect;
+use crate::error::AttemptError;
+use crate::identity::{Identity, Live};
+use crate::pace::{Backoff, Pace};
+use crate::proto::{self, directive::Directive as Kind};
+use crate::renew;
+
+/// Reports wait here while the peer does not read; more than that and the stream is given up.
+const UNSENT_REPORTS: usize = 4;
+
+/// Keeps one stream open, for ever.
+pub(crate) async fn run(live: &Live) {
+    let mut backoff = Backoff::new();
+    loop {
+        let identity = usable(live).await;
+        let pace = live.pace();
+        let ended = follow(live, &identity, pace, &mut backoff).await;
+        live.stream_closed();
+        if let Err(error) = ended {
+            live.stream_error(&error);
+            let wait = backoff.wait(pace);
+            debug!(retry_in_ms = wait.as_millis(), "no stream to the control plane: {error}");
+            sleep(wait).await;
+        }
+    }
+}
+
+/// Waits for an SVID that can open a stream.
+async fn usable(live: &Live) -> Arc<Identity> {
+    let mut published = live.subscribe();
+    loop {
+        let identity = published.borrow_and_update().clone();
+        match identity {
+            Some(identity) if is_valid(live, &identity) => return identity,
+            // Expired, or our clock is off: both end without an event that could be waited for alone.
+            Some(_) => drop(timeout(live.pace().tick(), published.changed()).await),
+            None => drop(published.changed().await),
+        }
+    }
+}
+
+/// One stream from its opening to its end; `Ok` if a new SVID is to open the next one.
+async fn follow(
+    live: &Live,
+    opened_with: &Identity,
+    pace: Pace,
+    backoff: &mut Backoff,
+) -> Result<(), AttemptError> {
+    let mut published = live.subscribe();
+    let mut connection = connect::open(live, Some(&opened_with.svid), pace).await?;
+    let (reports, queue) = mpsc::channel(UNSENT_REPORTS);
+    let mut reported = published.borrow_and_update().clone();
+    if let Some(identity) = &reported {
+        send(&reports, identity)?;
+    }
+    let opening = connection.client.watch(ReceiverStream::new(queue));
+    let mut directives = timeout(pace.step(), opening)
+        .await
+        .map_err(|_| AttemptError::Timeout("opening the stream"))?
+        .map_err(|status| AttemptError::from_status(&status))?
+        .into_inner();
+    // The bundle comes at once; a stream that stays silent is not one.
+    let first = timeout(pace.step(), next(&mut directives))
+        .await
+        .map_err(|_| AttemptError::Timeout("the first directive"))??;
+    live.stream_opened();
+    backoff.reset();
+    apply(live, first).await;
+    loop {
+        let identity = published.borrow_and_update().clone();
+        if let Some(identity) = identity
+            && reported.as_ref().is_none_or(|reported| reported.generation != identity.generation)
+        {
+            if identity.svid.serial() != opened_with.svid.serial() {
+                return Ok(());
+            }
+            send(&reports, &identity)?;
+            reported = Some(identity);
+        }
+        tokio::select! {
+            changed = published.changed() => {
+                changed.map_err(|_| AttemptError::Local("the agent ends".to_owned()))?;
+            }
+            directive = next(&mut directives) => apply(live, directive?).await,
+            // No deadline on the peer's silence here: PING tells a dead peer from one that has nothing to say.
+            () = sleep(pace.tick()) => {
+                if !is_valid(live, opened_with) {
+                    return Err(AttemptError::Local("the SVID of the stream is no longer valid".to_owned()));
+                }
+            }
+        }
+    }
+}
+
+async fn next(directives: &mut Streaming<proto::Directive>) -> Result<proto::Directive, AttemptError> {
+    match directives.message().await {
+        Ok(Some(directive)) => Ok(directive),
+        Ok(None) => Err(AttemptError::Connection("the control plane ended the stream".to_owned())),
+        Err(status) => Err(AttemptError::from_status(&status)),
+    }
+}
+
+/// A bundle that is refused leaves the stream open: the report, unchanged, tells the control plane that it did not land.
+async fn apply(live: &Live, directive: proto::Directive) {
+    let Some(Kind::Bundle(sent)) = directive.directive else {
+        debug!("a directive of a kind that this version does not know");
+        return;
+    };
+    let sequence = sent.sequence;
+    let installed = match renew::bundle(live, sent) {
+        Ok(bundle) => live.install(None, Some(bundle)).await,
+        Err(error) => Err(error),
+    };
+    match installed {
+        Ok(true) => tracing::info!(sequence, "new trust bundle in force"),
+        Ok(false) => {}
+        Err(error) => {
+            warn!(sequence, "trust bundle refused: {error}");
+            live.stream_error(&error);
+        }
+    }
+}
+
+fn send(reports: &mpsc::Sender<proto::Report>, identity: &Identity) -> Result<(), AttemptError> {
+    let millis = identity.svid.not_after().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let held = proto::Held {
+        spiffe_id: identity.svid.id().as_str().to_owned(),
+        serial: identity.svid.serial().to_vec(),
+        not_after_unix_ms: i64::try_from(millis).unwrap_or(i64::MAX),
+        issuer_key_id: identity.svid.issuer_key_id().to_vec(),
+    };
+    let bundle_sequence = identity.bundles.of_id(identity.svid.id()).map_or(0, |bundle| bundle.sequence());
+    reports
+        .try_send(proto::Report { bundle_sequence, held: vec![held] })
+        .map_err(|_| AttemptError::Connection("the control plane does not read reports".to_owned()))
+}
+
+fn is_valid(live: &Live, identity: &Identity) -> bool {
+    let now = live.clock.wall();
+    identity.svid.not_before() <= now && now <= identity.svid.not_after()
+}
