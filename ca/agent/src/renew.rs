@@ -131,6 +131,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
 }
 
 fn read(
+    live: &Live,
     answer: proto::IssueResponse,
     key: crate::key::Key,
 ) -> Result<(Issued, Option<Bundle>), AttemptError> {
