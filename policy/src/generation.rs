@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use crate::diagnostic::Diagnostics;
-use crate::explain::Explanation;
+use crate::engine::{Connection, Engine};
+use crate::eval_ref;
+use crate::explain::{self, Explanation};
 use crate::services::Services;
-use crate::verdict::{
-    Defaults, DenyReason, DocumentSummary, Effect, Operation, RuleId, RuleName, Source, Stage, Verdict,
-};
+use crate::verdict::{Defaults, DocumentSummary, Operation, RuleId, RuleName, Source, Verdict};
 
 /// An immutable set of documents, compiled for one workload. It answers without locks and without allocating.
 #[derive(Debug)]
@@ -19,25 +19,7 @@ pub struct Generation {
     pub(crate) warnings: Diagnostics,
     pub(crate) ports_named: BTreeSet<u16>,
     pub(crate) names: Vec<RuleName>,
-}
-
-/// A peer, resolved against one generation.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    generation: u64,
-    stage: Stage,
-}
-
-impl Connection {
-    /// What is certain about every stream of this connection.
-    pub fn stage(&self) -> Stage {
-        self.stage
-    }
-
-    /// The number of the generation that resolved it.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
+    pub(crate) engine: Engine,
 }
 
 impl Generation {
@@ -82,18 +64,26 @@ impl Generation {
     }
 
     /// Resolves a peer, once per connection.
-    pub fn connection(&self, _source: Source<'_>) -> Connection {
-        Connection { generation: self.number, stage: Stage::Defer }
+    pub fn connection(&self, source: Source<'_>) -> Connection {
+        self.engine.connection(source)
     }
 
-    /// Judges one stream.
-    pub fn decide(&self, _connection: &Connection, _port: u16, _operation: Operation<'_>) -> Verdict {
-        Verdict { effect: Effect::Deny(DenyReason::NoRule), rule: None, generation: self.number }
+    /// Judges one stream. A connection that another generation resolved is denied with
+    /// [`StaleContext`](crate::DenyReason::StaleContext): resolve it again and ask again.
+    pub fn decide(&self, connection: &Connection, port: u16, operation: Operation<'_>) -> Verdict {
+        self.engine.decide(connection, port, operation)
+    }
+
+    /// What the reference interpreter answers, rule by rule and slowly. It is the specification: tests, fuzzers and
+    /// checkers of recorded traffic hold [`decide`](Self::decide) against it.
+    pub fn decide_by_reference(&self, source: Source<'_>, port: u16, operation: Operation<'_>) -> Verdict {
+        let (effect, rule) =
+            eval_ref::decide(&self.engine.rules, &self.engine.domains, source, port, operation);
+        Verdict { effect, rule, generation: self.number }
     }
 
     /// Tells why a question is answered as it is.
     pub fn explain(&self, source: Source<'_>, port: u16, operation: Operation<'_>) -> Explanation {
-        let verdict = self.decide(&self.connection(source), port, operation);
-        Explanation { verdict, rule: None, nearest: None }
+        explain::explain(self, source, port, operation)
     }
 }

@@ -14,11 +14,17 @@
 //! traffic. Tests hold them against each other, because a matcher that is fast and differs is how mesh policies have
 //! been passed before (CVE-2026-27588 and its kin).
 
+mod check;
 mod diagnostic;
+mod doc;
+mod engine;
+mod eval_ref;
 mod explain;
 mod generation;
 mod load;
 pub mod norm;
+mod pattern;
+mod rule;
 mod services;
 mod verdict;
 pub mod yaml;
@@ -26,8 +32,9 @@ pub mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use load::load;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
+pub use engine::Connection;
 pub use explain::{Explanation, Miss};
-pub use generation::{Connection, Generation};
+pub use generation::Generation;
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope, Source, Stage,
     Upgrade, Verdict, Workload,

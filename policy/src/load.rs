@@ -1,20 +1,381 @@
 //! From files to a generation, or to all mistakes in them.
 
-use crate::diagnostic::{Diagnostics, SourceFile};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::check::{self, Page, Policy, Rules, Settled};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
+use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec};
+use crate::engine::Engine;
 use crate::generation::Generation;
 use crate::norm::PathOptions;
-use crate::services::Services;
-use crate::verdict::{Defaults, OnChange, Scope};
+use crate::rule::{OwnDomains, Rule};
+use crate::services::{Service, Services};
+use crate::verdict::{Action, Defaults, DocumentSummary, RuleName, Scope};
+use crate::yaml;
 
-/// Checks a set of documents and compiles what concerns the scope's workload. All or nothing.
-pub fn load(_files: &[SourceFile], _scope: &Scope, number: u64) -> Result<Generation, Diagnostics> {
+/// A set of documents is read and compiled within a second or so on a small machine, and held twice while it is
+/// replaced. These bounds keep it there; the largest set in `policy check`'s own figures has a tenth of them.
+const MAX_FILES: usize = 4_096;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+const MAX_DOCUMENTS: usize = 10_000;
+const MAX_RULES: usize = 50_000;
+/// From here on a decision takes tens of microseconds, which an operator should know.
+const MANY_CANDIDATES: usize = 1_000;
+/// Enough to mend a file; a generator that went wrong would fill the memory.
+const MAX_FINDINGS: usize = 100;
+
+/// Checks a set of documents and compiles what concerns the scope's workload. All or nothing: one mistake anywhere
+/// refuses the set, because a rule that is skipped is a rule that does not deny.
+pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generation, Diagnostics> {
+    bounds(files)?;
+    let mut reader = Reader::default();
+    for file in files {
+        reader.read(file);
+        if reader.errors.len() >= MAX_FINDINGS {
+            return Err(reader.errors);
+        }
+    }
+    reader.check_set(scope);
+    let settled = reader.settle(scope);
+    let domains = OwnDomains { canonical: scope.trust_domain.clone(), aliases: settled.aliases.clone() };
+    let rules = Rules { root_namespace: &scope.root_namespace, domains: &domains, slashes: settled.slashes };
+    let (policies, services) = reader.check(&rules);
+    let count: usize = policies.iter().map(|(_, policy)| policy.rules.len()).sum();
+    if count > MAX_RULES {
+        reader.errors.push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
+    }
+    if !reader.errors.is_empty() {
+        return Err(reader.errors);
+    }
+    let documents = reader.summaries(scope, &policies);
+    let mut warnings = reader.warnings;
+    let (names, applied) = applying(scope, policies);
+    let ports_named = ports_named(&applied);
+    let engine = Engine::new(applied, domains, number);
+    let worst = engine.worst_list();
+    if worst > MANY_CANDIDATES {
+        let message = format!("a request can make the engine look at {worst} rules that share all their keys");
+        warnings.push(Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning());
+    }
     Ok(Generation {
         number,
-        services: Services::default(),
-        defaults: Defaults { path: PathOptions::default(), on_change: OnChange::default(), aliases: Vec::new() },
-        documents: Vec::new(),
-        warnings: Diagnostics::new(),
-        ports_named: Default::default(),
-        names: Vec::new(),
+        services: Services::new(services),
+        defaults: Defaults {
+            path: PathOptions { escaped_slashes: settled.slashes },
+            on_change: settled.on_change,
+            aliases: settled.aliases,
+        },
+        documents,
+        warnings,
+        ports_named,
+        names,
+        engine,
     })
 }
+
+fn bounds(files: &[SourceFile]) -> Result<(), Diagnostic> {
+    if files.len() > MAX_FILES {
+        return Err(Diagnostic::whole("", format!("{} files; at most {MAX_FILES} are taken", files.len())));
+    }
+    let bytes: usize = files.iter().map(|file| file.text.len()).sum();
+    if bytes > MAX_BYTES {
+        return Err(Diagnostic::whole("", format!("the set is larger than {} MiB", MAX_BYTES >> 20)));
+    }
+    Ok(())
+}
+
+/// The rules that concern the workload, with their names, in the order of the set.
+fn applying(scope: &Scope, policies: Vec<(usize, Policy)>) -> (Vec<RuleName>, Vec<Rule>) {
+    let Some(workload) = &scope.workload else { return (Vec::new(), Vec::new()) };
+    policies
+        .into_iter()
+        .filter(|(_, policy)| policy.applies_to(workload))
+        .flat_map(|(_, policy)| policy.rules)
+        .unzip()
+}
+
+fn ports_named(rules: &[Rule]) -> BTreeSet<u16> {
+    let allows = rules.iter().filter(|rule| rule.action == Action::Allow);
+    allows
+        .flat_map(|rule| {
+            let target = rule.target_ports.iter().flatten();
+            let to = rule.to.iter().flatten().flat_map(|to| to.ports.iter().flatten());
+            target.chain(to).copied()
+        })
+        .collect()
+}
+
+/// A document that parsed, with where it stands.
+struct Parsed<'a> {
+    file: Arc<str>,
+    text: &'a str,
+    first_line: usize,
+    body: Body,
+}
+
+enum Body {
+    Access(Document<AccessSpec>),
+    Defaults(Document<DefaultsSpec>),
+    Service(Document<ServiceSpec>),
+}
+
+impl Body {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Access(_) => doc::ACCESS_POLICY,
+            Self::Defaults(_) => doc::MESH_DEFAULTS,
+            Self::Service(_) => doc::SERVICE,
+        }
+    }
+
+    fn metadata(&self) -> &doc::Metadata {
+        match self {
+            Self::Access(document) => &document.metadata,
+            Self::Defaults(document) => &document.metadata,
+            Self::Service(document) => &document.metadata,
+        }
+    }
+}
+
+impl Parsed<'_> {
+    fn page(&self) -> Page<'_> {
+        Page {
+            file: self.file.clone(),
+            text: self.text,
+            first_line: self.first_line,
+            errors: Diagnostics::new(),
+            warnings: Diagnostics::new(),
+        }
+    }
+
+    fn place(&self) -> Place {
+        self.page().place(self.body.metadata().name.referenced)
+    }
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    documents: Vec<Parsed<'a>>,
+    errors: Diagnostics,
+    warnings: Diagnostics,
+}
+
+impl<'a> Reader<'a> {
+    fn read(&mut self, file: &'a SourceFile) {
+        let text = match yaml::text_of(file) {
+            Ok(text) => text,
+            Err(error) => return self.errors.push(error),
+        };
+        let name: Arc<str> = file.name.as_str().into();
+        for (first_line, piece) in pieces(text) {
+            if self.documents.len() >= MAX_DOCUMENTS || self.errors.len() >= MAX_FINDINGS {
+                let message = format!("at most {MAX_DOCUMENTS} documents are taken");
+                return if self.errors.is_empty() {
+                    self.errors.push(Diagnostic::whole(&file.name, message));
+                };
+            }
+            match body(&file.name, piece, first_line, text) {
+                Ok(body) => {
+                    self.documents.push(Parsed { file: name.clone(), text, first_line, body });
+                }
+                Err(error) => self.errors.push(error),
+            }
+        }
+    }
+
+    /// Mistakes that no single document shows.
+    fn check_set(&mut self, scope: &Scope) {
+        let mut seen: HashMap<(&str, &str, &str), Place> = HashMap::new();
+        let mut first_defaults: Option<Place> = None;
+        let mut errors = Diagnostics::new();
+        for document in &self.documents {
+            let metadata = document.body.metadata();
+            let (namespace, name) = (metadata.namespace.value.as_str(), metadata.name.value.as_str());
+            let mut page = document.page();
+            if let Some(earlier) = seen.get(&(document.body.kind(), namespace, name)) {
+                page.error_with(
+                    metadata.name.referenced,
+                    format!("{} {}/{} exists twice", document.body.kind(), yaml::printable(namespace), yaml::printable(name)),
+                    format!("the first stands at {earlier}"),
+                );
+            } else {
+                seen.insert((document.body.kind(), namespace, name), document.place());
+                if let Body::Defaults(_) = document.body {
+                    match &first_defaults {
+                        Some(earlier) if namespace == scope.root_namespace => page.error_with(
+                            metadata.name.referenced,
+                            "MeshDefaults exist once in a mesh",
+                            format!("the first stand at {earlier}"),
+                        ),
+                        _ => first_defaults = Some(document.place()),
+                    }
+                }
+            }
+            errors.extend(page.errors);
+        }
+        self.errors.extend(errors);
+    }
+
+    /// Defaults come first: other documents are read in their light.
+    fn settle(&mut self, scope: &Scope) -> Settled {
+        let mut settled = Settled::default();
+        let mut errors = Diagnostics::new();
+        for document in &self.documents {
+            if let Body::Defaults(body) = &document.body {
+                let mut page = document.page();
+                settled = check::defaults(&mut page, body, &scope.root_namespace, &scope.trust_domain);
+                errors.extend(page.errors);
+            }
+        }
+        self.errors.extend(errors);
+        settled
+    }
+
+    /// Policies with the index of their document, and services.
+    fn check(&mut self, rules: &Rules<'_>) -> (Vec<(usize, Policy)>, Vec<Service>) {
+        let mut policies = Vec::new();
+        let mut services = Vec::new();
+        for (at, document) in self.documents.iter().enumerate() {
+            let mut page = document.page();
+            match &document.body {
+                Body::Access(body) => policies.push((at, check::policy(&mut page, body, rules))),
+                Body::Service(body) => services.push(check::service(&mut page, body, rules)),
+                Body::Defaults(_) => {}
+            }
+            let Page { file: _, text: _, first_line: _, errors, warnings } = page;
+            if self.errors.len() < MAX_FINDINGS {
+                self.errors.extend(errors);
+            }
+            if self.warnings.len() < MAX_FINDINGS {
+                self.warnings.extend(warnings);
+            }
+        }
+        (policies, services)
+    }
+
+    fn summaries(&self, scope: &Scope, policies: &[(usize, Policy)]) -> Vec<DocumentSummary> {
+        let policies: HashMap<usize, &Policy> = policies.iter().map(|(at, policy)| (*at, policy)).collect();
+        let summary = |(at, document): (usize, &Parsed<'_>)| {
+            let metadata = document.body.metadata();
+            let policy = policies.get(&at);
+            DocumentSummary {
+                kind: document.body.kind(),
+                namespace: metadata.namespace.value.as_str().into(),
+                name: metadata.name.value.as_str().into(),
+                place: document.place(),
+                rules: policy.map_or(0, |policy| policy.rules.len()),
+                applies: match (policy, &scope.workload) {
+                    (Some(policy), Some(workload)) => policy.applies_to(workload),
+                    (Some(_), None) => false,
+                    (None, _) => true,
+                },
+            }
+        };
+        self.documents.iter().enumerate().map(summary).collect()
+    }
+}
+
+/// Cuts a file into its documents, each with its first line. `---` at the start of a line ends a document in every
+/// YAML context, block scalars and quotes included (YAML 1.2.2, 9.1.2 and 9.1.4), so no parser is needed for it; and a
+/// mistake in one document does not hide those in the next.
+fn pieces(text: &str) -> Vec<(usize, &str)> {
+    let mut out = Vec::new();
+    let mut start = 0;
+    let mut first_line = 1;
+    let mut at = 0;
+    for (n, line) in text.split_inclusive('\n').enumerate() {
+        let is_marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if is_marker && at > start {
+            out.push((first_line, &text[start..at]));
+            start = at;
+            first_line = n + 1;
+        }
+        at += line.len();
+    }
+    out.push((first_line, &text[start..]));
+    out.retain(|(_, piece)| !is_empty(piece));
+    out
+}
+
+/// Nothing but markers, comments and space.
+fn is_empty(piece: &str) -> bool {
+    piece.lines().all(|line| {
+        let line = line.strip_prefix('\u{feff}').unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
+    })
+}
+
+fn body(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<Body, Diagnostic> {
+    // A glance at the text saves parsing nearly every document twice; the parsed `kind` is what counts.
+    let glance = piece.lines().find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
+    let kind = match doc::KINDS.iter().find(|kind| **kind == glance) {
+        Some(kind) => (*kind).to_owned(),
+        None => kind(file, piece, first_line, whole)?,
+    };
+    match kind.as_str() {
+        doc::ACCESS_POLICY => typed(file, piece, first_line, whole, doc::ACCESS_POLICY).map(Body::Access),
+        doc::MESH_DEFAULTS => typed(file, piece, first_line, whole, doc::MESH_DEFAULTS).map(Body::Defaults),
+        _ => typed(file, piece, first_line, whole, doc::SERVICE).map(Body::Service),
+    }
+}
+
+/// The document's kind, one of [`doc::KINDS`].
+fn kind(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<String, Diagnostic> {
+    let header: Header = yaml::parse_piece(file, piece, first_line, whole)?;
+    let Header { api_version, kind } = header;
+    if let Some(version) = &api_version {
+        check_version(file, whole, first_line, version)?;
+    }
+    let Some(kind) = kind else {
+        let start = serde_saphyr::Location::UNKNOWN;
+        let message = format!("the document that begins in line {first_line} has no `kind`");
+        return Err(yaml::located(file, whole, first_line, start, message)
+            .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
+    };
+    if doc::KINDS.contains(&kind.value.as_str()) {
+        return Ok(kind.value);
+    }
+    let message = format!("unknown kind `{}`", yaml::printable(&kind.value));
+    Err(yaml::located(file, whole, first_line, kind.referenced, message)
+        .with_help(yaml::suggest(&kind.value, &doc::KINDS)))
+}
+
+fn typed<S: DeserializeOwned>(
+    file: &str,
+    piece: &str,
+    first_line: usize,
+    whole: &str,
+    expected: &str,
+) -> Result<Document<S>, Diagnostic> {
+    let document: Document<S> = yaml::parse_piece(file, piece, first_line, whole)?;
+    check_version(file, whole, first_line, &document.api_version)?;
+    if document.kind.value != expected {
+        // Only a document in flow style can mislead the glance.
+        let message = format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
+        return Err(yaml::located(file, whole, first_line, document.kind.referenced, message)
+            .with_help("write the document in block style, one field a line"));
+    }
+    Ok(document)
+}
+
+fn check_version(
+    file: &str,
+    whole: &str,
+    first_line: usize,
+    version: &doc::Sp<String>,
+) -> Result<(), Diagnostic> {
+    if version.value == doc::API_VERSION {
+        return Ok(());
+    }
+    let message = format!("unknown apiVersion `{}`", yaml::printable(&version.value));
+    Err(yaml::located(file, whole, first_line, version.referenced, message)
+        .with_help(format!("write `{}`", doc::API_VERSION)))
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

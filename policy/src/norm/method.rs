@@ -30,6 +30,11 @@ impl CanonMethod {
         Self(Cow::Borrowed("GET"))
     }
 
+    /// Whether `text` is one of the common methods.
+    pub(crate) fn is_registered(text: &str) -> bool {
+        KNOWN.contains(&text)
+    }
+
     /// Its text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -199,7 +199,7 @@ fn decode(raw: &str, slashes: EscapedSlashes) -> Result<String, NormError> {
                 EscapedSlashes::Decode => out.push('/'),
                 EscapedSlashes::Keep => push_escape(&mut out, value),
             }
-        } else if !escaped || is_unreserved(value) {
+        } else if is_unreserved(value) || (!escaped && is_path_byte(value)) {
             out.push(char::from(value));
         } else {
             push_escape(&mut out, value);
@@ -221,7 +221,12 @@ fn readings(path: &str) -> Result<Box<[Box<str>]>, NormError> {
             0 => path,
             n => &found[n - 1],
         };
-        let more = [read_without_params(from)?, read_decoded_again(from)?, read_slashes(from)?];
+        let more = [
+            read_without_params(from)?,
+            read_decoded_again(from)?,
+            read_slashes(from)?,
+            read_delimiters(from)?,
+        ];
         for reading in more.into_iter().flatten() {
             if reading == path || found.iter().any(|known| **known == *reading) {
                 continue;
@@ -273,6 +278,25 @@ fn read_slashes(path: &str) -> Result<Option<String>, NormError> {
     canonical(path, EscapedSlashes::Decode).map(Some)
 }
 
+/// `%40` is `@` to a server that decodes before it routes.
+fn read_delimiters(path: &str) -> Result<Option<String>, NormError> {
+    let bytes = path.as_bytes();
+    let mut out = String::with_capacity(path.len());
+    let mut from = 0;
+    for (at, _) in path.match_indices('%') {
+        if let Some(value) = hex_pair(bytes, at + 1).filter(|value| is_delimiter(*value)) {
+            out.push_str(&path[from..at]);
+            out.push(char::from(value));
+            from = at + 3;
+        }
+    }
+    if from == 0 {
+        return Ok(None);
+    }
+    out.push_str(&path[from..]);
+    canonical(&out, EscapedSlashes::Keep).map(Some)
+}
+
 /// What stands before the first `;` or `%3B`.
 fn without_params(segment: &str) -> &str {
     let end = match (segment.find(';'), segment.find("%3B")) {
@@ -281,6 +305,17 @@ fn without_params(segment: &str) -> &str {
         (None, None) => segment.len(),
     };
     &segment[..end]
+}
+
+/// What RFC 3986 lets stand raw in a path, besides unreserved characters and `%`. The others (`"<>[]^`{|}`) come raw from
+/// careless clients and mean the same as their escapes, so they get one spelling.
+fn is_path_byte(byte: u8) -> bool {
+    byte == b'/' || is_delimiter(byte)
+}
+
+/// Sub-delimiters, `:` and `@`: raw and escaped they are different to RFC 3986 and the same to most servers.
+fn is_delimiter(byte: u8) -> bool {
+    b"!$&'()*+,;=:@".contains(&byte)
 }
 
 fn is_unreserved(byte: u8) -> bool {

@@ -1,0 +1,257 @@
+//! AccessPolicy.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Page, Rules, peer};
+use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
+use crate::norm::CanonMethod;
+use crate::pattern::PathPattern;
+use crate::rule::{Methods, Peer, Rule, Target};
+use crate::verdict::{Action, RuleName, Workload};
+use crate::yaml;
+
+/// A checked AccessPolicy.
+pub(crate) struct Policy {
+    namespace: Box<str>,
+    all: bool,
+    selector: BTreeMap<String, String>,
+    pub(crate) rules: Vec<(RuleName, Rule)>,
+}
+
+impl Policy {
+    /// Whether it concerns `workload`: a policy acts in its own namespace only, unless the root namespace says `all`.
+    pub(crate) fn applies_to(&self, workload: &Workload) -> bool {
+        (self.all || *self.namespace == *workload.namespace)
+            && self.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+    }
+}
+
+/// Tiers are accepted and kept apart in documents; in this version any Deny wins over any Allow in every tier, which is
+/// the strictest reading of all of them.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Tier {
+    Platform,
+    App,
+    Baseline,
+}
+
+/// Checks an AccessPolicy.
+pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules: &Rules<'_>) -> Policy {
+    let Document { api_version: _, kind: _, metadata, spec } = document;
+    page.names(metadata);
+    let AccessSpec { tier, target, action, rules: written } = &spec.value;
+    let is_root = metadata.namespace.value == rules.root_namespace;
+    let only_root = format!("only documents of the root namespace `{}` may", rules.root_namespace);
+    if let Some(word) = tier {
+        let tiers = [("Platform", Tier::Platform), ("App", Tier::App), ("Baseline", Tier::Baseline)];
+        if page.word(word, &tiers) == Some(Tier::Platform) && !is_root {
+            page.error(word.referenced, format!("{only_root} be of the tier Platform"));
+        }
+    }
+    // A wrong word refuses the set; until then the stricter checks apply.
+    let action =
+        page.word(action, &[("Allow", Action::Allow), ("Deny", Action::Deny)]).unwrap_or(Action::Allow);
+    let mut policy = Policy {
+        namespace: metadata.namespace.value.as_str().into(),
+        all: false,
+        selector: BTreeMap::new(),
+        rules: Vec::with_capacity(written.value.len()),
+    };
+    let mut ports = None;
+    if let Some(target) = target {
+        ports = check_target(page, target, &mut policy, is_root, &only_root);
+    }
+    let mut seen = HashSet::new();
+    for rule in page.items(written, "rules") {
+        let RuleDoc { name, from, to } = &rule.value;
+        page.name(name);
+        if !seen.insert(name.value.as_str()) {
+            page.error_with(
+                name.referenced,
+                format!("the rule `{}` stands here twice", yaml::printable(&name.value)),
+                "rules are named in logs; give each its own name",
+            );
+        }
+        let checked = Rule {
+            action,
+            target_ports: ports.clone(),
+            from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
+            to: to.as_ref().map(|list| targets(page, list, action, rules)),
+        };
+        warn_about(page, rule, &checked);
+        let rule_name = RuleName {
+            namespace: policy.namespace.clone(),
+            document: metadata.name.value.as_str().into(),
+            rule: name.value.as_str().into(),
+            action,
+            place: page.place(name.referenced),
+        };
+        policy.rules.push((rule_name, checked));
+    }
+    policy
+}
+
+fn check_target(
+    page: &mut Page<'_>,
+    target: &Sp<TargetDoc>,
+    policy: &mut Policy,
+    is_root: bool,
+    only_root: &str,
+) -> Option<Vec<u16>> {
+    let TargetDoc { all, selector, ports } = &target.value;
+    if all.is_none() && selector.is_none() && ports.is_none() {
+        page.error_with(
+            target.referenced,
+            "`target` is empty",
+            "give a selector or ports, or leave `target` out to mean every workload of the namespace",
+        );
+    }
+    if let Some(all) = all {
+        if !all.value {
+            page.error_with(all.referenced, "`all` can only be true", "leave it out");
+        } else if !is_root {
+            page.error_with(
+                all.referenced,
+                format!("{only_root} speak for all namespaces"),
+                "leave `target` out to mean every workload of this namespace",
+            );
+        }
+        policy.all = all.value;
+    }
+    if let Some(selector) = selector {
+        if selector.value.is_empty() {
+            page.error_with(
+                selector.referenced,
+                "`selector` is empty",
+                "name a label, or leave it out to mean every workload of the namespace",
+            );
+        }
+        policy.selector.clone_from(&selector.value);
+    }
+    ports.as_ref().map(|list| page.ports(list))
+}
+
+fn peers(page: &mut Page<'_>, list: &List<crate::doc::FromDoc>, namespace: &str, action: Action) -> Vec<Peer> {
+    page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action)).collect()
+}
+
+fn targets(page: &mut Page<'_>, list: &List<ToDoc>, action: Action, rules: &Rules<'_>) -> Vec<Target> {
+    page.items(list, "to").iter().map(|entry| target(page, entry, action, rules)).collect()
+}
+
+fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<'_>) -> Target {
+    let ToDoc { methods, paths, path_prefix, ports } = &entry.value;
+    if methods.is_none() && paths.is_none() && path_prefix.is_none() && ports.is_none() {
+        page.error_with(
+            entry.referenced,
+            "this alternative is empty",
+            "say what is meant, or leave `to` out to mean any operation",
+        );
+    }
+    let patterns = match (paths, path_prefix) {
+        (Some(list), None) => Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.slashes))),
+        (None, Some(list)) => Some(patterns(page, list, "pathPrefix", |text| {
+            PathPattern::parse_prefix(text, rules.slashes)
+        })),
+        (None, None) => None,
+        // Fields are joined by AND, but a reader expects OR here. Refused rather than guessed.
+        (Some(_), Some(prefix)) => {
+            page.error_with(
+                prefix.referenced,
+                "`paths` and `pathPrefix` cannot stand in one alternative",
+                "write two alternatives under `to`",
+            );
+            None
+        }
+    };
+    if let (Some(list), Action::Deny) = (paths, action) {
+        for item in &list.value {
+            if !item.value.contains('{') && item.value != "/" {
+                page.warn(
+                    item.referenced,
+                    format!("this denies {0} but neither {0}/ nor what lies below", yaml::printable(&item.value)),
+                    "`pathPrefix` covers all of them",
+                );
+            }
+        }
+    }
+    Target {
+        methods: methods.as_ref().map(|list| self::methods(page, list)),
+        paths: patterns,
+        ports: ports.as_ref().map(|list| page.ports(list)),
+    }
+}
+
+fn patterns(
+    page: &mut Page<'_>,
+    list: &List<String>,
+    field: &str,
+    parse: impl Fn(&str) -> Result<PathPattern, crate::pattern::PatternError>,
+) -> Vec<PathPattern> {
+    let mut out = Vec::with_capacity(list.value.len());
+    for item in page.items(list, field) {
+        match parse(&item.value) {
+            Ok(pattern) => out.push(pattern),
+            Err(error) => match error.text() {
+                (message, Some(help)) => page.error_with(item.referenced, message, help),
+                (message, None) => page.error(item.referenced, message),
+            },
+        }
+    }
+    out
+}
+
+fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
+    if let Some(star) = list.value.iter().find(|item| item.value == "*") {
+        if list.value.len() > 1 {
+            page.error_with(star.referenced, "`*` stands alone", "leave out the others");
+        }
+        return Methods::Any;
+    }
+    let mut named = Vec::with_capacity(list.value.len());
+    for item in page.items(list, "methods") {
+        match CanonMethod::parse(&item.value) {
+            Ok(method) => {
+                let upper = item.value.to_ascii_uppercase();
+                if item.value != upper && CanonMethod::is_registered(&upper) {
+                    page.error_with(item.referenced, "methods are written in capitals", format!("write `{upper}`"));
+                }
+                named.push(method);
+            }
+            Err(error) => page.error(item.referenced, error.to_string()),
+        }
+    }
+    Methods::Only(named)
+}
+
+/// What loads but probably does not say what was meant.
+fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
+    let at = written.value.name.referenced;
+    match rule.action {
+        Action::Allow => {
+            let never = |peer: &Peer| peer.cidrs.is_some() && !peer.unauthenticated && peer.not.is_none();
+            let only_cidrs = |peer: &Peer| {
+                never(peer) && peer.spiffe.is_none() && peer.accounts.is_none() && peer.namespaces.is_none()
+            };
+            if rule.from.iter().flatten().any(|peer| only_cidrs(peer) && peer.trust_domain.is_none()) {
+                page.warn(
+                    at,
+                    "an alternative with `cidrs` alone admits authenticated peers only",
+                    "add `unauthenticated: true` if peers without an identity are meant",
+                );
+            }
+        }
+        Action::Deny => {
+            let layer7 = |target: &Target| target.methods.is_some() || target.paths.is_some();
+            let open = rule.target_ports.is_none()
+                && rule.to.iter().flatten().any(|target| layer7(target) && target.ports.is_none());
+            if open {
+                page.warn(
+                    at,
+                    "on ports that carry opaque TCP this denies every connection: what is inside is never known there",
+                    "name the HTTP ports with `ports` if that is not meant",
+                );
+            }
+        }
+    }
+}

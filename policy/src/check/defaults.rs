@@ -1,0 +1,94 @@
+//! MeshDefaults.
+
+use std::time::Duration;
+
+use postern_svid::TrustDomain;
+
+use super::Page;
+use crate::doc::{DefaultsSpec, Document, HttpDefaults, OnChangeDoc, TrustDomains};
+use crate::norm::EscapedSlashes;
+use crate::verdict::OnChange;
+use crate::yaml::Span;
+
+/// A grace longer than this is a permission, not a grace.
+const MAX_GRACE: Duration = Duration::from_secs(3_600);
+
+/// What a MeshDefaults document settles.
+#[derive(Default)]
+pub(crate) struct Settled {
+    pub(crate) aliases: Vec<TrustDomain>,
+    pub(crate) slashes: EscapedSlashes,
+    pub(crate) on_change: OnChange,
+}
+
+/// Checks a MeshDefaults document.
+pub(crate) fn defaults(
+    page: &mut Page<'_>,
+    document: &Document<DefaultsSpec>,
+    root_namespace: &str,
+    trust_domain: &TrustDomain,
+) -> Settled {
+    let Document { api_version: _, kind: _, metadata, spec } = document;
+    page.names(metadata);
+    if metadata.namespace.value != root_namespace {
+        page.error(
+            metadata.namespace.referenced,
+            format!("MeshDefaults stand only in the root namespace `{root_namespace}`"),
+        );
+    }
+    let DefaultsSpec { trust_domains, http, on_change } = &spec.value;
+    let mut settled = Settled::default();
+    if let Some(section) = trust_domains {
+        let TrustDomains { canonical, aliases } = &section.value;
+        if let Some(name) = canonical
+            && name.value != trust_domain.as_str()
+        {
+            page.error_with(
+                name.referenced,
+                "this is not the trust domain of this mesh",
+                format!("it is `{trust_domain}`"),
+            );
+        }
+        if let Some(list) = aliases {
+            // `aliases: []` says what it means: there is none.
+            for item in &list.value {
+                match TrustDomain::parse(&item.value) {
+                    Ok(alias) if alias == *trust_domain => {
+                        page.error(item.referenced, "this is the trust domain itself, not an alias");
+                    }
+                    Ok(alias) => settled.aliases.push(alias),
+                    Err(error) => page.error(item.referenced, format!("not a trust domain: {error}")),
+                }
+            }
+        }
+    }
+    if let Some(section) = http {
+        let HttpDefaults { escaped_slashes } = &section.value;
+        if let Some(word) = escaped_slashes {
+            let words = [
+                ("Reject", EscapedSlashes::Reject),
+                ("Decode", EscapedSlashes::Decode),
+                ("Keep", EscapedSlashes::Keep),
+            ];
+            settled.slashes = page.word(word, &words).unwrap_or_default();
+        }
+    }
+    if let Some(section) = on_change {
+        let OnChangeDoc { tcp, streams, grace } = &section.value;
+        // One word each for now; a word that a sidecar cannot obey is refused, never skipped.
+        if let Some(word) = tcp {
+            page.word(word, &[("Close", ())]);
+        }
+        if let Some(word) = streams {
+            page.word(word, &[("Reset", ())]);
+        }
+        if let Some(grace) = grace {
+            let Span(length) = grace.value;
+            if length > MAX_GRACE {
+                page.error(grace.referenced, "a grace is at most 1h");
+            }
+            settled.on_change.grace = length;
+        }
+    }
+    settled
+}

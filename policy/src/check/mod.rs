@@ -1,0 +1,139 @@
+//! From documents as written to canonical rules, services and defaults; every mistake with its place.
+
+mod access;
+mod defaults;
+mod peer;
+mod service;
+
+use std::sync::Arc;
+
+use serde_saphyr::Location;
+
+pub(crate) use access::{Policy, policy};
+pub(crate) use defaults::{Settled, defaults};
+pub(crate) use service::service;
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Place};
+use crate::doc::{List, Metadata, Sp};
+use crate::norm::EscapedSlashes;
+use crate::rule::OwnDomains;
+use crate::yaml;
+
+/// What holds for all documents of a set.
+pub(crate) struct Rules<'a> {
+    pub(crate) root_namespace: &'a str,
+    pub(crate) domains: &'a OwnDomains,
+    pub(crate) slashes: EscapedSlashes,
+}
+
+/// One document's place in the set, and the findings about it.
+pub(crate) struct Page<'a> {
+    pub(crate) file: Arc<str>,
+    pub(crate) text: &'a str,
+    pub(crate) first_line: usize,
+    pub(crate) errors: Diagnostics,
+    pub(crate) warnings: Diagnostics,
+}
+
+impl Page<'_> {
+    pub(crate) fn error(&mut self, at: Location, message: impl Into<String>) {
+        let found = self.finding(at, message.into());
+        self.errors.push(found);
+    }
+
+    pub(crate) fn error_with(&mut self, at: Location, message: impl Into<String>, help: impl Into<String>) {
+        let found = self.finding(at, message.into()).with_help(help);
+        self.errors.push(found);
+    }
+
+    pub(crate) fn warn(&mut self, at: Location, message: impl Into<String>, help: impl Into<String>) {
+        let found = self.finding(at, message.into()).with_help(help).warning();
+        self.warnings.push(found);
+    }
+
+    pub(crate) fn place(&self, at: Location) -> Place {
+        yaml::place(&self.file, self.first_line, at)
+    }
+
+    fn finding(&self, at: Location, message: String) -> Diagnostic {
+        yaml::located(&self.file, self.text, self.first_line, at, message)
+    }
+
+    /// A list that is written must hold something: `[]` has meant "nothing" to its writer and "anything" to engines
+    /// (CVE-2025-64715).
+    fn items<'d, T>(&mut self, list: &'d List<T>, field: &str) -> &'d [Sp<T>] {
+        if list.value.is_empty() {
+            self.error_with(
+                list.referenced,
+                format!("`{field}` is empty"),
+                format!("an empty list could mean nothing or anything; name what you mean, or leave `{field}` out"),
+            );
+        }
+        &list.value
+    }
+
+    /// Parses each item of a list.
+    fn each<T, U, E: std::fmt::Display>(
+        &mut self,
+        list: &List<T>,
+        field: &str,
+        parse: impl Fn(&T) -> Result<U, E>,
+    ) -> Vec<U> {
+        let mut out = Vec::with_capacity(list.value.len());
+        for item in self.items(list, field) {
+            match parse(&item.value) {
+                Ok(value) => out.push(value),
+                Err(error) => self.error(item.referenced, error.to_string()),
+            }
+        }
+        out
+    }
+
+    fn ports(&mut self, list: &List<u16>) -> Vec<u16> {
+        self.each(list, "ports", |port| match port {
+            0 => Err("0 is no port"),
+            port => Ok(*port),
+        })
+    }
+
+    /// One of several words.
+    fn word<T: Copy>(&mut self, word: &Sp<String>, known: &[(&str, T)]) -> Option<T> {
+        let found = known.iter().find(|(name, _)| *name == word.value).map(|(_, value)| *value);
+        if found.is_none() {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            self.error_with(
+                word.referenced,
+                format!("unknown value `{}`", yaml::printable(&word.value)),
+                yaml::suggest(&word.value, &names),
+            );
+        }
+        found
+    }
+
+    /// Name and namespace, which become parts of ids, host names and logs.
+    pub(crate) fn names(&mut self, metadata: &Metadata) {
+        let Metadata { name, namespace, labels, annotations } = metadata;
+        // For people and their tools: nothing here reads them.
+        let _ = (labels, annotations);
+        self.name(name);
+        self.name(namespace);
+    }
+
+    fn name(&mut self, name: &Sp<String>) {
+        if !is_name(&name.value) {
+            self.error_with(
+                name.referenced,
+                format!("`{}` is not a name", yaml::printable(&name.value)),
+                "a name has 1 to 63 characters: a-z, 0-9 and '-', the first and last of them no '-'",
+            );
+        }
+    }
+}
+
+/// A DNS label (RFC 1123): services' names become host names, and the rest is easier to remember if it is alike.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}

@@ -1,0 +1,158 @@
+//! `from`: who.
+
+use ipnet::IpNet;
+use postern_svid::{SpiffeId, TrustDomain};
+
+use super::{Page, is_name};
+use crate::doc::{FromDoc, List, NotDoc, Sp};
+use crate::rule::{Account, Excluded, Peer};
+use crate::verdict::Action;
+use crate::yaml;
+
+/// Checks one alternative of `from` in a document of `namespace`.
+pub(super) fn peer(page: &mut Page<'_>, entry: &Sp<FromDoc>, namespace: &str, action: Action) -> Peer {
+    let FromDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, unauthenticated, not } = &entry.value;
+    let names = service_accounts.is_some() || namespaces.is_some();
+    let identity = spiffe.is_some() || names || trust_domain.is_some();
+    if !identity && cidrs.is_none() && unauthenticated.is_none() && not.is_none() {
+        page.error_with(entry.referenced, "this alternative is empty", "say who is meant, or leave it out");
+    }
+    check_scoping(page, trust_domain.as_ref(), spiffe.is_some(), names);
+    if let Some(flag) = unauthenticated {
+        check_unauthenticated(page, flag, identity || not.is_some(), cidrs.is_some(), action);
+    }
+    Peer {
+        unauthenticated: unauthenticated.as_ref().is_some_and(|flag| flag.value),
+        spiffe: spiffe.as_ref().map(|list| ids(page, list)),
+        accounts: service_accounts.as_ref().map(|list| accounts(page, list, namespace)),
+        namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)),
+        trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
+        cidrs: cidrs.as_ref().map(|list| networks(page, list)),
+        not: not.as_ref().map(|not| excluded(page, not, namespace)),
+    }
+}
+
+fn excluded(page: &mut Page<'_>, entry: &Sp<NotDoc>, namespace: &str) -> Excluded {
+    let NotDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs } = &entry.value;
+    let names = service_accounts.is_some() || namespaces.is_some();
+    if spiffe.is_none() && !names && trust_domain.is_none() && cidrs.is_none() {
+        page.error_with(entry.referenced, "`not` is empty", "say who is excluded, or leave it out");
+    }
+    check_scoping(page, trust_domain.as_ref(), spiffe.is_some(), names);
+    Excluded {
+        spiffe: spiffe.as_ref().map(|list| ids(page, list)).unwrap_or_default(),
+        accounts: service_accounts.as_ref().map(|list| accounts(page, list, namespace)).unwrap_or_default(),
+        namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)).unwrap_or_default(),
+        trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
+        cidrs: cidrs.as_ref().map(|list| networks(page, list)).unwrap_or_default(),
+    }
+}
+
+fn check_scoping(page: &mut Page<'_>, trust_domain: Option<&Sp<String>>, spiffe: bool, names: bool) {
+    if let (Some(name), true) = (trust_domain, spiffe) {
+        page.error_with(
+            name.referenced,
+            if names {
+                "`trustDomain` cannot stand beside both ids and names"
+            } else {
+                "`spiffe` ids name their trust domain themselves"
+            },
+            "write two alternatives, or leave `trustDomain` out",
+        );
+    }
+}
+
+fn check_unauthenticated(page: &mut Page<'_>, flag: &Sp<bool>, other: bool, cidrs: bool, action: Action) {
+    if !flag.value {
+        page.error_with(
+            flag.referenced,
+            "`unauthenticated` can only be true",
+            "leave it out: without it a peer has to be authenticated",
+        );
+    } else if other {
+        page.error_with(
+            flag.referenced,
+            "a peer without an identity has no name to compare",
+            "only `cidrs` may stand beside `unauthenticated`; write two alternatives",
+        );
+    } else if action == Action::Allow && !cidrs {
+        page.warn(
+            flag.referenced,
+            "this allows anybody who can reach the port, without any identity",
+            "name the addresses with `cidrs`",
+        );
+    }
+}
+
+fn ids(page: &mut Page<'_>, list: &List<String>) -> Vec<SpiffeId> {
+    page.each(list, "spiffe", |text| {
+        SpiffeId::parse(text).map_err(|error| format!("not a SPIFFE id: {error}"))
+    })
+}
+
+fn domain(page: &mut Page<'_>, name: &Sp<String>) -> Option<TrustDomain> {
+    match TrustDomain::parse(&name.value) {
+        Ok(domain) => Some(domain),
+        Err(error) => {
+            page.error(name.referenced, format!("not a trust domain: {error}"));
+            None
+        }
+    }
+}
+
+fn namespace_names(page: &mut Page<'_>, list: &List<String>) -> Vec<Box<str>> {
+    page.each(list, "namespaces", |text| {
+        if is_name(text) { Ok(text.as_str().into()) } else { Err(bad_name("a namespace", text)) }
+    })
+}
+
+/// `name` is an account of the document's own namespace, `namespace/name` of another.
+fn accounts(page: &mut Page<'_>, list: &List<String>, own: &str) -> Vec<Account> {
+    page.each(list, "serviceAccounts", |text| {
+        let (namespace, name) = text.split_once('/').unwrap_or((own, text));
+        if is_name(namespace) && is_account(name) {
+            Ok(Account { namespace: namespace.into(), name: name.into() })
+        } else {
+            Err(bad_name("a service account (`name` or `namespace/name`)", text))
+        }
+    })
+}
+
+/// Kubernetes lets service accounts' names hold dots.
+fn is_account(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_name)
+}
+
+fn bad_name(what: &str, text: &str) -> String {
+    // A star is the mistake to expect: other meshes take patterns here.
+    let star = if text.contains('*') { "; patterns are not known here" } else { "" };
+    format!("`{}` is not {what}{star}", yaml::printable(text))
+}
+
+/// Networks and single addresses. Bits behind the mask are a mistake: the writer meant another network.
+pub(super) fn networks(page: &mut Page<'_>, list: &List<String>) -> Vec<IpNet> {
+    page.each(list, "cidrs", |text| network(text))
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let shown = yaml::printable(text);
+    let net = match text.parse::<IpNet>() {
+        Ok(net) => net,
+        Err(_) => match text.parse::<std::net::IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => return Err(format!("`{shown}` is not a network such as 10.0.0.0/8")),
+        },
+    };
+    if net != net.trunc() {
+        return Err(format!("`{shown}` has bits behind its mask; the network is {}", net.trunc()));
+    }
+    match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.network().to_ipv4_mapped() {
+            Some(v4) => ipnet::Ipv4Net::new(v4, v6.prefix_len() - 96)
+                .map(IpNet::V4)
+                .map_err(|_| format!("`{shown}` is not a network")),
+            None => Ok(net),
+        },
+        _ => Ok(net),
+    }
+}

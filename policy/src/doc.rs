@@ -1,0 +1,214 @@
+//! Documents as they are written. Every leaf knows its place.
+//!
+//! No `flatten`, no `untagged`: they lose places. No `..` when one of these is taken apart: a field that somebody adds
+//! here must not compile until the checker has an opinion about it (a matcher field that one enforcement point forgot
+//! widens every rule that uses it).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
+
+use crate::yaml::Span;
+
+/// The only version there is.
+pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
+/// All kinds there are.
+pub(crate) const KINDS: [&str; 3] = [ACCESS_POLICY, MESH_DEFAULTS, SERVICE];
+pub(crate) const ACCESS_POLICY: &str = "AccessPolicy";
+pub(crate) const MESH_DEFAULTS: &str = "MeshDefaults";
+pub(crate) const SERVICE: &str = "Service";
+
+/// A value with its place.
+pub(crate) type Sp<T> = Spanned<T>;
+/// A list, itself and each of its items with a place.
+pub(crate) type List<T> = Spanned<Vec<Spanned<T>>>;
+
+/// What says which kind a document is; everything else is skipped.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Header {
+    #[serde(default)]
+    pub(crate) api_version: Option<Sp<String>>,
+    #[serde(default)]
+    pub(crate) kind: Option<Sp<String>>,
+}
+
+/// A document of one kind.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Document<S> {
+    pub(crate) api_version: Sp<String>,
+    pub(crate) kind: Sp<String>,
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: Sp<S>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Metadata {
+    pub(crate) name: Sp<String>,
+    pub(crate) namespace: Sp<String>,
+    /// For people and their tools; no rule reads them.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AccessSpec {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) tier: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) target: Option<Sp<Target>>,
+    pub(crate) action: Sp<String>,
+    pub(crate) rules: List<RuleDoc>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Target {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) all: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) selector: Option<Sp<BTreeMap<String, String>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) ports: Option<List<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct RuleDoc {
+    pub(crate) name: Sp<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) from: Option<List<FromDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) to: Option<List<ToDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct FromDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) spiffe: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) service_accounts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) namespaces: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) trust_domain: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) cidrs: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) unauthenticated: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) not: Option<Sp<NotDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NotDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) spiffe: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) service_accounts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) namespaces: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) trust_domain: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) cidrs: Option<List<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ToDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) methods: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) paths: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) path_prefix: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) ports: Option<List<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct DefaultsSpec {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) trust_domains: Option<Sp<TrustDomains>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) http: Option<Sp<HttpDefaults>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) on_change: Option<Sp<OnChangeDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TrustDomains {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) canonical: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) aliases: Option<List<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HttpDefaults {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) escaped_slashes: Option<Sp<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct OnChangeDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) tcp: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) streams: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) grace: Option<Sp<Span>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ServiceSpec {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) identity: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) external: Option<Sp<bool>>,
+    pub(crate) ports: List<PortDoc>,
+    pub(crate) endpoints: List<EndpointDoc>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PortDoc {
+    pub(crate) port: Sp<u16>,
+    pub(crate) protocol: Sp<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) target_port: Option<Sp<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) name: Option<Sp<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct EndpointDoc {
+    pub(crate) address: Sp<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) mesh_port: Option<Sp<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) identity: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) transport: Option<Sp<String>>,
+}
+
+/// A field that is written must have a value: `from:` with nothing behind it must not mean the same as no `from`,
+/// which matches more (CVE-2025-64715).
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}

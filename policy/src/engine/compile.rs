@@ -1,0 +1,195 @@
+//! From rules to the compiled engine: two passes, count and file.
+
+use std::collections::HashSet;
+
+use super::index::Index;
+use super::keys::{Keys, SourceKey};
+use super::{Compiled, Engine, PathKeys, PeerKeys, Reach, Sides, StageIndex, TargetKeys};
+use crate::pattern::PathPattern;
+use crate::rule::{Account, Excluded, OwnDomains, Peer, Rule, Target};
+use crate::verdict::Action;
+
+/// A rule under more keys than this is better filed by another dimension, if it has one.
+const MANY_KEYS: usize = 64;
+
+/// Ways to file a rule: for each dimension, keys one of which is true whenever the rule fires.
+type Dimensions = Vec<Vec<u32>>;
+
+pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, instance: u64) -> Engine {
+    let mut keys = Keys::default();
+    let anonymous = keys.source(SourceKey::Anonymous);
+    let compiled: Vec<Compiled> = rules.iter().map(|rule| compile_rule(&mut keys, rule)).collect();
+    let ports = |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
+    let mut http: [Vec<(u32, Dimensions)>; 2] = Default::default();
+    let mut tcp: [Vec<(u32, Dimensions)>; 2] = Default::default();
+    let mut by_source = Vec::new();
+    let (mut open_allow, mut open_deny) = (Reach::default(), Reach::default());
+    for (id, rule) in (0_u32..).zip(&compiled) {
+        let source = rule.from.as_deref().and_then(|peers| source_keys(peers, anonymous));
+        let path = rule.to.as_deref().and_then(path_keys);
+        let port = match &rule.target_ports {
+            Some(list) => Some(ports(list, &mut keys)),
+            None => rule.to.as_deref().and_then(|targets| port_numbers(targets)).map(|list| ports(&list, &mut keys)),
+        };
+        let side = usize::from(rule.action == Action::Allow);
+        http[side].push((id, [&source, &path, &port].into_iter().flatten().cloned().collect()));
+        // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
+        tcp[side].push((id, [&source, &port].into_iter().flatten().cloned().collect()));
+        match (&rule.from, rule.action) {
+            (Some(_), _) => by_source.push((id, source.into_iter().collect())),
+            (None, Action::Allow) => open_allow.add(id, rule),
+            (None, Action::Deny) => open_deny.add(id, rule),
+        }
+    }
+    let count = keys.len();
+    let [http_deny, http_allow] = http.map(|side| file(count, side));
+    let [tcp_deny, tcp_allow] = tcp.map(|side| file(count, side));
+    Engine {
+        rules,
+        domains,
+        generation,
+        instance,
+        keys,
+        compiled,
+        http: Sides { deny: http_deny, allow: http_allow },
+        tcp: Sides { deny: tcp_deny, allow: tcp_allow },
+        stage: StageIndex { index: file(count, by_source), open_allow, open_deny },
+    }
+}
+
+/// Files each rule under the dimension whose commonest key is rarest.
+fn file(keys: usize, rules: Vec<(u32, Dimensions)>) -> Index {
+    let mut counts = vec![0_u32; keys];
+    for key in rules.iter().flat_map(|(_, dimensions)| dimensions.iter().flatten()) {
+        counts[*key as usize] += 1;
+    }
+    let (mut filed, mut rest) = (Vec::new(), Vec::new());
+    for (id, dimensions) in rules {
+        let cost = |dimension: &Vec<u32>| {
+            let commonest = dimension.iter().map(|key| counts[*key as usize]).max().unwrap_or(0);
+            (dimension.len() > MANY_KEYS, commonest)
+        };
+        match dimensions.iter().min_by_key(|dimension| cost(dimension)) {
+            Some(dimension) => filed.extend(dimension.iter().map(|key| (*key, id))),
+            None => rest.push(id),
+        }
+    }
+    Index::new(keys, filed, rest)
+}
+
+/// One positive field of every alternative, or `None` if an alternative has none (`not` alone).
+fn source_keys(peers: &[PeerKeys], anonymous: u32) -> Option<Vec<u32>> {
+    let mut out = HashSet::new();
+    for PeerKeys { unauthenticated, identity, cidrs, not: _ } in peers {
+        // The shortest list is the most specific field.
+        match (identity.iter().chain(cidrs).min_by_key(|list| list.len()), unauthenticated) {
+            (Some(list), _) => out.extend(list.iter().copied()),
+            (None, true) => {
+                out.insert(anonymous);
+            }
+            (None, false) => return None,
+        }
+    }
+    Some(sorted(out.into_iter().collect()))
+}
+
+fn path_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
+    let mut out = Vec::new();
+    for target in targets {
+        let paths = target.paths.as_ref().filter(|paths| paths.loose.is_empty())?;
+        out.extend_from_slice(&paths.keys);
+    }
+    Some(sorted(out))
+}
+
+fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
+    let mut out = Vec::new();
+    for target in targets {
+        out.extend_from_slice(target.ports.as_ref()?);
+    }
+    out.sort_unstable();
+    out.dedup();
+    Some(out)
+}
+
+fn compile_rule(keys: &mut Keys, rule: &Rule) -> Compiled {
+    let Rule { action, target_ports, from, to } = rule;
+    Compiled {
+        action: *action,
+        target_ports: target_ports.as_deref().map(Box::from),
+        from: from.as_ref().map(|peers| peers.iter().map(|peer| compile_peer(keys, peer)).collect()),
+        to: to.as_ref().map(|targets| targets.iter().map(|target| compile_target(keys, target)).collect()),
+    }
+}
+
+fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
+    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, not } = peer;
+    let mut identity: Vec<Box<[u32]>> = Vec::new();
+    let mut field = |list: Vec<SourceKey>, keys: &mut Keys| {
+        identity.push(sorted(list.into_iter().map(|key| keys.source(key)).collect()).into());
+    };
+    if let Some(ids) = spiffe {
+        field(ids.iter().cloned().map(SourceKey::Id).collect(), keys);
+    }
+    if let Some(accounts) = accounts {
+        field(accounts.iter().map(|account| account_key(trust_domain.as_ref(), account)).collect(), keys);
+    }
+    if let Some(names) = namespaces {
+        field(names.iter().map(|name| SourceKey::Namespace(trust_domain.clone(), name.clone())).collect(), keys);
+    }
+    if let Some(td) = trust_domain {
+        field(vec![SourceKey::Domain(td.clone())], keys);
+    }
+    PeerKeys {
+        unauthenticated: *unauthenticated,
+        identity: identity.into(),
+        cidrs: cidrs.as_ref().map(|nets| {
+            sorted(nets.iter().map(|net| keys.source(SourceKey::Net(*net))).collect()).into()
+        }),
+        not: not.as_ref().map(|not| compile_excluded(keys, not)),
+    }
+}
+
+fn compile_excluded(keys: &mut Keys, excluded: &Excluded) -> Box<[u32]> {
+    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs } = excluded;
+    let mut out: Vec<SourceKey> = spiffe.iter().cloned().map(SourceKey::Id).collect();
+    out.extend(accounts.iter().map(|account| account_key(trust_domain.as_ref(), account)));
+    out.extend(namespaces.iter().map(|name| SourceKey::Namespace(trust_domain.clone(), name.clone())));
+    if let (Some(td), true, true) = (trust_domain, accounts.is_empty(), namespaces.is_empty()) {
+        out.push(SourceKey::Domain(td.clone()));
+    }
+    out.extend(cidrs.iter().map(|net| SourceKey::Net(*net)));
+    sorted(out.into_iter().map(|key| keys.source(key)).collect()).into()
+}
+
+fn account_key(trust_domain: Option<&postern_svid::TrustDomain>, account: &Account) -> SourceKey {
+    SourceKey::Account(trust_domain.cloned(), account.namespace.clone(), account.name.clone())
+}
+
+fn compile_target(keys: &mut Keys, target: &Target) -> TargetKeys {
+    let Target { methods, paths, ports } = target;
+    TargetKeys {
+        methods: methods.clone(),
+        paths: paths.as_ref().map(|patterns| compile_paths(keys, patterns)),
+        ports: ports.as_deref().map(Box::from),
+    }
+}
+
+fn compile_paths(keys: &mut Keys, patterns: &[PathPattern]) -> PathKeys {
+    let (mut found, mut loose) = (Vec::new(), Vec::new());
+    for pattern in patterns {
+        match (keys.pattern(pattern), pattern) {
+            (Some(key), _) => found.push(key),
+            (None, PathPattern::Template(template)) => loose.push(template.clone()),
+            // Only templates can be without a place.
+            (None, PathPattern::Exact(_) | PathPattern::Prefix(_)) => {}
+        }
+    }
+    PathKeys { keys: sorted(found).into(), loose: loose.into() }
+}
+
+fn sorted(mut list: Vec<u32>) -> Vec<u32> {
+    list.sort_unstable();
+    list.dedup();
+    list
+}

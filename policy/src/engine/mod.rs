@@ -1,0 +1,348 @@
+//! The compiled engine, behind one seam with the reference interpreter ([`crate::eval_ref`]).
+//!
+//! Values of rules are interned to small numbers ("keys"). Each rule is filed under the keys of its rarest dimension -
+//! who, which path, which port - so that a question looks at one or two candidates however many rules there are. A
+//! candidate is then checked in full: the index only ever proposes. Every hash is keyed afresh for each generation, and
+//! every hit compares the stored bytes.
+
+mod compile;
+mod index;
+mod keys;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::norm::CanonMethod;
+use crate::rule::{Methods, OwnDomains, Rule};
+use crate::verdict::{Action, DenyReason, Effect, Operation, RuleId, Source, Stage, Verdict};
+
+use index::Index;
+use keys::{Hits, Keys};
+
+/// Looking further would make opening a connection slow; not knowing yet is always a right answer.
+const MAX_STAGE_CANDIDATES: usize = 512;
+
+/// Numbers of generations can repeat (a restart, two directories); contexts must not be mixed up even then.
+static NEXT_INSTANCE: AtomicU64 = AtomicU64::new(1);
+
+/// The compiled rules, and the rules themselves for the interpreter and for explanations.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) domains: OwnDomains,
+    generation: u64,
+    instance: u64,
+    keys: Keys,
+    compiled: Vec<Compiled>,
+    http: Sides,
+    tcp: Sides,
+    stage: StageIndex,
+}
+
+/// One index for each action.
+#[derive(Debug)]
+struct Sides {
+    deny: Index,
+    allow: Index,
+}
+
+/// Rules by who they mean, whatever else they say.
+#[derive(Debug)]
+struct StageIndex {
+    index: Index,
+    /// Ids of rules without `from`, reduced to what they say together.
+    open_allow: Reach,
+    open_deny: Reach,
+}
+
+/// What rules that mean a source reach, together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reach {
+    any: bool,
+    /// The first rule that covers everything an unnamed operation can be.
+    everything: Option<u32>,
+    trace: bool,
+    connect: bool,
+}
+
+/// A rule ready to be checked.
+#[derive(Debug)]
+struct Compiled {
+    action: Action,
+    target_ports: Option<Box<[u16]>>,
+    from: Option<Box<[PeerKeys]>>,
+    to: Option<Box<[TargetKeys]>>,
+}
+
+/// An alternative of `from`. All lists are sorted.
+#[derive(Debug)]
+struct PeerKeys {
+    unauthenticated: bool,
+    /// One list for each identity field; the peer must have a key of every one.
+    identity: Box<[Box<[u32]>]>,
+    cidrs: Option<Box<[u32]>>,
+    not: Option<Box<[u32]>>,
+}
+
+/// An alternative of `to`.
+#[derive(Debug)]
+struct TargetKeys {
+    methods: Option<Methods>,
+    paths: Option<PathKeys>,
+    ports: Option<Box<[u16]>>,
+}
+
+#[derive(Debug)]
+struct PathKeys {
+    /// Sorted.
+    keys: Box<[u32]>,
+    /// Templates of shapes that found no place in the index.
+    loose: Box<[crate::pattern::Template]>,
+}
+
+/// A peer, resolved against one generation: the keys that are true of it.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    generation: u64,
+    instance: u64,
+    authenticated: bool,
+    /// Sorted.
+    keys: Box<[u32]>,
+    stage: Stage,
+}
+
+impl Connection {
+    /// What is certain about every stream of this connection.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The number of the generation that resolved it.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// One reading of one operation.
+struct Question<'a> {
+    port: u16,
+    layer7: Option<Layer7<'a>>,
+}
+
+struct Layer7<'a> {
+    method: &'a CanonMethod,
+    path: &'a str,
+    hits: Hits,
+}
+
+impl Engine {
+    pub(crate) fn new(rules: Vec<Rule>, domains: OwnDomains, generation: u64) -> Self {
+        compile::compile(rules, domains, generation, NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn connection(&self, source: Source<'_>) -> Connection {
+        let address: IpAddr = source.address.to_canonical();
+        let mut connection = Connection {
+            generation: self.generation,
+            instance: self.instance,
+            authenticated: source.identity.is_some(),
+            keys: self.keys.of_source(source.identity, address, &self.domains),
+            stage: Stage::Defer,
+        };
+        connection.stage = self.stage(&connection);
+        connection
+    }
+
+    pub(crate) fn decide(&self, connection: &Connection, port: u16, operation: Operation<'_>) -> Verdict {
+        if connection.instance != self.instance {
+            return self.verdict(Effect::Deny(DenyReason::StaleContext), None);
+        }
+        let port_key = self.keys.port(port);
+        let (mut denied, mut allowed, mut all_allowed) = (None, None, true);
+        let mut judge = |sides: &Sides, question: &Question<'_>, is_first: bool| {
+            let deny = self.first(&sides.deny, connection, port_key, question);
+            denied = [denied, deny].into_iter().flatten().min();
+            if denied.is_none() && all_allowed {
+                let allow = self.first(&sides.allow, connection, port_key, question);
+                all_allowed = allow.is_some();
+                if is_first {
+                    allowed = allow;
+                }
+            }
+        };
+        match operation {
+            Operation::Tcp => judge(&self.tcp, &Question { port, layer7: None }, true),
+            // An upgrade is judged as the request that asks for it.
+            Operation::Http { method, path, upgrade: _ } => {
+                for (n, view) in path.views().enumerate() {
+                    let hits = self.keys.of_path(view);
+                    let layer7 = Some(Layer7 { method, path: view, hits });
+                    judge(&self.http, &Question { port, layer7 }, n == 0);
+                }
+            }
+        }
+        match (denied, allowed) {
+            (Some(id), _) => self.verdict(Effect::Deny(DenyReason::Rule), Some(id)),
+            (None, Some(id)) if all_allowed => self.verdict(Effect::Allow, Some(id)),
+            (None, _) => self.verdict(Effect::Deny(DenyReason::NoRule), None),
+        }
+    }
+
+    /// The longest list of candidates that one key proposes.
+    pub(crate) fn worst_list(&self) -> usize {
+        [&self.http, &self.tcp].into_iter().flat_map(|sides| [sides.deny.longest(), sides.allow.longest()]).max().unwrap_or(0)
+    }
+
+    fn verdict(&self, effect: Effect, rule: Option<u32>) -> Verdict {
+        Verdict { effect, rule: rule.map(RuleId), generation: self.generation }
+    }
+
+    /// The lowest rule of `index` that fires.
+    fn first(
+        &self,
+        index: &Index,
+        connection: &Connection,
+        port_key: Option<u32>,
+        question: &Question<'_>,
+    ) -> Option<u32> {
+        if index.is_empty() {
+            return None;
+        }
+        let hits = question.layer7.as_ref().map_or(&[][..], |layer7| layer7.hits.as_slice());
+        let lists = connection.keys.iter().chain(hits).chain(port_key.as_ref()).map(|key| index.list(*key));
+        let mut best = None;
+        for list in lists.chain(std::iter::once(index.rest())) {
+            for &id in list {
+                if best.is_some_and(|best| id >= best) {
+                    break;
+                }
+                if self.compiled[id as usize].fires(connection, question) {
+                    best = Some(id);
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    fn stage(&self, connection: &Connection) -> Stage {
+        let mut deny = self.stage.open_deny;
+        let mut allow = if connection.authenticated { self.stage.open_allow } else { Reach::default() };
+        let mut looked_at = 0;
+        let lists = connection.keys.iter().map(|key| self.stage.index.list(*key));
+        for &id in lists.chain(std::iter::once(self.stage.index.rest())).flatten() {
+            looked_at += 1;
+            if looked_at > MAX_STAGE_CANDIDATES {
+                return Stage::Defer;
+            }
+            let rule = &self.compiled[id as usize];
+            if rule.means(connection) {
+                match rule.action {
+                    Action::Allow => allow.add(id, rule),
+                    Action::Deny => deny.add(id, rule),
+                }
+            }
+        }
+        if let Some(id) = deny.everything {
+            return Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)));
+        }
+        if !allow.any {
+            return Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None));
+        }
+        match allow.everything {
+            Some(id) if !deny.any && allow.trace && allow.connect => {
+                Stage::Allow(self.verdict(Effect::Allow, Some(id)))
+            }
+            _ => Stage::Defer,
+        }
+    }
+}
+
+impl Reach {
+    /// Adds what a rule reaches on every port and path.
+    fn add(&mut self, id: u32, rule: &Compiled) {
+        self.any = true;
+        if rule.target_ports.is_some() {
+            return;
+        }
+        let Some(targets) = &rule.to else {
+            self.everything = [self.everything, Some(id)].into_iter().flatten().min();
+            return;
+        };
+        for TargetKeys { methods, paths, ports } in targets {
+            if let (Some(Methods::Only(named)), None, None) = (methods, paths, ports) {
+                self.trace |= named.iter().any(|method| method.as_str() == "TRACE");
+                self.connect |= named.iter().any(|method| method.as_str() == "CONNECT");
+            }
+        }
+    }
+}
+
+impl Compiled {
+    fn fires(&self, connection: &Connection, question: &Question<'_>) -> bool {
+        self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
+            && self.means(connection)
+            && match &self.to {
+                Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
+                None => match &question.layer7 {
+                    Some(layer7) => Methods::cover(None, self.action, layer7.method),
+                    None => true,
+                },
+            }
+    }
+
+    /// Whether `from` means this peer.
+    fn means(&self, connection: &Connection) -> bool {
+        match &self.from {
+            Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
+            None => self.action == Action::Deny || connection.authenticated,
+        }
+    }
+}
+
+impl PeerKeys {
+    fn means(&self, connection: &Connection, action: Action) -> bool {
+        let has = |list: &[u32]| intersect(&connection.keys, list);
+        if !self.cidrs.as_ref().is_none_or(|list| has(list)) {
+            return false;
+        }
+        if connection.authenticated {
+            return !self.unauthenticated
+                && self.identity.iter().all(|list| has(list))
+                && !self.not.as_ref().is_some_and(|list| has(list));
+        }
+        self.identity.is_empty()
+            && match action {
+                Action::Allow => self.unauthenticated && self.not.is_none(),
+                Action::Deny => true,
+            }
+    }
+}
+
+impl TargetKeys {
+    /// Whether the alternative matches, or - for a Deny - can never be known not to.
+    fn fires(&self, action: Action, question: &Question<'_>) -> bool {
+        if !self.ports.as_ref().is_none_or(|ports| ports.contains(&question.port)) {
+            return false;
+        }
+        match &question.layer7 {
+            None => action == Action::Deny || (self.methods.is_none() && self.paths.is_none()),
+            Some(layer7) => {
+                Methods::cover(self.methods.as_ref(), action, layer7.method)
+                    && self.paths.as_ref().is_none_or(|paths| paths.match_any(layer7))
+            }
+        }
+    }
+}
+
+impl PathKeys {
+    fn match_any(&self, layer7: &Layer7<'_>) -> bool {
+        layer7.hits.as_slice().iter().any(|key| self.keys.binary_search(key).is_ok())
+            || self.loose.iter().any(|template| template.matches(layer7.path))
+    }
+}
+
+/// Whether two sorted lists share a key; the first is short.
+fn intersect(few: &[u32], many: &[u32]) -> bool {
+    few.iter().any(|key| many.binary_search(key).is_ok())
+}

@@ -1,0 +1,189 @@
+//! The specification: slow, obvious, rule by rule.
+//!
+//! Facts have three values. *Unknown* is a fact about layer 7 on a stream of opaque bytes: it will never be known. A
+//! Deny fires on true or unknown, an Allow needs true. So a rule that cannot be judged never opens anything.
+
+use std::net::IpAddr;
+
+use postern_svid::SpiffeId;
+
+use crate::rule::{self, Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
+use crate::verdict::{Action, DenyReason, Effect, Operation, RuleId, Source};
+
+/// True, false, or never to be known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Truth {
+    False,
+    Unknown,
+    True,
+}
+
+impl From<bool> for Truth {
+    fn from(value: bool) -> Self {
+        if value { Self::True } else { Self::False }
+    }
+}
+
+impl Truth {
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::False, _) | (_, Self::False) => Self::False,
+            (Self::True, Self::True) => Self::True,
+            _ => Self::Unknown,
+        }
+    }
+
+    pub(crate) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::True, _) | (_, Self::True) => Self::True,
+            (Self::False, Self::False) => Self::False,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Answers by asking every rule.
+pub(crate) fn decide(
+    rules: &[Rule],
+    domains: &OwnDomains,
+    source: Source<'_>,
+    port: u16,
+    operation: Operation<'_>,
+) -> (Effect, Option<RuleId>) {
+    let views: Vec<Option<&str>> = match operation {
+        Operation::Http { path, .. } => path.views().map(Some).collect(),
+        Operation::Tcp => vec![None],
+    };
+    let first = |action: Action, view: Option<&str>| {
+        rules.iter().zip(0..).find(|(rule, _)| {
+            rule.action == action && fires(rule, matches(rule, domains, source, port, operation, view))
+        })
+    };
+    // Denied in one reading is denied; of several rules the first one is named.
+    if let Some(id) = views.iter().filter_map(|view| first(Action::Deny, *view)).map(|(_, id)| id).min() {
+        return (Effect::Deny(DenyReason::Rule), Some(RuleId(id)));
+    }
+    let allowed: Option<Vec<u32>> = views.iter().map(|view| first(Action::Allow, *view).map(|(_, id)| id)).collect();
+    match allowed.as_deref() {
+        Some([id, ..]) => (Effect::Allow, Some(RuleId(*id))),
+        _ => (Effect::Deny(DenyReason::NoRule), None),
+    }
+}
+
+/// Whether a rule acts, given whether it matches.
+pub(crate) fn fires(rule: &Rule, matches: Truth) -> bool {
+    match rule.action {
+        Action::Allow => matches == Truth::True,
+        Action::Deny => matches != Truth::False,
+    }
+}
+
+/// Whether a rule matches, in one reading of the path.
+pub(crate) fn matches(
+    rule: &Rule,
+    domains: &OwnDomains,
+    source: Source<'_>,
+    port: u16,
+    operation: Operation<'_>,
+    view: Option<&str>,
+) -> Truth {
+    let Rule { action, target_ports, from, to } = rule;
+    let in_target = target_ports.as_ref().is_none_or(|ports| ports.contains(&port));
+    let from = match from {
+        Some(peers) => peers.iter().any(|entry| peer(entry, domains, source, *action)),
+        None => *action == Action::Deny || source.identity.is_some(),
+    };
+    let to = match to {
+        Some(targets) => targets
+            .iter()
+            .map(|entry| target(entry, *action, port, operation, view))
+            .fold(Truth::False, Truth::or),
+        None => anything(*action, operation),
+    };
+    Truth::from(in_target && from).and(to)
+}
+
+/// An Allow that does not say what covers everything but TRACE and CONNECT.
+fn anything(action: Action, operation: Operation<'_>) -> Truth {
+    match operation {
+        Operation::Http { method, .. } => Methods::cover(None, action, method).into(),
+        Operation::Tcp => Truth::True,
+    }
+}
+
+/// Whether the source is one of those that an alternative of `from` means.
+pub(crate) fn peer(entry: &Peer, domains: &OwnDomains, source: Source<'_>, action: Action) -> bool {
+    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, not } = entry;
+    let address = |nets: &Vec<ipnet::IpNet>| in_any(nets, source.address);
+    let Some(id) = source.identity else {
+        let identity = spiffe.is_some() || accounts.is_some() || namespaces.is_some() || trust_domain.is_some();
+        return !identity
+            && cidrs.as_ref().is_none_or(address)
+            && match action {
+                Action::Allow => *unauthenticated && not.is_none(),
+                Action::Deny => true,
+            };
+    };
+    let own = |id: &SpiffeId| in_domain(id, trust_domain.as_ref(), domains);
+    !unauthenticated
+        && spiffe.as_ref().is_none_or(|ids| ids.contains(id))
+        && accounts.as_ref().is_none_or(|accounts| own(id) && accounts.iter().any(|a| is_account(id, a)))
+        && namespaces.as_ref().is_none_or(|names| own(id) && names.iter().any(|n| is_in_namespace(id, n)))
+        && trust_domain.as_ref().is_none_or(|td| id.is_member_of(td))
+        && cidrs.as_ref().is_none_or(address)
+        && not.as_ref().is_none_or(|not| !excludes(not, domains, id, source.address))
+}
+
+fn excludes(entry: &Excluded, domains: &OwnDomains, id: &SpiffeId, address: IpAddr) -> bool {
+    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs } = entry;
+    let own = in_domain(id, trust_domain.as_ref(), domains);
+    // A trust domain beside names says where the names are meant; alone it means everybody of it.
+    let whole_domain =
+        trust_domain.as_ref().is_some_and(|td| accounts.is_empty() && namespaces.is_empty() && id.is_member_of(td));
+    spiffe.contains(id)
+        || (own && accounts.iter().any(|account| is_account(id, account)))
+        || (own && namespaces.iter().any(|namespace| is_in_namespace(id, namespace)))
+        || whole_domain
+        || in_any(cidrs, address)
+}
+
+fn in_domain(id: &SpiffeId, named: Option<&postern_svid::TrustDomain>, domains: &OwnDomains) -> bool {
+    match named {
+        Some(td) => id.is_member_of(td),
+        None => domains.contain(id),
+    }
+}
+
+fn is_account(id: &SpiffeId, account: &Account) -> bool {
+    id.namespace_and_account() == Some((&account.namespace, &account.name))
+}
+
+fn is_in_namespace(id: &SpiffeId, namespace: &str) -> bool {
+    id.namespace_and_account().is_some_and(|(own, _)| own == namespace)
+}
+
+fn in_any(nets: &[ipnet::IpNet], address: IpAddr) -> bool {
+    nets.iter().any(|net| rule::contains(net, address))
+}
+
+/// Whether an operation is one of those that an alternative of `to` means.
+pub(crate) fn target(
+    entry: &Target,
+    action: Action,
+    port: u16,
+    operation: Operation<'_>,
+    view: Option<&str>,
+) -> Truth {
+    let Target { methods, paths, ports } = entry;
+    let on_port = Truth::from(ports.as_ref().is_none_or(|ports| ports.contains(&port)));
+    let layer7 = match operation {
+        Operation::Http { method, .. } => {
+            let path = view.unwrap_or("");
+            let method = Methods::cover(methods.as_ref(), action, method);
+            Truth::from(method && paths.as_ref().is_none_or(|paths| paths.iter().any(|p| p.matches(path))))
+        }
+        Operation::Tcp if methods.is_some() || paths.is_some() => Truth::Unknown,
+        Operation::Tcp => Truth::True,
+    };
+    on_port.and(layer7)
+}

@@ -1,0 +1,386 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use postern_svid::{SpiffeId, TrustDomain};
+
+use super::*;
+use crate::norm::{CanonHost, CanonMethod, CanonPath, EscapedSlashes};
+use crate::verdict::{DenyReason, Effect, Operation, Source, Stage, Workload};
+
+fn scope() -> Scope {
+    Scope {
+        trust_domain: TrustDomain::parse("demo.postern").unwrap(),
+        root_namespace: "postern-system".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::from([("app".into(), "orders".into())]),
+        }),
+    }
+}
+
+fn file(text: &str) -> SourceFile {
+    SourceFile { name: "a.yaml".into(), text: text.into() }
+}
+
+fn generation(text: &str) -> Generation {
+    load(&[file(text)], &scope(), 7).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn errors(text: &str) -> Diagnostics {
+    load(&[file(text)], &scope(), 7).expect_err("this set must be refused")
+}
+
+/// An AccessPolicy of namespace shop with this spec, written from column 3 on.
+fn policy(spec: &str) -> String {
+    format!("apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n{spec}")
+}
+
+fn rule(rest: &str) -> String {
+    policy(&format!("  action: Allow\n  rules:\n  - name: r\n{rest}"))
+}
+
+fn service(spec: &str) -> String {
+    format!("apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec:\n{spec}")
+}
+
+struct Ask<'a> {
+    id: Option<&'a str>,
+    address: &'a str,
+    port: u16,
+    /// `None`: opaque TCP.
+    request: Option<(&'a str, &'a str)>,
+}
+
+impl Default for Ask<'_> {
+    fn default() -> Self {
+        Self { id: Some("ns/shop/sa/web"), address: "127.0.0.9", port: 8080, request: Some(("GET", "/")) }
+    }
+}
+
+fn ask(generation: &Generation, ask: &Ask<'_>) -> String {
+    let id = ask.id.map(|id| match id.strip_prefix("spiffe:") {
+        Some(_) => SpiffeId::parse(id).unwrap(),
+        None => SpiffeId::parse(&format!("spiffe://demo.postern/{id}")).unwrap(),
+    });
+    let source = Source { identity: id.as_ref(), address: ask.address.parse::<IpAddr>().unwrap() };
+    let parts = ask.request.map(|(method, path)| {
+        let options = generation.defaults().path;
+        (CanonMethod::parse(method).unwrap(), CanonPath::parse(path, &options).unwrap())
+    });
+    let operation = match &parts {
+        Some((method, path)) => Operation::Http { method, path, upgrade: None },
+        None => Operation::Tcp,
+    };
+    let connection = generation.connection(source);
+    let verdict = generation.decide(&connection, ask.port, operation);
+    assert_eq!(verdict, generation.decide_by_reference(source, ask.port, operation), "engines differ");
+    match connection.stage() {
+        Stage::Allow(_) => assert!(verdict.is_allowed()),
+        Stage::Deny(_) => assert!(!verdict.is_allowed()),
+        Stage::Defer => {}
+    }
+    let effect = match verdict.effect {
+        Effect::Allow => "allow",
+        Effect::Deny(reason) => reason.label(),
+    };
+    match verdict.rule {
+        Some(id) => format!("{effect} {}", generation.rule(id)),
+        None => effect.to_owned(),
+    }
+}
+
+const ORDERS: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {name: default, namespace: postern-system}
+spec:
+  trustDomains: {canonical: demo.postern, aliases: [old.example]}
+  http: {escapedSlashes: Reject}
+  onChange: {tcp: Close, streams: Reset, grace: 5s}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders-api, namespace: shop}
+spec:
+  target: {selector: {app: orders}, ports: [8080]}
+  action: Allow
+  rules:
+  - name: storefront-reads
+    from: [{serviceAccounts: [storefront, other-ns/exporter]}, {namespaces: [ops]}, {unauthenticated: true, cidrs: ["127.0.0.0/8"]}]
+    to:
+    - {methods: [GET, HEAD], paths: ["/v1/orders/{*}", "/health"], ports: [8080]}
+    - {methods: [POST], pathPrefix: ["/v1/orders"]}
+  - name: anyone
+    to: [{paths: [/any]}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: guard, namespace: postern-system}
+spec:
+  tier: Platform
+  target: {all: true}
+  action: Deny
+  rules:
+  - name: admin
+    from: [{not: {namespaces: [ops]}}]
+    to: [{pathPrefix: [/admin], ports: [8080]}]
+---
+# another workload's
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: all, namespace: other}
+spec:
+  action: Allow
+  rules: [{name: all}]
+---
+"#;
+
+#[test]
+fn decisions() {
+    let g = generation(ORDERS);
+    let read = Some(("GET", "/v1/orders/7"));
+    let reads = "allow shop/orders-api/storefront-reads";
+    for (expected, question) in [
+        (reads, Ask { id: Some("ns/shop/sa/storefront"), request: read, ..Ask::default() }),
+        (reads, Ask { id: Some("ns/other-ns/sa/exporter"), request: read, ..Ask::default() }),
+        (reads, Ask { id: Some("ns/ops/sa/x"), request: read, ..Ask::default() }),
+        (reads, Ask { id: Some("spiffe://old.example/ns/ops/sa/x"), request: read, ..Ask::default() }),
+        (reads, Ask { id: None, request: read, ..Ask::default() }),
+        (reads, Ask { id: None, address: "::ffff:127.0.0.1", request: read, ..Ask::default() }),
+        ("no_rule", Ask { id: None, address: "10.0.0.1", request: read, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("spiffe://else.example/ns/ops/sa/x"), request: read, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/shop/sa/storefront/x"), request: read, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/shop/sa/exporter"), request: read, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: read, port: 8081, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: Some(("PUT", "/v1/orders/7")), ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: Some(("POST", "/v1/ordersx")), ..Ask::default() }),
+        (reads, Ask { id: Some("ns/shop/sa/storefront"), request: Some(("POST", "/v1/orders")), ..Ask::default() }),
+        ("allow shop/orders-api/anyone", Ask { request: Some(("GET", "/any")), ..Ask::default() }),
+        ("no_rule", Ask { id: None, request: Some(("GET", "/any")), ..Ask::default() }),
+        // TRACE needs to be named.
+        ("no_rule", Ask { request: Some(("TRACE", "/any")), ..Ask::default() }),
+        ("rule postern-system/guard/admin", Ask { request: Some(("GET", "/admin/x")), ..Ask::default() }),
+        ("rule postern-system/guard/admin", Ask { request: Some(("TRACE", "/admin/x")), ..Ask::default() }),
+        // One reading of the path is enough to be denied.
+        ("rule postern-system/guard/admin", Ask { request: Some(("GET", "/admin;x=1/x")), ..Ask::default() }),
+        ("rule postern-system/guard/admin", Ask { request: Some(("GET", "/%2561dmin")), ..Ask::default() }),
+        // Nobody's identity is not ops.
+        ("rule postern-system/guard/admin", Ask { id: None, request: Some(("GET", "/admin/x")), ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/ops/sa/x"), request: Some(("GET", "/admin/x")), ..Ask::default() }),
+        // A path is never known of opaque TCP: a Deny fires, an Allow does not.
+        ("rule postern-system/guard/admin", Ask { request: None, ..Ask::default() }),
+        ("no_rule", Ask { request: None, port: 8081, ..Ask::default() }),
+        ("no_rule", Ask { id: Some("ns/ops/sa/x"), request: None, ..Ask::default() }),
+    ] {
+        assert_eq!(ask(&g, &question), expected, "{:?} {:?} {}", question.id, question.request, question.port);
+    }
+    assert_eq!(g.ports_named().iter().copied().collect::<Vec<_>>(), [8080]);
+    assert_eq!(g.defaults().on_change.grace.as_secs(), 5);
+    let applies: Vec<(&str, &str, bool)> =
+        g.documents().iter().map(|d| (d.kind, &*d.name, d.applies)).collect();
+    assert_eq!(
+        applies,
+        [
+            ("MeshDefaults", "default", true),
+            ("AccessPolicy", "orders-api", true),
+            ("AccessPolicy", "guard", true),
+            ("AccessPolicy", "all", false)
+        ]
+    );
+    assert_eq!(g.rule(crate::RuleId(0)).place.to_string(), "a.yaml:17:11");
+}
+
+#[test]
+fn an_empty_set_denies() {
+    let g = load(&[], &scope(), 1).unwrap();
+    assert_eq!(ask(&g, &Ask::default()), "no_rule");
+    let none = Scope { workload: None, ..scope() };
+    let g = load(&[file(ORDERS)], &none, 1).unwrap();
+    assert_eq!(ask(&g, &Ask { request: Some(("GET", "/any")), ..Ask::default() }), "no_rule");
+}
+
+#[test]
+fn a_context_of_another_generation_is_stale() {
+    let (old, new) = (generation(ORDERS), generation(ORDERS));
+    let id = SpiffeId::parse("spiffe://demo.postern/ns/ops/sa/x").unwrap();
+    let source = Source { identity: Some(&id), address: "127.0.0.1".parse().unwrap() };
+    let connection = old.connection(source);
+    // Even though both have the number 7.
+    let verdict = new.decide(&connection, 8080, Operation::Tcp);
+    assert_eq!(verdict.effect, Effect::Deny(DenyReason::StaleContext));
+}
+
+#[test]
+fn stages() {
+    let stage = |g: &Generation, id: Option<&str>| {
+        let id = id.map(|id| SpiffeId::parse(id).unwrap());
+        match g.connection(Source { identity: id.as_ref(), address: "10.0.0.1".parse().unwrap() }).stage() {
+            Stage::Allow(_) => "allow",
+            Stage::Deny(_) => "deny",
+            Stage::Defer => "defer",
+        }
+    };
+    let web = Some("spiffe://demo.postern/ns/shop/sa/web");
+    let g = generation(&rule("    from: [{serviceAccounts: [web]}]\n"));
+    assert_eq!(stage(&g, web), "defer", "TRACE is not allowed");
+    assert_eq!(stage(&g, None), "deny");
+    assert_eq!(stage(&g, Some("spiffe://demo.postern/ns/shop/sa/other")), "deny");
+    let named = "    from: [{serviceAccounts: [web]}]\n  - name: s\n    to: [{methods: [TRACE, CONNECT]}]\n";
+    assert_eq!(stage(&generation(&rule(named)), web), "allow");
+    let deny = "\n---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: d, namespace: shop}\nspec: {action: Deny, rules: [{name: d, from: [{cidrs: [10.0.0.0/8]}]}]}\n";
+    assert_eq!(stage(&generation(&(rule(named) + deny)), web), "deny");
+    let deny = deny.replace("from: [{cidrs: [10.0.0.0/8]}]", "to: [{ports: [1]}]");
+    assert_eq!(stage(&generation(&(rule(named) + &deny)), web), "defer");
+}
+
+#[test]
+fn services() {
+    let g = generation(&service(
+        "  identity: spiffe://demo.postern/ns/shop/sa/orders\n  ports:\n  - {port: 80, protocol: http, targetPort: 8080}\n  - {port: 5432, protocol: tcp, name: db}\n  endpoints:\n  - {address: 127.0.0.12}\n  - {address: '::ffff:127.0.0.13', meshPort: 1, identity: spiffe://demo.postern/ns/shop/sa/b, transport: mtls}\n",
+    ));
+    let find = |host: &str, port, own| g.services().find(&CanonHost::parse(host).unwrap(), port, own);
+    for host in ["orders.shop", "ORDERS.shop.", "orders.shop.svc", "orders.shop.svc.cluster.local", "orders"] {
+        let found = find(host, 80, "shop").expect(host);
+        assert_eq!((found.target_port, found.protocol.as_str(), found.endpoints.len()), (8080, "http", 2));
+    }
+    for (host, port, own) in
+        [("orders", 80, "other"), ("orders.shop", 81, "shop"), ("orders.shop.com", 80, "shop"), ("127.0.0.12", 80, "shop")]
+    {
+        assert!(find(host, port, own).is_none(), "{host}");
+    }
+    let port = find("orders", 5432, "shop").unwrap();
+    assert_eq!((port.target_port, port.name.as_deref()), (5432, Some("db")));
+    let [a, b] = &*port.endpoints else { panic!() };
+    assert_eq!((a.mesh_port, a.identities[0].path()), (24143, "/ns/shop/sa/orders"));
+    assert_eq!((b.address, b.mesh_port, b.identities[0].path()), ("127.0.0.13".parse().unwrap(), 1, "/ns/shop/sa/b"));
+}
+
+/// Each mistake, the place of the caret, and words of the message and of the way out.
+#[test]
+fn mistakes() {
+    let default_service =
+        "  identity: spiffe://demo.postern/ns/shop/sa/o\n  ports: [{port: 80, protocol: http}]\n  endpoints: [{address: 127.0.0.1}]\n";
+    let ok_rule = "  rules: [{name: r}]\n";
+    for (text, place, words) in [
+        (rule("    form: []\n"), "7:5", ["unknown field `form`", "did you mean `from`"]),
+        (rule("    from: []\n"), "7:11", ["`from` is empty", "leave `from` out"]),
+        (rule("    from:\n"), "7:10", ["", ""]),
+        (rule("    to: [{methods: []}]\n"), "7:20", ["`methods` is empty", ""]),
+        (rule("    from: [{}]\n"), "7:12", ["empty", "say who"]),
+        (rule("    from: [{not: {}}]\n"), "7:18", ["`not` is empty", ""]),
+        (rule("    from: [{cidrs: [10.1.2.3/8]}]\n"), "7:21", ["bits behind its mask", "10.0.0.0/8"]),
+        (rule("    from: [{cidrs: [010.0.0.1]}]\n"), "7:21", ["not a network", ""]),
+        (rule("    from: [{spiffe: [shop]}]\n"), "7:22", ["not a SPIFFE id", ""]),
+        (rule("    from: [{namespaces: ['*']}]\n"), "7:26", ["patterns are not known", ""]),
+        (rule("    from: [{serviceAccounts: [a/b/c]}]\n"), "7:31", ["not a service account", ""]),
+        (rule("    from: [{unauthenticated: false}]\n"), "7:30", ["can only be true", ""]),
+        (rule("    from: [{unauthenticated: true, namespaces: [a]}]\n"), "7:30", ["no name", "two alternatives"]),
+        (rule("    from: [{unauthenticated: yes}]\n"), "7:30", ["", ""]),
+        (rule("    from: [{trustDomain: a, spiffe: ['spiffe://a/b']}]\n"), "7:26", ["themselves", ""]),
+        (rule("    to: [{paths: [/a//b]}]\n"), "7:19", ["not in the form", "write `/a/b`"]),
+        (rule("    to: [{paths: ['/a/{id}']}]\n"), "7:19", ["braces", ""]),
+        (rule("    to: [{pathPrefix: [/a/]}]\n"), "7:24", ["without the slash", "write `/a`"]),
+        (rule("    to: [{paths: [/a], pathPrefix: [/b]}]\n"), "7:36", ["cannot stand", "two alternatives"]),
+        (rule("    to: [{methods: [get]}]\n"), "7:21", ["capitals", "write `GET`"]),
+        (rule("    to: [{methods: ['*', GET]}]\n"), "7:21", ["stands alone", ""]),
+        (rule("    to: [{ports: [0]}]\n"), "7:19", ["no port", ""]),
+        (rule("    to: [{ports: [65536]}]\n"), "7:19", ["", ""]),
+        (rule("    name: s\n"), "7:5", ["twice", ""]),
+        (rule("  - name: r\n"), "7:11", ["twice", ""]),
+        (rule("  - name: R_1\n"), "7:11", ["not a name", "a-z"]),
+        (policy(&format!("  action: allow\n{ok_rule}")), "5:11", ["unknown value", "did you mean `Allow`"]),
+        (policy(&format!("  action: Allow\n  tier: Platform\n{ok_rule}")), "6:9", ["only documents of the root", ""]),
+        (policy(&format!("  action: Allow\n  target: {{all: true}}\n{ok_rule}")), "6:17", ["only documents of the root", ""]),
+        (policy(&format!("  action: Allow\n  target: {{}}\n{ok_rule}")), "6:11", ["`target` is empty", ""]),
+        (policy("  action: Allow\n  rules: []\n"), "6:10", ["`rules` is empty", ""]),
+        (policy("  action: Allow\n"), "4:1", ["`rules` is missing", ""]),
+        (policy(&format!("  action: Allow\n{ok_rule}")).replace("v1alpha1", "v1"), "1:13", ["unknown apiVersion", "v1alpha1"]),
+        (policy("").replace("AccessPolicy", "AccesPolicy"), "2:7", ["unknown kind", "did you mean `AccessPolicy`"]),
+        (ORDERS.replacen("postern-system", "shop", 1), "4:37", ["only in the root namespace", ""]),
+        (ORDERS.replace("canonical: demo.postern", "canonical: x"), "6:29", ["not the trust domain", "demo.postern"]),
+        (ORDERS.replace("grace: 5s", "grace: 5"), "8:48", ["length of time", ""]),
+        (service(&default_service.replace("demo.postern", "x")), "5:13", ["another trust domain", "demo.postern"]),
+        (service(&default_service.replace("ns/shop/sa/o", "postern/control")), "5:13", ["belong to the mesh", ""]),
+        (service(&default_service.replacen("identity", "external: false #", 1)), "7:15", ["who must answer", "external: true"]),
+        (service(&default_service.replace("127.0.0.1", "orders")), "7:25", ["not an IP address", ""]),
+        (service(&default_service.replace("protocol: http", "protocol: htp")), "6:33", ["unknown value", "`http`"]),
+        (format!("{0}---\n{0}", service(default_service)), "9:18", ["exists twice", "a.yaml:3:18"]),
+        ("a: [".into(), "1:5", ["", ""]),
+        ("a: 1\na: 2\n".into(), "2:1", ["twice", ""]),
+        ("\tx".into(), "1:1", ["", ""]),
+        ("x: 1\n".into(), "0:0", ["no `kind`", "AccessPolicy"]),
+        ("- 1\n".into(), "1:1", ["", ""]),
+    ] {
+        let found = errors(&text);
+        let first = found.iter().next().unwrap();
+        let shown = found.to_string();
+        assert_eq!(format!("{}:{}", first.line, first.column), place, "{text}\n{shown}");
+        for words in words {
+            assert!(shown.contains(words), "{words:?} is missing:\n{shown}");
+        }
+        if first.line > 0 {
+            assert!(shown.contains(&format!("--> a.yaml:{place}\n")), "{shown}");
+            assert!(shown.contains('^'), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn a_caret_under_the_place() {
+    let shown = errors(&format!("# one\n---\n{}", rule("    from: [{serviceAcounts: [web]}]\n"))).to_string();
+    assert_eq!(
+        shown,
+        "error: unknown field `serviceAcounts`\n --> a.yaml:9:13\n  |\n9 |     from: [{serviceAcounts: [web]}]\n  |             ^^^^^^^^^^^^^^\n  |\n  = help: did you mean `serviceAccounts`? (known: spiffe, serviceAccounts, namespaces, trustDomain, cidrs, unauthenticated, not)"
+    );
+}
+
+#[test]
+fn all_mistakes_of_all_files_at_once() {
+    let text = format!(
+        "{}---\nkind: x\n---\n{}",
+        rule("    from: [{namespaces: [A]}, {cidrs: [x]}]\n"),
+        policy("  action: Allow\n")
+    );
+    assert_eq!(errors(&text).len(), 2, "documents that do not parse");
+    let text = rule("    from: [{namespaces: [A]}, {cidrs: [x]}]\n");
+    assert_eq!(errors(&text).len(), 2);
+}
+
+#[test]
+fn hostile_text() {
+    let found = load(&[SourceFile { name: "b".into(), text: b"a: 1\nb: \xff".to_vec() }], &scope(), 1).unwrap_err();
+    let first = found.iter().next().unwrap();
+    assert_eq!((first.line, first.column), (2, 4), "{found}");
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for n in 1..12 {
+        let list = vec![format!("*a{}", n - 1); 10].join(",");
+        bomb.push_str(&format!("a{n}: &a{n} [{list}]\n"));
+    }
+    errors(&bomb);
+    errors(&"[".repeat(100_000));
+    errors(&"{a: ".repeat(100_000));
+    errors(&"- ".repeat(100_000));
+    errors(&rule(&format!("    from: {}{}\n", "[".repeat(30), "]".repeat(30))));
+    let escape = errors("kind: \"\\e[2J\"\n").to_string();
+    assert!(!escape.contains('\u{1b}'), "{escape:?}");
+    let raw = errors(&rule("    from: [{namespaces: [\"\u{1b}[2J\"]}]\n")).to_string();
+    assert!(!raw.contains('\u{1b}'), "{raw:?}");
+    assert!(load(&[SourceFile { name: "b".into(), text: vec![b'#'; MAX_BYTES + 1] }], &scope(), 1).is_err());
+}
+
+#[test]
+fn warnings() {
+    let deny = |rest: &str| policy(&format!("  action: Deny\n  rules:\n  - name: r\n{rest}"));
+    for (text, words) in [
+        (rule("    from: [{unauthenticated: true}]\n"), "anybody who can reach"),
+        (rule("    from: [{cidrs: [10.0.0.0/8]}]\n"), "admits authenticated peers only"),
+        (deny("    to: [{paths: [/admin], ports: [80]}]\n"), "neither /admin/"),
+        (deny("    to: [{pathPrefix: [/admin]}]\n"), "opaque TCP"),
+    ] {
+        let g = generation(&text);
+        assert!(g.warnings().to_string().contains(words), "{}", g.warnings());
+        assert_eq!(g.warnings().len(), 1);
+    }
+    assert!(generation(&rule("    from: [{namespaces: [a], cidrs: [10.0.0.0/8]}]\n")).warnings().is_empty());
+}
