@@ -113,7 +113,10 @@ fn plain_message(error: &Error) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or("not valid YAML");
     let cut = first.find(" at line ").unwrap_or(first.len());
+    // The library speaks of events; people who write files do not.
     printable(&first[..cut])
+        .replace("expected mapping start", "expected fields (`name: value`) here")
+        .replace("expected sequence start", "expected a list (`[a, b]`) here")
 }
 
 pub(crate) fn located(

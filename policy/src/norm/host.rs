@@ -160,7 +160,7 @@ mod tests {
             ("ex.com:+80", NormError::HostPort),
             ("ex.com:65536", NormError::HostPort),
             ("ex.com:80:80", NormError::HostPort),
-            ("::1", NormError::HostEmpty),
+            ("::1", NormError::HostPort),
             ("[::1", NormError::HostAddress),
             ("[fe80::1%eth0]", NormError::HostAddress),
             ("[::1]x", NormError::HostCharacter),
