@@ -112,9 +112,15 @@ impl ServerVerifier {
             VerifyError::Untrusted("the chain does not contain the root with the pinned SHA-256".to_owned())
         })?;
         let td = self.expected.first().ok_or(VerifyError::NoSpiffeId)?.trust_domain();
-        Bundle::new(td, 0, vec![root.clone().into_owned()])
-            .map(Bundles::of)
-            .map_err(|error| VerifyError::Untrusted(error.to_string()))
+        let bundle = Bundle::new(td, 0, vec![root.clone().into_owned()])
+            .map_err(|error| VerifyError::Untrusted(error.to_string()))?;
+        // An issuing CA's hash would pin a certificate of a few days.
+        if !bundle.anchors().iter().all(|root| root.facts.is_self_issued()) {
+            return Err(VerifyError::Untrusted(
+                "the certificate with the pinned SHA-256 is no root".to_owned(),
+            ));
+        }
+        Ok(Bundles::of(bundle))
     }
 }
 
