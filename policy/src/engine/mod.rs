@@ -19,6 +19,9 @@ use crate::verdict::{Action, DenyReason, Effect, Operation, RuleId, Source, Stag
 use index::Index;
 use keys::{Hits, Keys};
 
+#[cfg(test)]
+mod tests;
+
 /// Looking further would make opening a connection slow; not knowing yet is always a right answer.
 const MAX_STAGE_CANDIDATES: usize = 512;
 

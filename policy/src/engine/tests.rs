@@ -1,0 +1,449 @@
+//! The engine against its specification, on random rules and questions.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use postern_svid::{SpiffeId, TrustDomain};
+use proptest::prelude::*;
+
+use crate::norm::{CanonMethod, CanonPath, EscapedSlashes, PathOptions};
+use crate::pattern::PathPattern;
+use crate::rule::{Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
+use crate::verdict::{Action, DenyReason, Effect, Operation, Scope, Source, Stage, Workload};
+use crate::{SourceFile, eval_ref, load};
+
+use super::Engine;
+
+// Few words, so that rules and questions meet.
+const DOMAINS: [&str; 3] = ["home", "alias", "else"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const METHODS: [&str; 4] = ["GET", "POST", "TRACE", "CONNECT"];
+const PORTS: [u16; 3] = [80, 81, 82];
+const NETS: [&str; 6] = ["10.0.0.0/8", "10.0.0.0/16", "10.0.0.1/32", "0.0.0.0/0", "fd00::/8", "::/0"];
+const ADDRESSES: [&str; 5] = ["10.0.0.1", "10.1.0.1", "::ffff:10.0.0.1", "fd00::1", "192.0.2.1"];
+const EXACT: [&str; 7] = ["/", "/a", "/a/", "/a/b", "/b", "/a;x", "/%2561"];
+const PREFIX: [&str; 5] = ["/", "/a", "/a/b", "/b", "/a/b/c"];
+const ASKED: [&str; 18] = [
+    "/", "/a", "/a/", "/ab", "/a/b", "/a/b/", "/a/b/c", "/b", "/b/a", "/b/a/c/b", "/a;x", "/a;x/b", "/%2561",
+    "/b;y/%2561", "/a//b", "/%61/b", "/c", "/c/a/a/a/b",
+];
+
+fn some<T: Clone + std::fmt::Debug + 'static>(of: &[T]) -> impl Strategy<Value = Vec<T>> + use<T> {
+    prop::collection::vec(prop::sample::select(of.to_vec()), 1..3)
+}
+
+fn maybe<S: Strategy>(of: S) -> impl Strategy<Value = Option<S::Value>>
+where
+    S::Value: Clone,
+{
+    prop::option::weighted(0.35, of)
+}
+
+fn id() -> impl Strategy<Value = String> {
+    let path = prop_oneof![
+        8 => (prop::sample::select(&NAMES), prop::sample::select(&NAMES)).prop_map(|(ns, sa)| format!("ns/{ns}/sa/{sa}")),
+        1 => Just("ns/a/sa/b/c".to_owned()),
+        1 => Just("a".to_owned()),
+    ];
+    (prop::sample::select(&DOMAINS), path).prop_map(|(td, path)| format!("spiffe://{td}/{path}"))
+}
+
+fn template() -> impl Strategy<Value = String> {
+    let segment = prop::sample::select(vec!["a", "b", "c", "{*}", "{*}", "{**}"]);
+    prop::collection::vec(segment, 1..6).prop_map(|segments| {
+        let mut many = false;
+        let one = segments.into_iter().filter(|s| *s != "{**}" || !std::mem::replace(&mut many, true));
+        one.map(|segment| format!("/{segment}")).collect()
+    })
+}
+
+/// A rule in document form: the same value becomes YAML text and a rule for the engine.
+#[derive(Clone, Debug)]
+struct Written {
+    action: Action,
+    target_ports: Option<Vec<u16>>,
+    from: Option<Vec<WrittenPeer>>,
+    to: Option<Vec<WrittenTarget>>,
+}
+
+#[derive(Clone, Debug)]
+struct WrittenPeer {
+    unauthenticated: bool,
+    fields: Fields,
+    not: Option<Fields>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Fields {
+    spiffe: Option<Vec<String>>,
+    accounts: Option<Vec<(&'static str, &'static str)>>,
+    namespaces: Option<Vec<&'static str>>,
+    domain: Option<&'static str>,
+    cidrs: Option<Vec<&'static str>>,
+}
+
+#[derive(Clone, Debug)]
+struct WrittenTarget {
+    methods: Option<Vec<&'static str>>,
+    paths: Option<Vec<String>>,
+    prefix: bool,
+    ports: Option<Vec<u16>>,
+}
+
+prop_compose! {
+    fn fields()(
+        spiffe in maybe(prop::collection::vec(id(), 1..3)),
+        accounts in maybe(some(&[("a", "a"), ("a", "b"), ("b", "a"), ("c", "c")])),
+        namespaces in maybe(some(&NAMES)),
+        domain in maybe(prop::sample::select(&DOMAINS)),
+        cidrs in maybe(some(&NETS)),
+    ) -> Fields {
+        let mut fields = Fields { spiffe, accounts, namespaces, domain, cidrs };
+        if fields.spiffe.is_some() {
+            fields.domain = None;
+        }
+        fields
+    }
+}
+
+impl Fields {
+    fn is_empty(&self) -> bool {
+        let Self { spiffe, accounts, namespaces, domain, cidrs } = self;
+        spiffe.is_none() && accounts.is_none() && namespaces.is_none() && domain.is_none() && cidrs.is_none()
+    }
+
+    fn yaml(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        if let Some(ids) = &self.spiffe {
+            out.push(format!("spiffe: {ids:?}"));
+        }
+        if let Some(accounts) = &self.accounts {
+            // Namespace a is the documents' own, and may be left out.
+            let names: Vec<String> =
+                accounts.iter().map(|(ns, sa)| if *ns == "a" { (*sa).into() } else { format!("{ns}/{sa}") }).collect();
+            out.push(format!("serviceAccounts: {names:?}"));
+        }
+        out.extend(self.namespaces.as_ref().map(|names| format!("namespaces: {names:?}")));
+        out.extend(self.domain.map(|td| format!("trustDomain: {td}")));
+        out.extend(self.cidrs.as_ref().map(|nets| format!("cidrs: {nets:?}")));
+        out
+    }
+}
+
+prop_compose! {
+    fn peer()(
+        unauthenticated in prop::bool::weighted(0.2),
+        mut fields in fields(),
+        not in maybe(fields()),
+    ) -> WrittenPeer {
+        let mut not = not.filter(|not| !not.is_empty());
+        if unauthenticated {
+            fields = Fields { cidrs: fields.cidrs, ..Fields::default() };
+            not = None;
+        } else if fields.is_empty() && not.is_none() {
+            fields.namespaces = Some(vec!["a"]);
+        }
+        WrittenPeer { unauthenticated, fields, not }
+    }
+}
+
+prop_compose! {
+    fn target()(
+        methods in maybe(prop_oneof![3 => some(&METHODS), 1 => Just(vec!["*"])]),
+        paths in prop::option::weighted(0.7, prop_oneof![
+            some(&EXACT).prop_map(|list| (false, list.into_iter().map(str::to_owned).collect::<Vec<_>>())),
+            some(&PREFIX).prop_map(|list| (true, list.into_iter().map(str::to_owned).collect())),
+            prop::collection::vec(template(), 1..3).prop_map(|list| (false, list)),
+        ]),
+        ports in maybe(some(&PORTS)),
+    ) -> WrittenTarget {
+        let (prefix, paths) = match paths {
+            Some((prefix, paths)) => (prefix, Some(paths)),
+            None => (false, None),
+        };
+        let ports = if methods.is_none() && paths.is_none() { Some(ports.unwrap_or(vec![80])) } else { ports };
+        WrittenTarget { methods, paths, prefix, ports }
+    }
+}
+
+prop_compose! {
+    fn written()(
+        deny in prop::bool::weighted(0.3),
+        target_ports in prop::option::weighted(0.2, some(&PORTS)),
+        from in prop::option::weighted(0.8, prop::collection::vec(peer(), 1..3)),
+        to in prop::option::weighted(0.7, prop::collection::vec(target(), 1..3)),
+    ) -> Written {
+        Written { action: if deny { Action::Deny } else { Action::Allow }, target_ports, from, to }
+    }
+}
+
+fn documents(rules: &[Written]) -> String {
+    let mut out = String::from(
+        "apiVersion: postern.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: d, namespace: root}\nspec: {trustDomains: {aliases: [alias]}}\n",
+    );
+    for (n, rule) in rules.iter().enumerate() {
+        let mut parts = vec![format!("name: r{n}")];
+        if let Some(peers) = &rule.from {
+            let peers: Vec<String> = peers.iter().map(peer_yaml).collect();
+            parts.push(format!("from: [{}]", peers.join(", ")));
+        }
+        if let Some(targets) = &rule.to {
+            let targets: Vec<String> = targets.iter().map(target_yaml).collect();
+            parts.push(format!("to: [{}]", targets.join(", ")));
+        }
+        let target = rule.target_ports.as_ref().map(|ports| format!("target: {{ports: {ports:?}}}, ")).unwrap_or_default();
+        out.push_str(&format!(
+            "---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: a}}\nspec: {{{target}action: {}, rules: [{{{}}}]}}\n",
+            rule.action,
+            parts.join(", ")
+        ));
+    }
+    out
+}
+
+fn peer_yaml(peer: &WrittenPeer) -> String {
+    let mut fields = peer.fields.yaml();
+    if peer.unauthenticated {
+        fields.push("unauthenticated: true".into());
+    }
+    fields.extend(peer.not.as_ref().map(|not| format!("not: {{{}}}", not.yaml().join(", "))));
+    format!("{{{}}}", fields.join(", "))
+}
+
+fn target_yaml(target: &WrittenTarget) -> String {
+    let mut fields = Vec::new();
+    fields.extend(target.methods.as_ref().map(|list| format!("methods: {list:?}")));
+    let name = if target.prefix { "pathPrefix" } else { "paths" };
+    fields.extend(target.paths.as_ref().map(|list| format!("{name}: {list:?}")));
+    fields.extend(target.ports.as_ref().map(|list| format!("ports: {list:?}")));
+    format!("{{{}}}", fields.join(", "))
+}
+
+fn rule(written: &Written) -> Rule {
+    Rule {
+        action: written.action,
+        target_ports: written.target_ports.clone(),
+        from: written.from.as_ref().map(|peers| peers.iter().map(rule_peer).collect()),
+        to: written.to.as_ref().map(|targets| targets.iter().map(rule_target).collect()),
+    }
+}
+
+fn rule_peer(peer: &WrittenPeer) -> Peer {
+    let fields = parsed(&peer.fields);
+    Peer {
+        unauthenticated: peer.unauthenticated,
+        spiffe: peer.fields.spiffe.is_some().then_some(fields.spiffe),
+        accounts: peer.fields.accounts.is_some().then_some(fields.accounts),
+        namespaces: peer.fields.namespaces.is_some().then_some(fields.namespaces),
+        trust_domain: fields.trust_domain,
+        cidrs: peer.fields.cidrs.is_some().then_some(fields.cidrs),
+        not: peer.not.as_ref().map(parsed),
+    }
+}
+
+fn parsed(fields: &Fields) -> Excluded {
+    Excluded {
+        spiffe: fields.spiffe.iter().flatten().map(|id| SpiffeId::parse(id).unwrap()).collect(),
+        accounts: fields
+            .accounts
+            .iter()
+            .flatten()
+            .map(|(namespace, name)| Account { namespace: (*namespace).into(), name: (*name).into() })
+            .collect(),
+        namespaces: fields.namespaces.iter().flatten().map(|name| (*name).into()).collect(),
+        trust_domain: fields.domain.map(|td| TrustDomain::parse(td).unwrap()),
+        cidrs: fields.cidrs.iter().flatten().map(|net| net.parse::<IpNet>().unwrap()).collect(),
+    }
+}
+
+fn rule_target(target: &WrittenTarget) -> Target {
+    let pattern = |text: &String| match target.prefix {
+        true => PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap(),
+        false => PathPattern::parse(text, EscapedSlashes::Reject).unwrap(),
+    };
+    Target {
+        methods: target.methods.as_ref().map(|list| match list.as_slice() {
+            ["*"] => Methods::Any,
+            list => Methods::Only(list.iter().map(|method| CanonMethod::parse(method).unwrap()).collect()),
+        }),
+        paths: target.paths.as_ref().map(|list| list.iter().map(pattern).collect()),
+        ports: target.ports.clone(),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Question {
+    id: Option<SpiffeId>,
+    address: IpAddr,
+    port: u16,
+    request: Option<(CanonMethod, CanonPath)>,
+}
+
+prop_compose! {
+    fn question()(
+        id in prop::option::weighted(0.8, id()),
+        address in prop::sample::select(&ADDRESSES),
+        port in prop::sample::select(vec![80_u16, 81, 82, 83]),
+        request in prop::option::weighted(0.8, (
+            prop::sample::select(vec!["GET", "POST", "TRACE", "CONNECT", "PURGE"]),
+            prop::sample::select(&ASKED),
+        )),
+    ) -> Question {
+        let options = PathOptions::default();
+        Question {
+            id: id.map(|id| SpiffeId::parse(&id).unwrap()),
+            address: address.parse().unwrap(),
+            port,
+            request: request.map(|(method, path)| {
+                (CanonMethod::parse(method).unwrap(), CanonPath::parse(path, &options).unwrap())
+            }),
+        }
+    }
+}
+
+impl Question {
+    fn source(&self) -> Source<'_> {
+        Source { identity: self.id.as_ref(), address: self.address }
+    }
+
+    fn operation(&self) -> Operation<'_> {
+        match &self.request {
+            Some((method, path)) => Operation::Http { method, path, upgrade: None },
+            None => Operation::Tcp,
+        }
+    }
+}
+
+fn domains() -> OwnDomains {
+    let td = |name: &str| TrustDomain::parse(name).unwrap();
+    OwnDomains { canonical: td("home"), aliases: vec![td("alias")] }
+}
+
+fn scope() -> Scope {
+    Scope {
+        trust_domain: TrustDomain::parse("home").unwrap(),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "a".into(),
+            service_account: "a".into(),
+            labels: std::collections::BTreeMap::new(),
+        }),
+    }
+}
+
+fn check(engine: &Engine, question: &Question) -> Result<Effect, TestCaseError> {
+    let (source, operation) = (question.source(), question.operation());
+    let connection = engine.connection(source);
+    let verdict = engine.decide(&connection, question.port, operation);
+    let expected = eval_ref::decide(&engine.rules, &engine.domains, source, question.port, operation);
+    prop_assert_eq!((verdict.effect, verdict.rule), expected, "{:?}", question);
+    match connection.stage() {
+        Stage::Allow(_) => prop_assert!(verdict.is_allowed(), "stage allows {:?}", question),
+        Stage::Deny(_) => prop_assert!(!verdict.is_allowed(), "stage denies {:?}", question),
+        Stage::Defer => {}
+    }
+    Ok(verdict.effect)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn engines_agree_on_rules(
+        rules in prop::collection::vec(written(), 0..40),
+        questions in prop::collection::vec(question(), 40),
+    ) {
+        let engine = Engine::new(rules.iter().map(rule).collect(), domains(), 1);
+        for question in &questions {
+            let _ = check(&engine, question)?;
+        }
+    }
+
+    /// The text of documents means what the rules mean.
+    #[test]
+    fn engines_agree_on_documents(
+        rules in prop::collection::vec(written(), 0..8),
+        questions in prop::collection::vec(question(), 20),
+    ) {
+        let file = SourceFile { name: "p".into(), text: documents(&rules).into_bytes() };
+        let generation = load(&[file], &scope(), 3).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let engine = Engine::new(rules.iter().map(rule).collect(), domains(), 3);
+        for question in &questions {
+            let effect = check(&engine, question)?;
+            let verdict = generation.decide(&generation.connection(question.source()), question.port, question.operation());
+            prop_assert_eq!(verdict.effect, effect, "{:?}", question);
+            let explained = generation.explain(question.source(), question.port, question.operation());
+            prop_assert_eq!(explained.verdict, verdict);
+            // The sentences exist, and the nearest miss is one.
+            let text = explained.to_string();
+            prop_assert!(!text.is_empty());
+            if let Some(miss) = explained.nearest {
+                prop_assert!(!miss.failed.is_empty(), "{}", text);
+            }
+        }
+    }
+
+    /// CVE-2021-36213's kin: a Deny never opens anything, an Allow never closes anything.
+    #[test]
+    fn more_denies_deny_more(
+        rules in prop::collection::vec(written(), 0..12),
+        extra in written(),
+        questions in prop::collection::vec(question(), 20),
+    ) {
+        let before = Engine::new(rules.iter().map(rule).collect(), domains(), 1);
+        let after = Engine::new(rules.iter().chain([&extra]).map(rule).collect(), domains(), 1);
+        for question in &questions {
+            let (was, is) = (check(&before, question)?, check(&after, question)?);
+            match extra.action {
+                Action::Deny => prop_assert!(was == Effect::Allow || is != Effect::Allow),
+                Action::Allow => prop_assert!(was != Effect::Allow || is == Effect::Allow),
+            }
+        }
+    }
+}
+
+/// The questions above meet the rules: an agreement about nothing would prove nothing.
+#[test]
+fn questions_reach_every_answer() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let (mut allow, mut deny, mut none, mut stages) = (0, 0, 0, [0; 3]);
+    for _ in 0..150 {
+        let rules = prop::collection::vec(written(), 0..6).new_tree(&mut runner).unwrap().current();
+        let engine = Engine::new(rules.iter().map(rule).collect(), domains(), 1);
+        for _ in 0..20 {
+            let question = question().new_tree(&mut runner).unwrap().current();
+            match check(&engine, &question).unwrap() {
+                Effect::Allow => allow += 1,
+                Effect::Deny(DenyReason::NoRule) => none += 1,
+                Effect::Deny(_) => deny += 1,
+            }
+            stages[match engine.connection(question.source()).stage() {
+                Stage::Allow(_) => 0,
+                Stage::Deny(_) => 1,
+                Stage::Defer => 2,
+            }] += 1;
+        }
+    }
+    assert!(allow > 100 && deny > 100 && none > 100, "{allow} {deny} {none}");
+    assert!(stages[1] > 100 && stages[2] > 100, "{stages:?}");
+}
+
+/// More kinds of templates than the index takes, all with the same first segment.
+#[test]
+fn templates_beyond_the_index() {
+    let mut rules = Vec::new();
+    for mask in 0..64_u32 {
+        let segments: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/{*}" } else { "/a" }).collect();
+        let to = WrittenTarget { methods: None, paths: Some(vec![segments]), prefix: false, ports: None };
+        rules.push(rule(&Written { action: Action::Deny, target_ports: None, from: None, to: Some(vec![to]) }));
+    }
+    let engine = Engine::new(rules, domains(), 1);
+    for mask in 0..64_u32 {
+        let path: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/b" } else { "/a" }).collect();
+        let request = (CanonMethod::get(), CanonPath::parse(&path, &PathOptions::default()).unwrap());
+        let question = Question { id: None, address: ADDRESSES[0].parse().unwrap(), port: 1, request: Some(request) };
+        assert_eq!(check(&engine, &question).unwrap(), Effect::Deny(DenyReason::Rule), "{path}");
+    }
+}
