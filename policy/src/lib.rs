@@ -30,7 +30,7 @@ mod verdict;
 pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
-pub use load::load;
+pub use load::{load, trust_domain_of};
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use engine::Connection;
 pub use explain::{Explanation, Miss};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use postern_svid::{SpiffeId, TrustDomain};
 use serde::de::DeserializeOwned;
 
 use crate::check::{self, Page, Policy, Rules, Settled};
@@ -74,6 +75,28 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
         names,
         engine,
     })
+}
+
+/// The trust domain that a set of documents speaks of: MeshDefaults' canonical one, else that of the first service's
+/// identity. For checks without a mesh; nothing is decided by it.
+pub fn trust_domain_of(files: &[SourceFile]) -> Option<TrustDomain> {
+    bounds(files).ok()?;
+    let mut reader = Reader::default();
+    for file in files {
+        reader.read(file);
+    }
+    let canonical = reader.documents.iter().find_map(|document| match &document.body {
+        Body::Defaults(defaults) => defaults.spec.value.trust_domains.as_ref()?.value.canonical.as_ref(),
+        _ => None,
+    });
+    let identity = reader.documents.iter().find_map(|document| match &document.body {
+        Body::Service(service) => service.spec.value.identity.as_ref(),
+        _ => None,
+    });
+    match canonical {
+        Some(name) => TrustDomain::parse(&name.value).ok(),
+        None => SpiffeId::parse(&identity?.value).ok().map(|id| id.trust_domain()),
+    }
 }
 
 fn bounds(files: &[SourceFile]) -> Result<(), Diagnostic> {

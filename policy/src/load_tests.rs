@@ -1,8 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use postern_svid::{SpiffeId, TrustDomain};
-
 use super::*;
 use crate::norm::{CanonHost, CanonMethod, CanonPath, EscapedSlashes};
 use crate::verdict::{DenyReason, Effect, Operation, Source, Stage, Workload};
@@ -198,6 +196,50 @@ fn an_empty_set_denies() {
     let none = Scope { workload: None, ..scope() };
     let g = load(&[file(ORDERS)], &none, 1).unwrap();
     assert_eq!(ask(&g, &Ask { request: Some(("GET", "/any")), ..Ask::default() }), "no_rule");
+}
+
+#[test]
+fn the_trust_domain_of_a_set() {
+    let name = |text: &str| trust_domain_of(&[file(text)]).map(|td| td.to_string());
+    assert_eq!(name(ORDERS).as_deref(), Some("demo.postern"));
+    let of_service = "  identity: spiffe://td/ns/a/sa/b\n  ports: []\n  endpoints: []\n";
+    assert_eq!(name(&service(of_service)).as_deref(), Some("td"));
+    assert_eq!(name("a: ["), None);
+}
+
+#[test]
+fn explanations() {
+    let g = generation(ORDERS);
+    let explain = |id: Option<&str>, method: &str, path: &str, port| {
+        let id = id.map(|id| SpiffeId::parse(id).unwrap());
+        let source = Source { identity: id.as_ref(), address: "10.0.0.1".parse().unwrap() };
+        let method = CanonMethod::parse(method).unwrap();
+        let path = CanonPath::parse(path, &g.defaults().path).unwrap();
+        g.explain(source, port, Operation::Http { method: &method, path: &path, upgrade: None })
+    };
+    let storefront = Some("spiffe://demo.postern/ns/shop/sa/storefront");
+    let shown = explain(storefront, "GET", "/v1/orders/7", 8080).to_string();
+    assert_eq!(shown, "allowed by rule shop/orders-api/storefront-reads (a.yaml:17:11)");
+    let shown = explain(storefront, "DELETE", "/v1/orders/7", 8080).to_string();
+    assert_eq!(
+        shown,
+        "denied: no Allow rule matches
+nearest: rule shop/orders-api/storefront-reads (a.yaml:17:11)
+  - the method DELETE is not one of GET, HEAD
+to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add DELETE to `methods`"
+    );
+    let shown = explain(Some("spiffe://demo.postern/ns/x/sa/y"), "GET", "/health", 8080).to_string();
+    assert!(shown.contains("to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add x/y to `serviceAccounts`"), "{shown}");
+    let shown = explain(storefront, "GET", "/admin;x", 8080).to_string();
+    assert!(shown.starts_with("denied by rule postern-system/guard/admin (a.yaml:33:11)"), "{shown}");
+    assert!(shown.contains("can also be read as /admin; every"), "{shown}");
+    let json = serde_json::to_value(explain(None, "GET", "/any", 8080)).unwrap();
+    assert_eq!(json["verdict"]["allowed"], false);
+    assert_eq!(json["verdict"]["reason"], "no_rule");
+    assert_eq!(json["nearest"]["failed"][0], "the peer proved no identity");
+    let nothing = load(&[], &scope(), 1).unwrap();
+    let source = Source { identity: None, address: "10.0.0.1".parse().unwrap() };
+    assert!(nothing.explain(source, 1, Operation::Tcp).to_string().contains("no Allow rule concerns"));
 }
 
 #[test]
