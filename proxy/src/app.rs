@@ -1,0 +1,267 @@
+//! Wiring and order: configuration, identity, every listener bound, documents, ready, serve, drain.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_agent::Agent;
+use postern_svid::{Clock, SystemClock};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::connections::Direction;
+use crate::drain::Phase;
+use crate::listener::{self, HandshakePermit, Permits};
+use crate::net::Bound;
+use crate::observe::{admin, health, log};
+use crate::runtime::{self, spawn};
+use crate::sidecar::Sidecar;
+use crate::worker::Worker;
+use crate::{documents, identity, inbound, outbound};
+
+/// Why a sidecar did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration is wrong: exit code 2.
+    Config(String),
+    /// The machine did not let it: exit code 1.
+    Machine(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(text) | Self::Machine(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Runs a sidecar with the configuration at `path` until a signal or `POST /v1/drain` ends it.
+pub fn run(path: &Path) -> ExitCode {
+    match start(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("postern-proxy: {error}");
+            ExitCode::from(if matches!(error, StartError::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+struct Doors {
+    inbound: Bound,
+    outbound: Bound,
+    health: Bound,
+    admin: UnixListener,
+}
+
+fn start(path: &Path) -> Result<(), StartError> {
+    let config = Config::read(path).map_err(|diagnostics| StartError::Config(diagnostics.to_string()))?;
+    log::start(&config.log).map_err(StartError::Config)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let mut instance = [0_u8; 4];
+    aws_lc_rs::rand::fill(&mut instance)
+        .map_err(|_| StartError::Machine("the machine gives no randomness".to_owned()))?;
+    let sidecar = Arc::new(Sidecar::new(config, clock, u32::from_le_bytes(instance)));
+
+    // Control work has a thread and a runtime of its own; this thread only waits for it.
+    let control = runtime::thread("control", move || control(sidecar))
+        .map_err(|error| StartError::Machine(format!("no thread: {error}")))?;
+    control.join().unwrap_or_else(|_| Err(StartError::Machine("the control thread panicked".to_owned())))
+}
+
+/// Everything but the data path, and the order of a sidecar's life.
+async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
+    let doors = bind(&sidecar)?;
+    let agent = start_agent(&sidecar)?;
+    let (stop, stopped) = watch::channel(false);
+    serve_health(&sidecar, &doors.health)?;
+    spawn(admin::run(Arc::clone(&sidecar), doors.admin));
+    spawn(signals(Arc::clone(&sidecar)));
+
+    let identities = agent.identity();
+    *sidecar.agent.lock() = Some(agent.observer());
+    spawn(identity::follow(Arc::clone(&sidecar), identities.clone()));
+    spawn(agent.run(stopped.clone()));
+    let (loaded, first_load) = watch::channel(false);
+    spawn(documents::follow(Arc::clone(&sidecar), loaded, stopped));
+
+    // Nothing is accepted before there is an identity to prove and a verdict to give.
+    tokio::select! {
+        () = wait_for_identity(&sidecar, first_load) => {}
+        () = sidecar.drain.begun() => return Ok(()),
+    }
+    let workers = start_workers(&sidecar, &doors.inbound, &doors.outbound)?;
+    tracing::info!(identity = %sidecar.config.identity, "ready");
+
+    let metrics = &sidecar.metrics;
+    sidecar
+        .drain
+        .run(|| metrics.streams_active.iter().map(prometheus_client::metrics::gauge::Gauge::get).sum())
+        .await;
+    tracing::info!("drained");
+    stop.send_replace(true);
+    for worker in workers {
+        let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+    }
+    let _ = std::fs::remove_file(&sidecar.config.admin_socket);
+    Ok(())
+}
+
+async fn wait_for_identity(sidecar: &Sidecar, mut first_load: watch::Receiver<bool>) {
+    let _ = first_load.wait_for(|loaded| *loaded).await;
+    while sidecar.snapshots.load().identity.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
+    let config = &sidecar.config;
+    let tcp = |name: &str, address: SocketAddr| {
+        Bound::new(address).map_err(|error| {
+            StartError::Machine(format!(
+                "{name}.address {address} cannot be bound: {error} (is another sidecar running there? `ss -ltnp` shows it)"
+            ))
+        })
+    };
+    let admin = admin::bind(&config.admin_socket).map_err(|error| {
+        let path = config.admin_socket.display();
+        StartError::Machine(format!("admin.socket {path} cannot be bound: {error}"))
+    })?;
+    Ok(Doors {
+        inbound: tcp("inbound", config.inbound)?,
+        outbound: tcp("outbound", config.outbound)?,
+        health: tcp("health", config.health)?,
+        admin,
+    })
+}
+
+fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
+    let config = &sidecar.config;
+    let agent = postern_agent::Config {
+        control_plane: config.control_plane.clone(),
+        control_plane_id: config.control_plane_id.clone(),
+        trust: config.trust.clone(),
+        identity: config.identity.clone(),
+        attestation: config.attestation.clone(),
+        state_dir: config.state_dir.clone(),
+        test: config.test,
+    };
+    postern_agent::start(agent, Arc::clone(&sidecar.clock))
+        .map_err(|error| StartError::Machine(error.to_string()))
+}
+
+fn serve_health(sidecar: &Arc<Sidecar>, bound: &Bound) -> Result<(), StartError> {
+    let listener = bound.listener().map_err(|error| StartError::Machine(format!("health: {error}")))?;
+    let sidecar = Arc::clone(sidecar);
+    spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let sidecar = Arc::clone(&sidecar);
+                    spawn(crate::observe::http::serve(stream, move |request| {
+                        let answer = health::answer(&sidecar, &request);
+                        async move { answer }
+                    }));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed at the health listener");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+fn start_workers(
+    sidecar: &Arc<Sidecar>,
+    inbound: &Bound,
+    outbound: &Bound,
+) -> Result<Vec<std::thread::JoinHandle<()>>, StartError> {
+    let machine = |error: std::io::Error| StartError::Machine(format!("a worker cannot start: {error}"));
+    let permits = Permits::new(sidecar);
+    let mut threads = Vec::new();
+    for number in 0..sidecar.config.workers {
+        let (inbound, outbound) =
+            (inbound.duplicate().map_err(machine)?, outbound.duplicate().map_err(machine)?);
+        let (sidecar, permits) = (Arc::clone(sidecar), permits.clone());
+        let thread =
+            runtime::thread(&format!("worker-{number}"), move || work(sidecar, permits, inbound, outbound));
+        threads.push(thread.map_err(machine)?);
+    }
+    Ok(threads)
+}
+
+/// One worker, from its first accept to the end of the drain.
+async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound: Bound) {
+    let (inbound, outbound) = match (inbound.listener(), outbound.listener()) {
+        (Ok(inbound), Ok(outbound)) => (inbound, outbound),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "a worker cannot accept");
+            return;
+        }
+    };
+    let worker = Worker::new(Arc::clone(&sidecar));
+    spawn(Arc::clone(&worker).keep_house());
+    let serve_inbound = {
+        let (worker, permits) = (Arc::clone(&worker), permits.clone());
+        move |stream, address: SocketAddr| {
+            let (worker, permits) = (Arc::clone(&worker), permits.clone());
+            async move {
+                if let Some(permit) = HandshakePermit::take(&permits, &worker.sidecar, address.ip()).await {
+                    inbound::serve_connection(worker, stream, address, permit).await;
+                }
+            }
+        }
+    };
+    let serve_outbound = {
+        let worker = Arc::clone(&worker);
+        move |stream, address| outbound::serve_connection(Arc::clone(&worker), stream, address)
+    };
+    tokio::join!(
+        listener::accept_loop(
+            Arc::clone(&sidecar),
+            permits.clone(),
+            inbound,
+            Direction::Inbound,
+            serve_inbound
+        ),
+        listener::accept_loop(Arc::clone(&sidecar), permits, outbound, Direction::Outbound, serve_outbound),
+    );
+    // Accepting has ended: what still runs may end too, within the time that is left.
+    let limits = &sidecar.config.limits;
+    let left = limits.drain_max.saturating_sub(limits.drain_min);
+    let ended = async {
+        while sidecar.metrics.streams_active.iter().any(|active| active.get() > 0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(left, ended).await;
+}
+
+/// SIGTERM and SIGINT begin the drain; a second one ends it at once.
+async fn signals(sidecar: Arc<Sidecar>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be caught");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if sidecar.drain.phase() == Phase::Serving {
+            tracing::info!("draining");
+            sidecar.drain.begin();
+        } else {
+            std::process::exit(0);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! `sidecar.yaml`, read once into types that cannot be wrong any more. All mistakes are reported together, each with
+//! its place.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use postern_agent::{Attestation, Trust};
+use postern_policy::yaml::{self, Spanned};
+use postern_policy::{Diagnostic, Diagnostics, Protocol, SourceFile};
+use postern_svid::SpiffeId;
+use serde::Deserialize;
+
+use crate::limits::Limits;
+
+/// Everything a sidecar is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The workload's id.
+    pub identity: SpiffeId,
+    /// Its namespace, from the id.
+    pub namespace: String,
+    /// Its service account, from the id.
+    pub service_account: String,
+    /// Where key, chain and bundle are kept.
+    pub state_dir: PathBuf,
+    /// `host:port` of the identity API.
+    pub control_plane: String,
+    /// Who must answer there.
+    pub control_plane_id: SpiffeId,
+    /// What proves it.
+    pub trust: Trust,
+    /// What proves the workload.
+    pub attestation: Attestation,
+    /// Where the workload listens.
+    pub workload: WorkloadConfig,
+    /// The mesh listener.
+    pub inbound: SocketAddr,
+    /// The workload's way out.
+    pub outbound: SocketAddr,
+    /// `/live`, `/ready` and `/metrics`.
+    pub health: SocketAddr,
+    /// The admin socket.
+    pub admin_socket: PathBuf,
+    /// The directory of documents.
+    pub documents: PathBuf,
+    /// Whose documents may speak for the whole mesh.
+    pub root_namespace: String,
+    /// Threads of the data path.
+    pub workers: usize,
+    /// Allows certificate lives under five minutes.
+    pub test: bool,
+    /// How the log is written.
+    pub log: LogConfig,
+    /// Limits and deadlines.
+    pub limits: Limits,
+}
+
+/// The workload beside the sidecar.
+#[derive(Clone, Debug)]
+pub struct WorkloadConfig {
+    /// Its address; requests go nowhere else.
+    pub address: IpAddr,
+    /// The ports it serves to the mesh.
+    pub ports: BTreeMap<u16, Protocol>,
+    /// Labels for the selectors of policies.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Level and shape of the log.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct LogConfig {
+    /// A filter such as `info` or `info,postern_proxy=debug`.
+    pub level: String,
+    /// Lines for people or JSON.
+    pub format: LogFormat,
+}
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn read(path: &Path) -> Result<Self, Diagnostics> {
+        let name = path.display().to_string();
+        let text = std::fs::read(path).map_err(|error| {
+            one(Diagnostic::whole(&name, format!("the configuration cannot be read: {error}")))
+        })?;
+        Self::parse(&SourceFile { name, text })
+    }
+
+    /// Checks a configuration's text.
+    pub fn parse(file: &SourceFile) -> Result<Self, Diagnostics> {
+        let raw: File = yaml::parse(file)?;
+        let mut wrong = Diagnostics::new();
+        let identity = spiffe_id(file, &raw.identity, &mut wrong);
+        let control_plane_id = spiffe_id(file, &raw.control_plane.spiffe_id, &mut wrong);
+        if let (Some(own), Some(control)) = (&identity, &control_plane_id)
+            && *control != own.trust_domain().control_plane()
+        {
+            wrong.push(
+                yaml::at(
+                    file,
+                    &raw.control_plane.spiffe_id,
+                    "this is not the control plane of the identity's trust domain",
+                )
+                .with_help(format!("write {}", own.trust_domain().control_plane())),
+            );
+        }
+        let account = identity.as_ref().and_then(|id| {
+            let parts = id.namespace_and_account().map(|(n, s)| (n.to_owned(), s.to_owned()));
+            if parts.is_none() {
+                wrong.push(
+                    yaml::at(file, &raw.identity, "a workload's id names its namespace and service account")
+                        .with_help("write spiffe://<trust domain>/ns/<namespace>/sa/<service account>"),
+                );
+            }
+            parts
+        });
+        let trust = trust(file, &raw.control_plane, &mut wrong);
+        let ports = ports(file, &raw, &mut wrong);
+        if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
+            wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
+        }
+        let limits = match Limits::from_overrides(&raw.limits) {
+            Ok(limits) => limits,
+            Err(text) => {
+                wrong.push(Diagnostic::whole(&file.name, text));
+                Limits::default()
+            }
+        };
+        let (Some(identity), Some(control_plane_id), Some((namespace, service_account)), Some(trust)) =
+            (identity, control_plane_id, account, trust)
+        else {
+            return Err(wrong);
+        };
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        Ok(Self {
+            identity,
+            namespace,
+            service_account,
+            state_dir: raw.state_dir,
+            control_plane: raw.control_plane.address,
+            control_plane_id,
+            trust,
+            attestation: Attestation::JoinToken(raw.control_plane.join_token),
+            workload: WorkloadConfig { address: raw.workload.address, ports, labels: raw.workload.labels },
+            inbound: raw.inbound.address,
+            outbound: raw.outbound.address,
+            health: raw.health.address,
+            admin_socket: raw.admin.socket,
+            documents: raw.documents,
+            root_namespace: raw.root_namespace,
+            workers: raw.workers.map_or(1, |workers| workers.value),
+            test: raw.test,
+            log: raw.log,
+            limits,
+        })
+    }
+
+    /// Whether `address` is one of the sidecar's own doors.
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        [self.inbound, self.outbound, self.health].iter().any(|own| {
+            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    identity: Spanned<String>,
+    state_dir: PathBuf,
+    control_plane: ControlPlane,
+    workload: Workload,
+    inbound: Listener,
+    outbound: Listener,
+    health: Listener,
+    admin: Admin,
+    documents: PathBuf,
+    #[serde(default = "root_namespace")]
+    root_namespace: String,
+    workers: Option<Spanned<usize>>,
+    #[serde(default)]
+    test: bool,
+    #[serde(default)]
+    log: LogConfig,
+    #[serde(default)]
+    limits: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ControlPlane {
+    address: String,
+    spiffe_id: Spanned<String>,
+    trust_bundle: Option<PathBuf>,
+    root_sha256: Option<Spanned<String>>,
+    join_token: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Workload {
+    address: IpAddr,
+    ports: Vec<Port>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Port {
+    port: Spanned<u16>,
+    protocol: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listener {
+    address: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Admin {
+    socket: PathBuf,
+}
+
+fn root_namespace() -> String {
+    "postern-system".to_owned()
+}
+
+fn one(diagnostic: Diagnostic) -> Diagnostics {
+    let mut all = Diagnostics::new();
+    all.push(diagnostic);
+    all
+}
+
+fn spiffe_id(file: &SourceFile, text: &Spanned<String>, wrong: &mut Diagnostics) -> Option<SpiffeId> {
+    SpiffeId::parse(&text.value).map_err(|error| wrong.push(yaml::at(file, text, error.to_string()))).ok()
+}
+
+fn trust(file: &SourceFile, raw: &ControlPlane, wrong: &mut Diagnostics) -> Option<Trust> {
+    match (&raw.trust_bundle, &raw.root_sha256) {
+        (Some(path), None) => Some(Trust::Bundle(path.clone())),
+        (None, Some(hex)) => match parse_sha256(&hex.value) {
+            Some(digest) => Some(Trust::RootSha256(digest)),
+            None => {
+                wrong.push(yaml::at(file, hex, "a SHA-256 is 64 hexadecimal digits"));
+                None
+            }
+        },
+        (Some(_), Some(hex)) => {
+            wrong.push(
+                yaml::at(file, hex, "trustBundle and rootSha256 are both given")
+                    .with_help("keep one of them"),
+            );
+            None
+        }
+        (None, None) => {
+            wrong.push(
+                yaml::at(
+                    file,
+                    &raw.spiffe_id,
+                    "nothing proves the control plane: trustBundle and rootSha256 are missing",
+                )
+                .with_help(
+                    "add `trustBundle: <bundle.pem of the control plane>`; there is no trust on first use",
+                ),
+            );
+            None
+        }
+    }
+}
+
+fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16, Protocol> {
+    let own = [raw.inbound.address, raw.outbound.address, raw.health.address];
+    let mut ports = BTreeMap::new();
+    for entry in &raw.workload.ports {
+        let port = entry.port.value;
+        let Some(protocol) = Protocol::parse(&entry.protocol.value) else {
+            wrong.push(
+                yaml::at(file, &entry.protocol, format!("unknown protocol {:?}", entry.protocol.value))
+                    .with_help("one of http, http2, grpc, tcp, tls"),
+            );
+            continue;
+        };
+        if port == 0 {
+            wrong.push(yaml::at(file, &entry.port, "port 0 is no port"));
+        }
+        if own.iter().any(|own| own.port() == port && own.ip() == raw.workload.address) {
+            wrong.push(yaml::at(file, &entry.port, "this is one of the sidecar's own listeners"));
+        }
+        if ports.insert(port, protocol).is_some() {
+            wrong.push(yaml::at(file, &entry.port, format!("port {port} is declared twice")));
+        }
+    }
+    ports
+}
+
+fn parse_sha256(hex: &str) -> Option<[u8; 32]> {
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(digest)
+}

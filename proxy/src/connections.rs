@@ -1,0 +1,337 @@
+//! The registry of what lives: connections, and the streams on them.
+//!
+//! A stream is registered first and judged second. A policy change publishes its snapshot first and walks the registry
+//! second. So whichever comes first, no stream escapes both.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::{Generation, Source, Upgrade};
+use postern_svid::SpiffeId;
+use slab::Slab;
+
+use crate::error::Reason;
+use crate::sidecar::{Admitted, Sidecar};
+
+/// Which way a connection runs, seen from the workload.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(usize)]
+pub enum Direction {
+    /// Somebody calls the workload.
+    Inbound,
+    /// The workload calls somebody.
+    Outbound,
+}
+
+impl Direction {
+    /// Its word in logs, metrics and the admin endpoint.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// Who is at the other end of an accepted connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The proven id; none for the own workload.
+    pub identity: Option<SpiffeId>,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Serial number of its certificate, in hexadecimal.
+    pub serial: Option<String>,
+    /// When that certificate ends.
+    pub not_after: Option<SystemTime>,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its number in this sidecar's life.
+    pub id: u64,
+    /// Which way it runs.
+    pub direction: Direction,
+    /// Who is there.
+    pub peer: Peer,
+    /// When it was accepted.
+    pub since: SystemTime,
+    /// What the policy engine resolved about the peer, for one generation.
+    resolved: Mutex<Option<Arc<postern_policy::Connection>>>,
+}
+
+impl Connection {
+    /// The peer as the policy engine wants to know it.
+    pub fn source(&self) -> Source<'_> {
+        Source { identity: self.peer.identity.as_ref(), address: self.peer.address.ip() }
+    }
+
+    /// The peer resolved for `generation`; resolved again when the generation is another.
+    pub fn resolved(&self, generation: &Generation) -> Arc<postern_policy::Connection> {
+        let mut resolved = self.resolved.lock();
+        match resolved.as_ref() {
+            Some(known) if known.generation() == generation.number() => Arc::clone(known),
+            _ => {
+                let fresh = Arc::new(generation.connection(self.source()));
+                *resolved = Some(Arc::clone(&fresh));
+                fresh
+            }
+        }
+    }
+}
+
+/// What a stream does, in canonical form: what was judged, what is judged again, and what is forwarded.
+#[derive(Debug)]
+pub enum Operation {
+    /// An HTTP request.
+    Http {
+        /// Its method (GET for a WebSocket).
+        method: CanonMethod,
+        /// Its path and query.
+        path: CanonPath,
+        /// What it wants to become.
+        upgrade: Option<Upgrade>,
+    },
+    /// Opaque bytes.
+    Tcp,
+}
+
+/// A stream's facts.
+#[derive(Debug)]
+pub struct Facts {
+    /// Inbound: the workload's port. Outbound: the service's target port.
+    pub port: u16,
+    /// What it does there.
+    pub operation: Operation,
+    /// Outbound: the service's name.
+    pub destination: Option<String>,
+}
+
+impl Facts {
+    /// The operation as the policy engine wants to know it.
+    pub fn policy_operation(&self) -> postern_policy::Operation<'_> {
+        match &self.operation {
+            Operation::Http { method, path, upgrade } => {
+                postern_policy::Operation::Http { method, path, upgrade: *upgrade }
+            }
+            Operation::Tcp => postern_policy::Operation::Tcp,
+        }
+    }
+
+    /// Method and path for people; a tunnel has neither.
+    pub fn method_and_path(&self) -> (&str, &str) {
+        match &self.operation {
+            Operation::Http { method, path, .. } => (method.as_str(), path.path()),
+            Operation::Tcp => ("-", "-"),
+        }
+    }
+}
+
+/// One registered stream, as the registry and the decision log see it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The connection that it runs on.
+    pub connection: Arc<Connection>,
+    /// What it does.
+    pub facts: Facts,
+    /// When it began.
+    pub since: Instant,
+    status: AtomicU16,
+    response_bytes: AtomicU64,
+    revoked: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Entry {
+    /// The status answered so far; 0 for none yet.
+    pub fn status(&self) -> u16 {
+        self.status.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the response's body so far.
+    pub fn response_bytes(&self) -> u64 {
+        self.response_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Withdraws permission: whoever carries the stream resets it.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// In order.
+    Complete,
+    /// Broken, by whom the reason says.
+    Failed(Reason),
+    /// Permission was withdrawn.
+    Revoked,
+}
+
+/// A stream's place in the registry: it leaves when this is dropped.
+#[derive(Debug)]
+pub struct Stream {
+    sidecar: Arc<Sidecar>,
+    entry: Arc<Entry>,
+    key: usize,
+    ended: bool,
+    admitted: Option<Admitted>,
+}
+
+impl Stream {
+    /// Registers a stream. To be judged only afterwards.
+    pub fn open(sidecar: &Arc<Sidecar>, connection: &Arc<Connection>, facts: Facts) -> Self {
+        let entry = Arc::new(Entry {
+            connection: Arc::clone(connection),
+            facts,
+            since: Instant::now(),
+            status: AtomicU16::new(0),
+            response_bytes: AtomicU64::new(0),
+            revoked: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        let key = sidecar.registry.streams.lock().insert(Arc::clone(&entry));
+        sidecar.metrics.streams_active[connection.direction as usize].inc();
+        Self { sidecar: Arc::clone(sidecar), entry, key, ended: false, admitted: None }
+    }
+
+    /// What is registered.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// Keeps a place among the requests in flight until the stream ends.
+    pub fn hold(&mut self, admitted: Admitted) {
+        self.admitted = Some(admitted);
+    }
+
+    /// Ready once permission is withdrawn. One task at a time may wait.
+    pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.entry.revoked.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        self.entry.waker.register(cx.waker());
+        if self.entry.revoked.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Notes the status that was answered.
+    pub fn answered(&self, status: u16) {
+        self.entry.status.store(status, Ordering::Relaxed);
+    }
+
+    /// Notes bytes of the response.
+    pub fn count_response_bytes(&self, count: usize) {
+        self.entry.response_bytes.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Accounts for the end.
+    pub fn finish(mut self: Box<Self>, end: End) {
+        self.account(end);
+    }
+
+    fn account(&mut self, end: End) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.sidecar.stream_ended(&self.entry, end);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.account(End::Failed(Reason::Canceled));
+        self.sidecar.registry.streams.lock().remove(self.key);
+        self.sidecar.metrics.streams_active[self.entry.connection.direction as usize].dec();
+    }
+}
+
+/// Everything that lives in this sidecar.
+#[derive(Debug, Default)]
+pub struct Registry {
+    streams: Mutex<Slab<Arc<Entry>>>,
+    connections: Mutex<Slab<Arc<Connection>>>,
+    next: AtomicU64,
+}
+
+/// A connection's place in the registry.
+#[derive(Debug)]
+pub struct Registered {
+    sidecar: Arc<Sidecar>,
+    connection: Arc<Connection>,
+    key: usize,
+}
+
+impl Registered {
+    /// Registers a connection.
+    pub fn open(sidecar: &Arc<Sidecar>, direction: Direction, peer: Peer) -> Self {
+        let connection = Arc::new(Connection {
+            id: sidecar.registry.next.fetch_add(1, Ordering::Relaxed) + 1,
+            direction,
+            peer,
+            since: sidecar.clock.wall(),
+            resolved: Mutex::new(None),
+        });
+        let key = sidecar.registry.connections.lock().insert(Arc::clone(&connection));
+        Self { sidecar: Arc::clone(sidecar), connection, key }
+    }
+
+    /// What is registered.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sidecar.registry.connections.lock().remove(self.key);
+    }
+}
+
+impl Registry {
+    /// All connections now.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.connections.lock().iter().map(|(_, connection)| Arc::clone(connection)).collect()
+    }
+
+    /// All streams now.
+    pub fn streams(&self) -> Vec<Arc<Entry>> {
+        self.streams.lock().iter().map(|(_, entry)| Arc::clone(entry)).collect()
+    }
+
+    /// Whether a peer of this id, at this address, has proven a certificate that is valid past `now`. Then it can
+    /// renew, and what it opened before may go on.
+    pub fn has_newer(&self, than: &Connection, now: SystemTime) -> bool {
+        self.connections.lock().iter().any(|(_, other)| {
+            other.direction == Direction::Inbound
+                && other.peer.identity == than.peer.identity
+                && other.peer.address.ip() == than.peer.address.ip()
+                && other.peer.not_after.is_some_and(|not_after| not_after > now)
+        })
+    }
+
+    /// Asks `generation` again about every inbound stream and revokes what lost permission. Returns how many did.
+    pub fn rejudge(&self, generation: &Generation) -> usize {
+        let mut revoked = 0;
+        for entry in self.streams() {
+            if entry.connection.direction == Direction::Outbound {
+                continue;
+            }
+            let resolved = entry.connection.resolved(generation);
+            let verdict = generation.decide(&resolved, entry.facts.port, entry.facts.policy_operation());
+            if !verdict.is_allowed() {
+                entry.revoke();
+                revoked += 1;
+            }
+        }
+        revoked
+    }
+}

@@ -1,0 +1,208 @@
+//! One HTTP/2 connection that we opened.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{self, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, Reason as Code, SendStream};
+use http::{Request, Response};
+use http_body::Body as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout};
+
+use super::recv::Exchange;
+use super::{RecvBody, Settings, TunnelIo, send};
+use crate::error::{Error, Reason, Side};
+use crate::http::body::Body;
+use crate::runtime::{Owned, spawn};
+
+/// A connection to one peer; requests run on it side by side. It closes when every clone is dropped and the last
+/// stream has ended.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    send: SendRequest<Bytes>,
+    state: Arc<State>,
+    settings: Settings,
+    side: Side,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    in_flight: AtomicUsize,
+    /// No new stream may be opened: GOAWAY, broken, or replaced.
+    closed: AtomicBool,
+}
+
+/// One stream's place in the count.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<State>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    /// Starts HTTP/2 on `io`, a connection to `side`.
+    pub async fn handshake<I>(io: I, settings: Settings, side: Side) -> Result<Self, Error>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (send, mut connection) = client::Builder::new()
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_header_list_size(settings.header_list)
+            .max_send_buffer_size(settings.send_buffer)
+            .max_local_error_reset_streams(Some(settings.local_error_resets))
+            .enable_push(false)
+            .handshake(io)
+            .await
+            .map_err(|error| unreachable_error(side, &error))?;
+        let state = Arc::new(State::default());
+        let ping = connection.ping_pong();
+        let watched = Arc::clone(&state);
+        spawn(async move {
+            tokio::select! {
+                // Ends when the peer closes, or when all handles and streams are gone.
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "an HTTP/2 connection ended");
+                },
+                () = keep_alive(ping, &watched, settings) => {
+                    tracing::info!("an HTTP/2 peer no longer answers PING: its connection is closed");
+                }
+            }
+            watched.closed.store(true, Ordering::Relaxed);
+        });
+        Ok(Self { send, state, settings, side })
+    }
+
+    /// Whether a new stream may be opened here.
+    pub fn is_open(&self) -> bool {
+        !self.state.closed.load(Ordering::Relaxed)
+    }
+
+    /// Streams that run now.
+    pub fn in_flight(&self) -> usize {
+        self.state.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request; its body goes on being sent while the response is read.
+    pub async fn send(&self, head: Request<()>, body: Body) -> Result<Response<Body>, Error> {
+        let (response, stream, in_flight) = self.open(head, body.is_end_stream()).await?;
+        let pump = if body.is_end_stream() {
+            None
+        } else {
+            let stall = self.settings.stall;
+            Some(Owned::spawn(async move {
+                // Its failure reaches the caller as the failure of the response.
+                let _ = send::pump(body, stream, stall).await;
+            }))
+        };
+        let response = response.await.map_err(|error| self.stream_error(&error))?;
+        let (parts, recv) = response.into_parts();
+        let exchange = Exchange { _pump: pump, _in_flight: in_flight };
+        // Also a body that has ended is kept as one: dropping the exchange now would abort a request body that the
+        // peer still reads.
+        Ok(Response::from_parts(parts, Body::h2(RecvBody::response(recv, self.side, exchange))))
+    }
+
+    /// Opens a CONNECT stream. On 2xx the stream is a tunnel, returned with its head; any other answer is returned with
+    /// its body.
+    pub async fn tunnel(
+        &self,
+        head: Request<()>,
+    ) -> Result<Result<Response<TunnelIo>, Response<Body>>, Error> {
+        if head.extensions().get::<h2::ext::Protocol>().is_some() {
+            self.await_extended_connect().await?;
+        }
+        let (response, stream, in_flight) = self.open(head, false).await?;
+        let response = response.await.map_err(|error| self.stream_error(&error))?;
+        let (parts, recv) = response.into_parts();
+        if parts.status.is_success() {
+            return Ok(Ok(Response::from_parts(parts, TunnelIo::new(recv, stream, Some(in_flight)))));
+        }
+        let exchange = Exchange { _pump: None, _in_flight: in_flight };
+        let body = Body::h2(RecvBody::response(recv, self.side, exchange));
+        Ok(Err(Response::from_parts(parts, body)))
+    }
+
+    async fn open(
+        &self,
+        head: Request<()>,
+        end: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>, InFlight), Error> {
+        self.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(Arc::clone(&self.state));
+        let unsent = |error: h2::Error| {
+            self.state.closed.store(true, Ordering::Relaxed);
+            Error::unsent(self.side, reset_reason(self.side), error.to_string())
+        };
+        let ready = timeout(self.settings.stall, self.send.clone().ready()).await;
+        let Ok(ready) = ready else {
+            return Err(Error::unsent(self.side, Reason::Stalled, "the peer allows no further stream"));
+        };
+        let (response, stream) = ready.map_err(unsent)?.send_request(head, end).map_err(unsent)?;
+        Ok((response, stream, in_flight))
+    }
+
+    /// Extended CONNECT may be used once the peer's SETTINGS allow it (RFC 8441, 3). h2 offers no way to wait for
+    /// them, and on a fresh connection they may still be under way.
+    async fn await_extended_connect(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while !self.send.is_extended_connect_protocol_enabled() {
+            if Instant::now() >= deadline || !self.is_open() {
+                return Err(Error::unsent(
+                    self.side,
+                    Reason::UpgradeRefused,
+                    "the peer offers no extended CONNECT",
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    fn stream_error(&self, error: &h2::Error) -> Error {
+        // RFC 9113, 8.7: a refused stream was not processed. After GOAWAY h2 reports the same for streams past the
+        // last one processed.
+        if error.is_remote() && error.reason() == Some(Code::REFUSED_STREAM) {
+            return Error::unsent(self.side, reset_reason(self.side), error.to_string());
+        }
+        if error.is_go_away() {
+            self.state.closed.store(true, Ordering::Relaxed);
+        }
+        Error::new(self.side, reset_reason(self.side), error.to_string())
+    }
+}
+
+/// Ends when the peer, while streams run, leaves a PING unanswered.
+async fn keep_alive(ping: Option<PingPong>, state: &State, settings: Settings) {
+    let Some(mut ping) = ping else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(settings.ping_interval).await;
+        if state.in_flight.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        if ping.send_ping(Ping::opaque()).is_err() {
+            return std::future::pending().await;
+        }
+        match timeout(settings.ping_timeout, poll_fn(|cx| ping.poll_pong(cx))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+fn reset_reason(side: Side) -> Reason {
+    if side == Side::Workload { Reason::WorkloadReset } else { Reason::RemoteReset }
+}
+
+fn unreachable_error(side: Side, error: &h2::Error) -> Error {
+    let reason = if side == Side::Workload { Reason::WorkloadUnreachable } else { Reason::RemoteUnreachable };
+    Error::unsent(side, reason, error.to_string())
+}

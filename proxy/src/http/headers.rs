@@ -1,0 +1,208 @@
+//! Header hygiene: what belongs to one hop, what nobody but a sidecar may say, and what a sidecar adds.
+//!
+//! Strip first, insert after: a peer that nominates our identity header in `Connection` would otherwise have it removed.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use postern_svid::SpiffeId;
+
+use crate::decisions::DecisionId;
+use crate::error::Reason;
+
+/// The workload's port that a mesh request is for.
+pub const POSTERN_PORT: HeaderName = HeaderName::from_static("postern-port");
+/// The HTTP version that the caller spoke.
+pub const POSTERN_VERSION: HeaderName = HeaderName::from_static("postern-version");
+/// The id of the verdict.
+pub const POSTERN_DECISION: HeaderName = HeaderName::from_static("postern-decision");
+/// Why a sidecar answered instead of the workload.
+pub const POSTERN_ERROR: HeaderName = HeaderName::from_static("postern-error");
+/// Who calls, for the workload.
+pub const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+const PREFIX: &str = "postern-";
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Removes what belongs to one hop (RFC 9110, 7.6.1): the names of **every** `Connection` line, the known ones, and
+/// anything that could ask for another protocol. `TE: trailers` stays, gRPC needs it.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // Removing these would change the message, not the hop.
+            .filter(|name| ![HOST, CONTENT_LENGTH, CONTENT_TYPE, TE].contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if headers.contains_key(TE) {
+        let trailers = headers
+            .get_all(TE)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// Removes every `postern-*` field: only sidecars speak these, and each sets its own.
+pub fn strip_postern(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+        let named: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes whatever claims an identity, and every name with an underscore: CGI and WSGI fold `_` and `-` together, so
+/// `x_forwarded_client_cert` would reach the workload as the real thing.
+pub fn strip_forged_identity(headers: &mut HeaderMap) {
+    headers.remove(FORWARDED_CLIENT_CERT);
+    if headers.keys().any(|name| name.as_str().contains('_')) {
+        let named: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Tells the workload who calls.
+pub fn add_identity(headers: &mut HeaderMap, identity: Option<&SpiffeId>) {
+    let Some(identity) = identity else { return };
+    if let Ok(value) = HeaderValue::try_from(format!("URI={identity}")) {
+        headers.insert(FORWARDED_CLIENT_CERT, value);
+    }
+}
+
+/// Names the verdict on a response.
+pub fn add_decision(headers: &mut HeaderMap, id: DecisionId) {
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        headers.insert(POSTERN_DECISION, value);
+    }
+}
+
+/// Says on a response why a sidecar made it.
+pub fn add_error(headers: &mut HeaderMap, reason: Reason) {
+    headers.insert(POSTERN_ERROR, HeaderValue::from_static(reason.label()));
+}
+
+/// Fields and bytes of a head, for the limits. HTTP/2's own limit counts bytes only: 490 tiny fields fit in 16 KiB.
+pub fn size(headers: &HeaderMap) -> (usize, usize) {
+    headers.iter().fold((0, 0), |(fields, bytes), (name, value)| {
+        (fields + 1, bytes + name.as_str().len() + value.len() + 4)
+    })
+}
+
+/// Whether this is gRPC, whose errors travel in trailers of a 200.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether the request asks to become a WebSocket (RFC 6455, 4.2.1).
+pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// `Trailer` announces fields, it does not belong to the hop; but a request that is framed anew without trailers must
+/// not announce any.
+pub fn strip_trailer_announcement(headers: &mut HeaderMap) {
+    headers.remove(TRAILER);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn every_connection_line_counts() {
+        let mut headers = map(&[
+            ("connection", "close, x-one"),
+            ("connection", "X-Two ,keep-alive"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip, Trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("transfer-encoding", "chunked"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers["x-three"], "3");
+    }
+
+    #[test]
+    fn identity_cannot_be_forged_nor_deleted() {
+        let mut headers = map(&[
+            ("connection", "x-forwarded-client-cert, host, content-length"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("x-forwarded-client-cert", "URI=spiffe://td/ns/a/sa/admin"),
+            ("x_forwarded_client_cert", "URI=spiffe://td/ns/a/sa/admin"),
+            ("postern-port", "22"),
+            ("postern-decision", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        strip_postern(&mut headers);
+        strip_forged_identity(&mut headers);
+        let id = SpiffeId::parse("spiffe://td/ns/a/sa/web").unwrap();
+        add_identity(&mut headers, Some(&id));
+        assert_eq!(
+            headers.get_all(FORWARDED_CLIENT_CERT).iter().collect::<Vec<_>>(),
+            ["URI=spiffe://td/ns/a/sa/web"]
+        );
+        assert_eq!(headers.len(), 3);
+    }
+
+    #[test]
+    fn websocket() {
+        assert!(asks_for_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
+        assert!(!asks_for_websocket(&map(&[("upgrade", "websocket")])));
+        assert!(!asks_for_websocket(&map(&[("connection", "upgrade"), ("upgrade", "h2c")])));
+    }
+}

@@ -1,0 +1,349 @@
+//! One inbound request: from a proven peer to the workload.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use http::header::{HOST, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, check_grpc};
+use postern_policy::{Protocol, Upgrade};
+
+use super::body::Body;
+use super::upgrade::Pending;
+use super::{headers, respond, websocket};
+use crate::authorize;
+use crate::connections::{Connection, End, Facts, Operation, Stream};
+use crate::decisions::DecisionId;
+use crate::error::{Error, Reason, Side};
+use crate::inbound::{relay_stream, serve_tunnel, target_port};
+use crate::worker::Worker;
+
+/// Serves one request that came over the mesh. `inside` is the port of the tunnel that it came through, if it did.
+pub async fn request(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    inside: Option<u16>,
+    request: Request<Body>,
+    pending: Option<Pending>,
+) -> Response<Body> {
+    let is_grpc = headers::is_grpc(request.headers());
+    let is_websocket = is_websocket(&request);
+    if request.method() == Method::CONNECT && !is_websocket {
+        let mut decision = None;
+        let opened = match (inside, pending) {
+            (None, Some(pending)) => {
+                serve_tunnel(&worker, &connection, &request, pending, &mut decision).await
+            }
+            _ => Err(Error::new(Side::Peer, Reason::ConnectToHttp, "CONNECT inside a tunnel")),
+        };
+        return opened.unwrap_or_else(|error| refuse(&worker, &connection, &error, decision, is_grpc));
+    }
+    let mut decision = None;
+    match forward(&worker, &connection, inside, request, pending, &mut decision).await {
+        Ok(response) => response,
+        Err(error) => refuse(&worker, &connection, &error, decision, is_grpc),
+    }
+}
+
+fn refuse(
+    worker: &Worker,
+    connection: &Connection,
+    error: &Error,
+    decision: Option<DecisionId>,
+    is_grpc: bool,
+) -> Response<Body> {
+    if decision.is_none() {
+        // A stream that was judged has been accounted for at its end.
+        worker.sidecar.metrics.failure(connection.direction, error.reason);
+    }
+    if error.reason != Reason::PolicyDenied {
+        tracing::debug!(%error, peer = ?connection.peer.identity, "an inbound request failed");
+    }
+    respond::error(error, decision, is_grpc)
+}
+
+fn is_websocket(request: &Request<Body>) -> bool {
+    match request.extensions().get::<::h2::ext::Protocol>() {
+        Some(protocol) => protocol.as_str().eq_ignore_ascii_case("websocket"),
+        None => request.version() <= Version::HTTP_11 && headers::asks_for_websocket(request.headers()),
+    }
+}
+
+async fn forward(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    inside: Option<u16>,
+    request: Request<Body>,
+    pending: Option<Pending>,
+    decision: &mut Option<DecisionId>,
+) -> Result<Response<Body>, Error> {
+    let sidecar = &worker.sidecar;
+    let upgrade = is_websocket(&request).then_some(Upgrade::WebSocket);
+    let (mut parts, body) = request.into_parts();
+    check_size(worker, &parts.headers)?;
+    if parts.extensions.get::<::h2::ext::Protocol>().is_some() && upgrade.is_none() {
+        return Err(Error::new(
+            Side::Peer,
+            Reason::UpgradeRefused,
+            "only websocket may follow extended CONNECT",
+        ));
+    }
+    let port = match inside {
+        Some(port) => port,
+        None => target_port(sidecar, &parts.headers)?,
+    };
+    let protocol = sidecar.config.workload.ports.get(&port).copied();
+    if protocol.is_some_and(|protocol| !protocol.is_http()) {
+        return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
+    }
+
+    let host = authority(&parts.uri, &parts.headers)?;
+    let facts = facts(worker, port, upgrade, &parts)?;
+    let mut stream = Box::new(Stream::open(sidecar, connection, facts));
+    let judgement = authorize::stream(sidecar, &stream);
+    *decision = Some(judgement.id);
+    if let Some(reason) = judgement.refused {
+        stream.answered(reason.status().as_u16());
+        stream.finish(End::Failed(reason));
+        return Err(Error::new(Side::Peer, reason, "the policy says no"));
+    }
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_postern(&mut parts.headers);
+    headers::strip_forged_identity(&mut parts.headers);
+    headers::add_identity(&mut parts.headers, connection.peer.identity.as_ref());
+    let delivered = match sidecar.admit() {
+        Ok(admitted) => {
+            stream.hold(admitted);
+            if upgrade.is_some() {
+                shake_hands(worker, port, host, parts, &stream, pending).await
+            } else {
+                deliver(worker, connection, port, protocol, &host, parts, body, &stream)
+                    .await
+                    .map(Delivered::Response)
+            }
+        }
+        Err(error) => Err(error),
+    };
+    match delivered {
+        Ok(Delivered::Response(mut response)) => {
+            clean(response.headers_mut(), judgement.id);
+            *response.version_mut() = Version::HTTP_2;
+            stream.answered(response.status().as_u16());
+            Ok(response.map(|body| body.guarded(stream)))
+        }
+        Ok(Delivered::WebSocket { mut answer, caller, workload }) => {
+            clean(answer.headers_mut(), judgement.id);
+            if let Some(key) = &caller.key {
+                websocket::agree(answer.headers_mut(), key);
+            }
+            stream.answered(StatusCode::SWITCHING_PROTOCOLS.as_u16());
+            let worker = Arc::clone(worker);
+            crate::runtime::spawn(async move {
+                let Ok(workload) = Pending::H1(workload).io().await else { return };
+                relay_stream(&worker, stream, caller.pending, workload).await;
+            });
+            Ok(answer)
+        }
+        Err(error) => {
+            stream.answered(error.reason.status().as_u16());
+            stream.finish(End::Failed(error.reason));
+            Err(error)
+        }
+    }
+}
+
+/// What the workload made of a request.
+enum Delivered {
+    Response(Response<Body>),
+    /// A WebSocket: the answer, and the two ends that become byte streams.
+    WebSocket {
+        answer: Response<Body>,
+        caller: Caller,
+        workload: hyper::upgrade::OnUpgrade,
+    },
+}
+
+/// The caller's end of a WebSocket. Inside a tunnel it speaks HTTP/1 itself and waits for the answer to its own key.
+struct Caller {
+    pending: Pending,
+    key: Option<HeaderValue>,
+}
+
+fn clean(fields: &mut http::HeaderMap, id: DecisionId) {
+    headers::strip_hop_by_hop(fields);
+    headers::strip_postern(fields);
+    headers::add_decision(fields, id);
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of one story, called once")]
+async fn deliver(
+    worker: &Arc<Worker>,
+    connection: &Connection,
+    port: u16,
+    protocol: Option<Protocol>,
+    host: &HeaderValue,
+    parts: http::request::Parts,
+    body: Body,
+    stream: &Stream,
+) -> Result<Response<Body>, Error> {
+    tokio::select! {
+        response = send(worker, connection, port, protocol, host, parts, body, stream) => response,
+        () = poll_fn(|cx| stream.poll_revoked(cx)) => Err(Error::new(Side::Us, Reason::Revoked, "the policy changed")),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of one story, called once")]
+async fn send(
+    worker: &Arc<Worker>,
+    connection: &Connection,
+    port: u16,
+    protocol: Option<Protocol>,
+    host: &HeaderValue,
+    mut parts: http::request::Parts,
+    body: Body,
+    stream: &Stream,
+) -> Result<Response<Body>, Error> {
+    let limits = &worker.sidecar.config.limits;
+    let peer = connection.peer.identity.as_ref();
+    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
+        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
+    };
+    let speaks_h2 = matches!(protocol, Some(Protocol::Http2 | Protocol::Grpc));
+    parts.uri = uri(speaks_h2.then_some(host), path)?;
+    parts.extensions.clear();
+    if speaks_h2 {
+        parts.headers.remove(HOST);
+        let mut head = Request::new(());
+        *head.method_mut() = parts.method;
+        *head.uri_mut() = parts.uri;
+        *head.headers_mut() = parts.headers;
+        *head.version_mut() = Version::HTTP_2;
+        return worker.workload.send_h2(port, peer, head, body, limits).await;
+    }
+    parts.version = Version::HTTP_11;
+    parts.headers.insert(HOST, host.clone());
+    worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
+}
+
+/// The judged form of a request.
+fn facts(
+    worker: &Worker,
+    port: u16,
+    upgrade: Option<Upgrade>,
+    parts: &http::request::Parts,
+) -> Result<Facts, Error> {
+    let options = match &worker.sidecar.snapshots.load().policy {
+        Some(generation) => generation.defaults().path,
+        None => postern_policy::norm::PathOptions::default(),
+    };
+    let bad = |error: postern_policy::norm::NormError| {
+        Error::new(Side::Peer, Reason::BadRequest, error.to_string())
+    };
+    let method = if upgrade.is_some() { "GET" } else { parts.method.as_str() };
+    let method = CanonMethod::parse(method).map_err(bad)?;
+    let raw = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let path = CanonPath::parse_for(&method, raw, &options).map_err(bad)?;
+    if headers::is_grpc(&parts.headers) {
+        check_grpc(&method, &path).map_err(bad)?;
+    }
+    Ok(Facts { port, operation: Operation::Http { method, path, upgrade }, destination: None })
+}
+
+fn check_size(worker: &Worker, fields: &http::HeaderMap) -> Result<(), Error> {
+    let limits = &worker.sidecar.config.limits;
+    // The mesh leg carries a few fields more: our own.
+    let (count, bytes) = headers::size(fields);
+    if count > limits.head_fields + 16 || bytes > limits.head_bytes + (4 << 10) {
+        return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{count} fields, {bytes} bytes")));
+    }
+    Ok(())
+}
+
+/// The one authority of a request, canonical: `:authority` and `Host` must not disagree, or policy and workload could
+/// be told different stories.
+pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<HeaderValue, Error> {
+    let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
+    let mut lines = fields.get_all(HOST).iter();
+    let line = lines.next();
+    if lines.next().is_some() {
+        return Err(bad("two Host fields".to_owned()));
+    }
+    let parse = |text: &str| CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")));
+    let from_line = match line {
+        Some(line) => Some(parse(line.to_str().map_err(|_| bad("host: not ASCII".to_owned()))?)?),
+        None => None,
+    };
+    let from_uri = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
+    let host = match (from_uri, from_line) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(bad("the request target and Host name different hosts".to_owned()));
+        }
+        (Some(host), _) | (None, Some(host)) => host,
+        (None, None) => return Err(bad("no Host".to_owned())),
+    };
+    HeaderValue::try_from(host.to_string()).map_err(|error| bad(error.to_string()))
+}
+
+fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
+    let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
+    let mut parts = http::uri::Parts::default();
+    let path = PathAndQuery::try_from(path.path_and_query()).map_err(|error| bad(error.to_string()))?;
+    parts.path_and_query = Some(path);
+    if let Some(host) = host {
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(Authority::try_from(host.as_bytes()).map_err(|error| bad(error.to_string()))?);
+    }
+    Uri::from_parts(parts).map_err(|error| bad(error.to_string()))
+}
+
+async fn shake_hands(
+    worker: &Arc<Worker>,
+    port: u16,
+    host: HeaderValue,
+    mut parts: http::request::Parts,
+    stream: &Stream,
+    pending: Option<Pending>,
+) -> Result<Delivered, Error> {
+    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
+    let pending = pending.ok_or_else(|| refused("a WebSocket that cannot become a byte stream"))?;
+    let theirs = if parts.method == Method::CONNECT {
+        None
+    } else {
+        Some(websocket::take_key(&mut parts.headers).ok_or_else(|| refused("no valid Sec-WebSocket-Key"))?)
+    };
+    let key =
+        websocket::fresh_key().ok_or_else(|| Error::new(Side::Us, Reason::Internal, "no randomness"))?;
+    websocket::ask(&mut parts.headers, &key);
+    parts.headers.insert(HOST, host);
+    parts.method = Method::GET;
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
+        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a WebSocket"));
+    };
+    parts.uri = uri(None, path)?;
+
+    let limits = &worker.sidecar.config.limits;
+    let request = Request::from_parts(parts, Body::empty());
+    let mut response = worker.workload.send_upgrade(port, request, limits).await?;
+    let against = |detail: &str| Error::new(Side::Workload, Reason::WorkloadProtocol, detail.to_owned());
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if response.status().is_success() {
+            // On the mesh a 2xx would open the tunnel.
+            return Err(against(
+                "the workload answered success to a WebSocket handshake, but did not switch",
+            ));
+        }
+        return Ok(Delivered::Response(response.map(|incoming| Body::h1(incoming, Side::Workload))));
+    }
+    if !websocket::is_answer(response.headers(), &key) {
+        return Err(against("the workload's answer does not fit the WebSocket handshake"));
+    }
+    let workload = hyper::upgrade::on(&mut response);
+    let status = if theirs.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
+    let mut answer = respond::empty(status);
+    *answer.headers_mut() = std::mem::take(response.headers_mut());
+    answer.headers_mut().remove(http::header::SEC_WEBSOCKET_ACCEPT);
+    Ok(Delivered::WebSocket { answer, caller: Caller { pending, key: theirs }, workload })
+}

@@ -1,0 +1,11 @@
+//! HTTP on every leg: one request type, one body type, and the two ways a request can go.
+
+pub mod body;
+pub mod h2;
+pub mod headers;
+pub mod inbound;
+pub mod outbound;
+pub mod respond;
+pub mod server;
+pub mod upgrade;
+pub mod websocket;

@@ -1,0 +1,383 @@
+//! One outbound request: from the own workload to a service of the mesh, and nowhere else.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use http::header::{HOST, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
+use postern_policy::{Endpoint, ServicePort, Transport, Upgrade};
+
+use super::body::Body;
+use super::h2::{Connection as MeshConnection, TunnelIo};
+use super::upgrade::{Io, Pending};
+use super::{headers, inbound, respond, websocket};
+use crate::balance;
+use crate::connections::{Connection, End, Facts, Operation, Stream};
+use crate::error::{Error, Reason, Side};
+use crate::pool::Kind;
+use crate::retry::should_retry;
+use crate::runtime::spawn;
+use crate::worker::Worker;
+
+/// Serves one request of the workload.
+pub async fn request(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    request: Request<Body>,
+    pending: Option<Pending>,
+) -> Response<Body> {
+    let is_grpc = headers::is_grpc(request.headers());
+    let mut stream = None;
+    match serve(&worker, &connection, request, pending, &mut stream).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::info!(%error, "an outbound call failed");
+            match stream {
+                Some(stream) => {
+                    stream.answered(error.reason.status().as_u16());
+                    stream.finish(End::Failed(error.reason));
+                }
+                None => worker.sidecar.metrics.failure(connection.direction, error.reason),
+            }
+            respond::error(&error, None, is_grpc)
+        }
+    }
+}
+
+async fn serve(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    request: Request<Body>,
+    pending: Option<Pending>,
+    registered: &mut Option<Box<Stream>>,
+) -> Result<Response<Body>, Error> {
+    let sidecar = &worker.sidecar;
+    let (fields, bytes) = headers::size(request.headers());
+    if fields > sidecar.config.limits.head_fields || bytes > sidecar.config.limits.head_bytes {
+        return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{fields} fields, {bytes} bytes")));
+    }
+    let upgrade = upgrade(&request)?;
+    let is_tunnel = request.method() == Method::CONNECT && upgrade.is_none();
+    let target = Target::find(worker, &request, is_tunnel)?;
+    let facts = target.facts(&request, upgrade, is_tunnel)?;
+    let mut stream = Box::new(Stream::open(sidecar, connection, facts));
+    stream.hold(match sidecar.admit() {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            *registered = Some(stream);
+            return Err(error);
+        }
+    });
+    let result = match (upgrade, is_tunnel) {
+        (Some(Upgrade::WebSocket), _) => open_websocket(worker, &target, request, pending, &stream).await,
+        (None, true) => open_tunnel(worker, &target, pending).await.map(Opened::from_tunnel),
+        (None, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
+    };
+    match result {
+        Ok(Opened::Response(mut response)) => {
+            headers::strip_hop_by_hop(response.headers_mut());
+            clean(&mut response, &target);
+            stream.answered(response.status().as_u16());
+            Ok(response.map(|body| body.guarded(stream)))
+        }
+        Ok(Opened::Bytes { mut answer, pending, far }) => {
+            clean(&mut answer, &target);
+            stream.answered(answer.status().as_u16());
+            let worker = Arc::clone(worker);
+            spawn(async move { crate::inbound::relay_stream(&worker, stream, pending, Io::H2(far)).await });
+            Ok(answer)
+        }
+        Err(error) => {
+            *registered = Some(stream);
+            Err(error)
+        }
+    }
+}
+
+/// What an attempt came to.
+enum Opened {
+    Response(Response<Body>),
+    Bytes { answer: Response<Body>, pending: Pending, far: TunnelIo },
+}
+
+impl Opened {
+    fn from_tunnel(opened: Result<(Response<Body>, Pending, TunnelIo), Response<Body>>) -> Self {
+        match opened {
+            Ok((answer, pending, far)) => Self::Bytes { answer, pending, far },
+            Err(response) => Self::Response(response),
+        }
+    }
+}
+
+/// Where a call goes: one port of one service.
+struct Target {
+    host: CanonHost,
+    port: ServicePort,
+    path_options: PathOptions,
+}
+
+impl Target {
+    /// The service that the request names. No Service document, no call.
+    fn find(worker: &Worker, request: &Request<Body>, is_tunnel: bool) -> Result<Self, Error> {
+        let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
+        if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+            return Err(bad("only http:// targets: for TLS of your own, use CONNECT".to_owned()));
+        }
+        let authority = if is_tunnel {
+            let text = request.uri().authority().map_or("", Authority::as_str);
+            HeaderValue::try_from(text).map_err(|error| bad(error.to_string()))?
+        } else {
+            inbound::authority(request.uri(), request.headers())?
+        };
+        let text = authority.to_str().map_err(|error| bad(error.to_string()))?;
+        let host = CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?;
+        let port = match host.port() {
+            Some(port) => port,
+            None if is_tunnel => return Err(bad("CONNECT needs host:port".to_owned())),
+            None => 80,
+        };
+        let sidecar = &worker.sidecar;
+        let snapshot = sidecar.snapshots.load();
+        let generation = snapshot
+            .policy
+            .as_ref()
+            .ok_or_else(|| Error::new(Side::Us, Reason::NoPolicy, "no documents are in force"))?;
+        let port = generation
+            .services()
+            .find(&host, port, &sidecar.config.namespace)
+            .ok_or_else(|| Error::new(Side::Peer, Reason::UnknownService, format!("{text} (port {port})")))?;
+        if port.external {
+            return Err(Error::new(Side::Peer, Reason::ExternalService, port.service.to_string()));
+        }
+        let detail = || format!("{} port {} is {}", port.service, port.port, port.protocol.as_str());
+        match (is_tunnel, port.protocol.is_http()) {
+            (true, true) => return Err(Error::new(Side::Peer, Reason::ConnectToHttp, detail())),
+            (false, false) => return Err(Error::new(Side::Peer, Reason::HttpToTcp, detail())),
+            _ => {}
+        }
+        Ok(Self { host, port: port.clone(), path_options: generation.defaults().path })
+    }
+
+    fn facts(
+        &self,
+        request: &Request<Body>,
+        upgrade: Option<Upgrade>,
+        is_tunnel: bool,
+    ) -> Result<Facts, Error> {
+        let bad = |error: postern_policy::norm::NormError| {
+            Error::new(Side::Peer, Reason::BadRequest, error.to_string())
+        };
+        let operation = if is_tunnel {
+            Operation::Tcp
+        } else {
+            let method = if upgrade.is_some() { "GET" } else { request.method().as_str() };
+            let method = CanonMethod::parse(method).map_err(bad)?;
+            let raw = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            let path = CanonPath::parse_for(&method, raw, &self.path_options).map_err(bad)?;
+            Operation::Http { method, path, upgrade }
+        };
+        let destination = Some(self.port.service.to_string());
+        Ok(Facts { port: self.port.target_port, operation, destination })
+    }
+
+    /// The next endpoint to try, and its index.
+    fn pick(&self, tried: &[usize]) -> Result<(usize, &Endpoint), Error> {
+        let mut random = [0_u8; 8];
+        if self.port.endpoints.len() > 1 {
+            let _ = aws_lc_rs::rand::fill(&mut random);
+        }
+        let loads = vec![0; self.port.endpoints.len()];
+        balance::pick(&loads, tried, u64::from_le_bytes(random))
+            .map(|at| (at, &self.port.endpoints[at]))
+            .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))
+    }
+}
+
+fn upgrade(request: &Request<Body>) -> Result<Option<Upgrade>, Error> {
+    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
+    match request.extensions().get::<::h2::ext::Protocol>() {
+        Some(protocol) if protocol.as_str().eq_ignore_ascii_case("websocket") => Ok(Some(Upgrade::WebSocket)),
+        Some(_) => Err(refused("only websocket may follow extended CONNECT")),
+        None if headers::asks_for_websocket(request.headers()) => Ok(Some(Upgrade::WebSocket)),
+        None => Ok(None),
+    }
+}
+
+/// The response as the workload may see it.
+fn clean(response: &mut Response<Body>, target: &Target) {
+    let decision = match target.port.endpoints.first().map(|endpoint| endpoint.transport) {
+        Some(Transport::Postern) => response.headers().get(headers::POSTERN_DECISION).cloned(),
+        _ => None,
+    };
+    headers::strip_postern(response.headers_mut());
+    if let Some(decision) = decision {
+        response.headers_mut().insert(headers::POSTERN_DECISION, decision);
+    }
+    *response.version_mut() = Version::HTTP_11;
+}
+
+/// The request's head as it crosses the mesh.
+fn mesh_head(
+    target: &Target,
+    endpoint: &Endpoint,
+    parts: &http::request::Parts,
+    path: &CanonPath,
+) -> Result<Request<()>, Error> {
+    let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
+    let mut head = Request::new(());
+    *head.method_mut() = parts.method.clone();
+    *head.version_mut() = Version::HTTP_2;
+    *head.uri_mut() = Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(target.host.to_string())
+        .path_and_query(path.path_and_query())
+        .build()
+        .map_err(|error| bad(error.to_string()))?;
+    *head.headers_mut() = parts.headers.clone();
+    let fields = head.headers_mut();
+    headers::strip_hop_by_hop(fields);
+    headers::strip_postern(fields);
+    fields.remove(HOST);
+    if endpoint.transport == Transport::Postern {
+        fields.insert(headers::POSTERN_PORT, HeaderValue::from(target.port.target_port));
+        let version = match parts.version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            _ => "1.1",
+        };
+        fields.insert(headers::POSTERN_VERSION, HeaderValue::from_static(version));
+    }
+    Ok(head)
+}
+
+async fn mesh_connection(
+    worker: &Worker,
+    target: &Target,
+    kind: Kind,
+    tried: &mut Vec<usize>,
+) -> Result<(MeshConnection, Endpoint), Error> {
+    loop {
+        let (at, endpoint) = target.pick(tried)?;
+        tried.push(at);
+        match worker.mesh.connection(&worker.sidecar, endpoint, kind).await {
+            Ok(connection) => return Ok((connection, endpoint.clone())),
+            // Not a byte of the request was sent: another endpoint may be asked.
+            Err(error)
+                if should_retry(&error, tried.len(), true) && tried.len() < target.port.endpoints.len() =>
+            {
+                tracing::info!(%error, "an endpoint failed, trying another");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn send(
+    worker: &Arc<Worker>,
+    target: &Target,
+    request: Request<Body>,
+    stream: &Stream,
+) -> Result<Response<Body>, Error> {
+    let (parts, body) = request.into_parts();
+    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
+        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
+    };
+    let has_body = !body.is_end_stream();
+    let mut body = Some(body);
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let mut tried = Vec::new();
+        let (connection, endpoint) = mesh_connection(worker, target, Kind::Http, &mut tried).await?;
+        let head = mesh_head(target, &endpoint, &parts, path)?;
+        let sent = connection.send(head, body.take().unwrap_or_else(Body::empty)).await;
+        match sent {
+            // A connection that closed under us: the same request on a fresh one.
+            Err(error) if should_retry(&error, attempts, !has_body) => {
+                tracing::debug!(%error, "a mesh connection closed, trying a fresh one");
+            }
+            sent => return sent,
+        }
+    }
+}
+
+async fn open_tunnel(
+    worker: &Arc<Worker>,
+    target: &Target,
+    pending: Option<Pending>,
+) -> Result<Result<(Response<Body>, Pending, TunnelIo), Response<Body>>, Error> {
+    let pending = pending.ok_or_else(|| {
+        Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
+    })?;
+    let mut tried = Vec::new();
+    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
+    let mut head = Request::new(());
+    *head.method_mut() = Method::CONNECT;
+    *head.version_mut() = Version::HTTP_2;
+    let address = std::net::SocketAddr::new(endpoint.address, target.port.target_port);
+    let mut uri = http::uri::Parts::default();
+    uri.authority = Some(
+        Authority::try_from(address.to_string())
+            .map_err(|error| Error::new(Side::Us, Reason::Internal, error.to_string()))?,
+    );
+    *head.uri_mut() =
+        Uri::from_parts(uri).map_err(|error| Error::new(Side::Us, Reason::Internal, error.to_string()))?;
+    match connection.tunnel(head).await? {
+        Ok(opened) => {
+            let (parts, far) = opened.into_parts();
+            let mut answer = respond::empty(StatusCode::OK);
+            *answer.headers_mut() = parts.headers;
+            Ok(Ok((answer, pending, far)))
+        }
+        Err(response) => Ok(Err(response)),
+    }
+}
+
+async fn open_websocket(
+    worker: &Arc<Worker>,
+    target: &Target,
+    request: Request<Body>,
+    pending: Option<Pending>,
+    stream: &Stream,
+) -> Result<Opened, Error> {
+    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
+    let (mut parts, _) = request.into_parts();
+    let pending = pending.ok_or_else(|| refused("a WebSocket that cannot become a byte stream"))?;
+    // Over HTTP/2 (RFC 8441) there is no key, and success is 200.
+    let key = if parts.method == Method::CONNECT {
+        None
+    } else {
+        Some(websocket::take_key(&mut parts.headers).ok_or_else(|| refused("no valid Sec-WebSocket-Key"))?)
+    };
+    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
+        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a WebSocket"));
+    };
+    let mut tried = Vec::new();
+    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
+    let mut head = mesh_head(target, &endpoint, &parts, path)?;
+    *head.method_mut() = Method::CONNECT;
+    head.extensions_mut().insert(::h2::ext::Protocol::from_static("websocket"));
+    let opened = tokio::select! {
+        opened = connection.tunnel(head) => opened?,
+        () = poll_fn(|cx| stream.poll_revoked(cx)) => {
+            return Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"));
+        }
+    };
+    match opened {
+        Err(response) => Ok(Opened::Response(response)),
+        Ok(opened) => {
+            let (far_parts, far) = opened.into_parts();
+            let mut answer = respond::empty(StatusCode::OK);
+            *answer.headers_mut() = far_parts.headers;
+            headers::strip_hop_by_hop(answer.headers_mut());
+            if let Some(key) = key {
+                *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                websocket::agree(answer.headers_mut(), &key);
+            }
+            Ok(Opened::Bytes { answer, pending, far })
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! HTTP/1 towards callers, with hyper, and the deadlines that hyper alone cannot keep apart.
+//!
+//! hyper's one timer runs from the moment it waits for a head, so it is the idle time of a kept-alive connection. A
+//! head that trickles in byte by byte needs a clock of its own, started by its first byte: [`HeadClock`].
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::body::Body;
+use super::headers;
+use super::upgrade::Pending;
+use crate::error::Side;
+use crate::limits::Limits;
+
+/// Serves HTTP/1 on `io` until it ends, or until `closing` resolves and the request that runs has ended.
+pub async fn serve_h1<I, H, F>(io: I, limits: &Limits, handler: H, closing: impl Future<Output = ()>)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    H: Fn(Request<Body>, Option<Pending>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send,
+{
+    let state = Arc::new(HeadState::default());
+    let io = HeadClock { io, state: Arc::clone(&state), limit: limits.head, clock: None };
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        state.set(HeadState::SERVING);
+        let may_switch =
+            request.method() == Method::CONNECT || headers::asks_for_websocket(request.headers());
+        let pending = may_switch.then(|| Pending::H1(hyper::upgrade::on(&mut request)));
+        let serving = Arc::new(Serving(Arc::clone(&state)));
+        let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
+        let response = handler(request.map(body), pending);
+        async move { Ok::<_, Infallible>(response.await.map(|body| body.held(serving))) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_headers(limits.head_fields)
+        .max_header_size(limits.head_bytes)
+        .max_buf_size(limits.head_bytes.max(64 << 10))
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = closing => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP/1 connection ended");
+    }
+}
+
+/// Where a connection stands between two heads.
+#[derive(Debug, Default)]
+struct HeadState(AtomicU8);
+
+impl HeadState {
+    /// Nothing of a head has come: hyper's idle time runs.
+    const IDLE: u8 = 0;
+    /// A head is coming in.
+    const READING: u8 = 1;
+    /// A request is being served: what is read is its body, or the next head, early.
+    const SERVING: u8 = 2;
+
+    fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Relaxed);
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.0.load(Ordering::Relaxed) == state
+    }
+}
+
+/// One exchange. Held by both bodies: the next head is waited for once both have ended, not when the response begins,
+/// or a long upload beside it would be taken for a slow head.
+#[derive(Debug)]
+pub struct Serving(Arc<HeadState>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.set(HeadState::IDLE);
+    }
+}
+
+/// Fails reads once a head has taken longer than it may.
+struct HeadClock<I> {
+    io: I,
+    state: Arc<HeadState>,
+    limit: Duration,
+    clock: Option<Pin<Box<Sleep>>>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for HeadClock<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if self.state.is(HeadState::SERVING) {
+            self.clock = None;
+            return read;
+        }
+        match read {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                if self.state.is(HeadState::IDLE) {
+                    self.clock = None;
+                    self.state.set(HeadState::READING);
+                }
+                read
+            }
+            Poll::Pending if self.state.is(HeadState::READING) => {
+                let limit = self.limit;
+                let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                match clock.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the request head does not end",
+                    ))),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+            read => read,
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for HeadClock<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

@@ -1,0 +1,95 @@
+//! From an HTTP exchange to a byte stream, whichever protocol carried the exchange.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+
+use super::h2::TunnelIo;
+use crate::net::{self, TcpStream};
+use crate::tcp::Duplex;
+
+/// An exchange that becomes a byte stream once its 101 or 200 is on the wire.
+#[derive(Debug)]
+pub enum Pending {
+    /// On HTTP/1 the whole connection.
+    H1(OnUpgrade),
+    /// On HTTP/2 one stream.
+    H2(oneshot::Receiver<TunnelIo>),
+}
+
+impl Pending {
+    /// Waits for the switch.
+    pub async fn io(self) -> io::Result<Io> {
+        match self {
+            Self::H1(upgrade) => match upgrade.await {
+                Ok(upgraded) => Ok(Io::H1(TokioIo::new(upgraded))),
+                Err(error) => Err(io::Error::other(error)),
+            },
+            Self::H2(take) => take.await.map(Io::H2).map_err(|_| io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+/// One end of a relay.
+#[derive(Debug)]
+pub enum Io {
+    /// What was an HTTP/1 connection.
+    H1(TokioIo<Upgraded>),
+    /// An HTTP/2 stream.
+    H2(TunnelIo),
+    /// A plain connection.
+    Tcp(TcpStream),
+}
+
+impl Duplex for Io {
+    fn reset(&mut self) {
+        match self {
+            // hyper does not lend its socket: dropping it without a shutdown is all there is. The relay never shuts
+            // down a failed side, and a socket with unread bytes resets by itself.
+            Self::H1(_) => {}
+            Self::H2(tunnel) => tunnel.reset(),
+            Self::Tcp(stream) => net::reset_on_close(stream),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::H1(io) => Pin::new(io).poll_read(cx, buf),
+            Self::H2(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::H1(io) => Pin::new(io).poll_write(cx, buf),
+            Self::H2(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::H1(io) => Pin::new(io).poll_flush(cx),
+            Self::H2(io) => Pin::new(io).poll_flush(cx),
+            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::H1(io) => Pin::new(io).poll_shutdown(cx),
+            Self::H2(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

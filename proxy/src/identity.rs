@@ -1,0 +1,51 @@
+//! From what the agent publishes to what handshakes use.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use postern_agent::Identity;
+use postern_svid::tls;
+use tokio::sync::watch;
+
+use crate::sidecar::Sidecar;
+use crate::snapshot::MeshIdentity;
+
+/// What the mesh listener speaks: our transport, and plain mutual TLS with HTTP/2 for foreign peers.
+const ALPN: [&[u8]; 2] = [b"postern/1", b"h2"];
+
+/// Publishes every identity of the agent until it ends.
+pub async fn follow(sidecar: Arc<Sidecar>, mut identities: watch::Receiver<Option<Arc<Identity>>>) {
+    loop {
+        let identity = identities.borrow_and_update().clone();
+        if let Some(identity) = identity {
+            publish(&sidecar, identity);
+        }
+        if identities.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn publish(sidecar: &Sidecar, identity: Arc<Identity>) {
+    let server =
+        match tls::server_config(&identity.svid, &identity.bundles, Arc::clone(&sidecar.clock), &ALPN) {
+            Ok(server) => server,
+            Err(error) => {
+                // The agent has verified what it publishes; should this fail all the same, the old one stays.
+                tracing::error!(%error, "a new identity cannot be used");
+                return;
+            }
+        };
+    let ends = identity.svid.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let metrics = &sidecar.metrics;
+    metrics.svid_not_after.set(ends.as_secs_f64());
+    metrics.svid_renewals.inc();
+    let trust_domain = identity.svid.id().trust_domain();
+    if let Some(bundle) = identity.bundles.of_trust_domain(&trust_domain) {
+        metrics.bundle_sequence.set(i64::try_from(bundle.sequence()).unwrap_or(i64::MAX));
+    }
+    tracing::info!(generation = identity.generation, "an identity is in force");
+    sidecar
+        .snapshots
+        .publish(|snapshot| snapshot.identity = Some(Arc::new(MeshIdentity { identity, server })));
+}

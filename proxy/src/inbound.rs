@@ -1,0 +1,348 @@
+//! Inbound, top to bottom: a connection at the mesh listener, proven, registered, and served stream by stream.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use postern_svid::tls;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::authorize;
+use crate::connections::{Connection, Direction, End, Facts, Operation, Peer, Registered, Stream};
+use crate::decisions::DecisionId;
+use crate::detect::{self, Protocol, Rewound};
+use crate::error::{Error, Reason, Side};
+use crate::http::body::Body;
+use crate::http::h2::{self, Closing, Settings};
+use crate::http::upgrade::{Io, Pending};
+use crate::http::{headers, inbound, respond, server};
+use crate::listener::HandshakePermit;
+use crate::net::TcpStream;
+use crate::runtime::spawn;
+use crate::sidecar::Sidecar;
+use crate::tcp;
+use crate::worker::Worker;
+
+/// Serves one connection to the mesh listener from its first byte to its last.
+pub async fn serve_connection(
+    worker: Arc<Worker>,
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: HandshakePermit,
+) {
+    let sidecar = Arc::clone(&worker.sidecar);
+    let (stream, peer, not_before) = match accept(&sidecar, stream, address).await {
+        Ok(accepted) => accepted,
+        Err(reason) => {
+            sidecar.metrics.tls_refusal(reason);
+            tracing::info!(peer = %address, reason, "a handshake at the mesh listener was refused");
+            return;
+        }
+    };
+    drop(permit);
+    let registered = Registered::open(&sidecar, Direction::Inbound, peer);
+    let connection = Arc::clone(registered.connection());
+    let lifetime = lifetime(&sidecar, &connection, not_before);
+    let settings = Settings {
+        stall: sidecar.config.limits.stall,
+        preface: sidecar.config.limits.head,
+        ..Settings::MESH
+    };
+    let handler = {
+        let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
+        move |request: Request<Body>, pending: Option<Pending>| {
+            inbound::request(Arc::clone(&worker), Arc::clone(&connection), None, request, pending)
+        }
+    };
+    if let Err(error) = h2::serve(stream, settings, handler, lifetime).await {
+        tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
+    }
+}
+
+type Accepted = (TlsStream<TcpStream>, Peer, SystemTime);
+
+/// The handshake, whole, within its deadlines. A failure is a metric's label; a peer is told nothing but TLS's alert.
+async fn accept(sidecar: &Sidecar, stream: TcpStream, address: SocketAddr) -> Result<Accepted, &'static str> {
+    let limits = &sidecar.config.limits;
+    match timeout(limits.first_byte, stream.peek(&mut [0])).await {
+        Ok(Ok(1..)) => {}
+        Ok(_) => return Err("closed"),
+        Err(_) => return Err("timeout"),
+    }
+    let Some(own) = sidecar.snapshots.load().identity.clone() else { return Err("no_identity") };
+    if own.identity.svid.not_after() <= sidecar.clock.wall() {
+        return Err("no_identity");
+    }
+    let handshake = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
+    let stream = match timeout(limits.handshake, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(tls::refusal(&error)),
+        Err(_) => return Err("timeout"),
+    };
+    let session = stream.get_ref().1;
+    if !matches!(session.alpn_protocol(), Some(b"postern/1" | b"h2")) {
+        return Err("alpn");
+    }
+    let svid = tls::peer(session.peer_certificates()).map_err(|error| error.reason())?;
+    let serial = svid.serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    let peer = Peer {
+        identity: Some(svid.id().clone()),
+        address,
+        serial: Some(serial),
+        not_after: Some(svid.not_after()),
+    };
+    Ok((stream, peer, svid.not_before()))
+}
+
+/// Ends when the connection must: with the sidecar, or with its peer's certificate, unless the peer has proven on a
+/// newer connection that it can renew. Wall time is read anew at each step, for it jumps and machines sleep.
+async fn lifetime(sidecar: &Sidecar, connection: &Connection, not_before: SystemTime) -> Closing {
+    let limits = &sidecar.config.limits;
+    let not_after = connection.peer.not_after;
+    let life =
+        not_after.and_then(|end| end.duration_since(not_before).ok()).unwrap_or(Duration::from_secs(600));
+    let step = (life / 20).clamp(Duration::from_millis(100), Duration::from_secs(30));
+    loop {
+        tokio::select! {
+            () = sidecar.drain.closing() => return Closing::Gracefully(limits.drain_max),
+            () = tokio::time::sleep(step) => {}
+        }
+        let now = sidecar.clock.wall();
+        if not_after.is_some_and(|end| end <= now) && !sidecar.registry.has_newer(connection, now) {
+            tracing::info!(
+                peer = ?connection.peer.identity,
+                "a peer's certificate has ended and it has shown no newer one: its connection closes"
+            );
+            return Closing::Gracefully(limits.expiry_grace);
+        }
+    }
+}
+
+/// The port that a request is for: exactly one `postern-port`, or, from a peer without our transport, the only port
+/// there is.
+pub fn target_port(sidecar: &Sidecar, fields: &HeaderMap) -> Result<u16, Error> {
+    let mut lines = fields.get_all(headers::POSTERN_PORT).iter();
+    let port = match (lines.next(), lines.next()) {
+        (Some(line), None) => parse_port(line.as_bytes())
+            .ok_or_else(|| Error::new(Side::Peer, Reason::BadRequest, "postern-port is no port"))?,
+        (Some(_), Some(_)) => {
+            return Err(Error::new(Side::Peer, Reason::BadRequest, "two postern-port fields"));
+        }
+        (None, _) => {
+            let ports = &sidecar.config.workload.ports;
+            match (ports.keys().next(), ports.len()) {
+                (Some(port), 1) => *port,
+                _ => {
+                    return Err(Error::new(
+                        Side::Peer,
+                        Reason::Misdirected,
+                        "no postern-port, and not one port",
+                    ));
+                }
+            }
+        }
+    };
+    check_port(sidecar, port)?;
+    Ok(port)
+}
+
+fn check_port(sidecar: &Sidecar, port: u16) -> Result<(), Error> {
+    let not_declared =
+        || Error::new(Side::Peer, Reason::PortNotDeclared, format!("port {port} is not declared"));
+    if sidecar.config.is_own_listener(SocketAddr::new(sidecar.config.workload.address, port)) {
+        return Err(not_declared());
+    }
+    let is_named = || {
+        let snapshot = sidecar.snapshots.load();
+        snapshot.policy.as_ref().is_some_and(|generation| generation.ports_named().contains(&port))
+    };
+    if sidecar.config.workload.ports.contains_key(&port) || is_named() { Ok(()) } else { Err(not_declared()) }
+}
+
+/// Digits only: no sign, no space, no zero in front, as `u16::from_str` alone would allow.
+fn parse_port(text: &[u8]) -> Option<u16> {
+    let text = std::str::from_utf8(text).ok()?;
+    if text.starts_with('0') || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Serves a CONNECT: opaque bytes to a port of the workload.
+pub async fn serve_tunnel(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    request: &Request<Body>,
+    pending: Pending,
+    decision: &mut Option<DecisionId>,
+) -> Result<Response<Body>, Error> {
+    let sidecar = &worker.sidecar;
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target: SocketAddr = authority
+        .parse()
+        .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
+    let own = [sidecar.config.workload.address, sidecar.config.inbound.ip()];
+    if !own.contains(&target.ip()) {
+        // Connecting wherever a peer says would make this sidecar its deputy.
+        return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
+    }
+    let port = target.port();
+    check_port(sidecar, port)?;
+    match sidecar.config.workload.ports.get(&port) {
+        Some(protocol) if protocol.is_http() => {
+            Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
+        }
+        Some(_) => {
+            let (stream, id) = judge_tunnel(worker, connection, port)?;
+            *decision = Some(id);
+            let workload = match worker.workload.connect(port, &sidecar.config.limits).await {
+                Ok(workload) => Io::Tcp(workload),
+                Err(error) => {
+                    stream.answered(error.reason.status().as_u16());
+                    stream.finish(End::Failed(error.reason));
+                    return Err(error);
+                }
+            };
+            let worker = Arc::clone(worker);
+            spawn(async move { relay_stream(&worker, stream, pending, workload).await });
+            Ok(opened(Some(id)))
+        }
+        None => {
+            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies.
+            let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
+            spawn(serve_undeclared(worker, connection, port, pending));
+            Ok(opened(None))
+        }
+    }
+}
+
+fn opened(id: Option<DecisionId>) -> Response<Body> {
+    let mut response = respond::empty(StatusCode::OK);
+    if let Some(id) = id {
+        headers::add_decision(response.headers_mut(), id);
+    }
+    response
+}
+
+fn judge_tunnel(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    port: u16,
+) -> Result<(Box<Stream>, DecisionId), Error> {
+    let facts = Facts { port, operation: Operation::Tcp, destination: None };
+    let mut stream = Box::new(Stream::open(&worker.sidecar, connection, facts));
+    let judgement = authorize::stream(&worker.sidecar, &stream);
+    if let Some(reason) = judgement.refused {
+        stream.answered(reason.status().as_u16());
+        stream.finish(End::Failed(reason));
+        return Err(Error::new(Side::Peer, reason, format!("the policy says no; decision {}", judgement.id)));
+    }
+    stream.hold(worker.sidecar.admit()?);
+    stream.answered(StatusCode::OK.as_u16());
+    Ok((stream, judgement.id))
+}
+
+/// Boxed by name: a request inside the tunnel is served by the very function that opened it.
+fn serve_undeclared(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    port: u16,
+    pending: Pending,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(detect_and_serve(worker, connection, port, pending))
+}
+
+async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port: u16, pending: Pending) {
+    let limits = worker.sidecar.config.limits.clone();
+    let Ok(mut io) = pending.io().await else { return };
+    let Ok((protocol, prefix)) = detect::read_prefix(&mut io, limits.detect, limits.head).await else {
+        return;
+    };
+    let mut io = Rewound::new(prefix, io);
+    match protocol {
+        // Half a request line is no other protocol.
+        Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
+        Protocol::Http1 => {
+            let handler = move |request, pending| {
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+            };
+            server::serve_h1(io, &limits, handler, std::future::pending()).await;
+        }
+        Protocol::Http2 => {
+            let handler = move |request, pending| {
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+            };
+            let _ = h2::serve(io, Settings::EDGE, handler, std::future::pending()).await;
+        }
+        Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
+            let workload = match judge_tunnel(&worker, &connection, port) {
+                Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
+                    Ok(workload) => Some((stream, workload)),
+                    Err(error) => {
+                        stream.finish(End::Failed(error.reason));
+                        None
+                    }
+                },
+                Err(_) => None,
+            };
+            match workload {
+                Some((stream, workload)) => relay(&worker, stream, io, Io::Tcp(workload)).await,
+                None => tcp::Duplex::reset(&mut io),
+            }
+        }
+    }
+}
+
+/// Relays a stream whose peer's end is still to become one.
+pub async fn relay_stream(worker: &Worker, stream: Box<Stream>, pending: Pending, workload: Io) {
+    match pending.io().await {
+        Ok(io) => relay(worker, stream, io, workload).await,
+        Err(_) => stream.finish(End::Failed(Reason::Canceled)),
+    }
+}
+
+/// Relays until one side ends, or permission does.
+pub async fn relay<A: tcp::Duplex>(worker: &Worker, stream: Box<Stream>, mut a: A, mut b: Io) {
+    let stall = worker.sidecar.config.limits.stall;
+    let relayed = {
+        let relay = tcp::relay(&mut a, &mut b, stall);
+        tokio::select! {
+            relayed = relay => Some(relayed),
+            () = poll_fn(|cx| stream.poll_revoked(cx)) => None,
+        }
+    };
+    let end = match relayed {
+        None => {
+            a.reset();
+            tcp::Duplex::reset(&mut b);
+            End::Revoked
+        }
+        Some(relayed) => {
+            stream.count_response_bytes(usize::try_from(relayed.back).unwrap_or(usize::MAX));
+            match relayed.cut {
+                None => End::Complete,
+                Some(error) if error.kind() == std::io::ErrorKind::TimedOut => End::Failed(Reason::Stalled),
+                Some(_) => End::Failed(Reason::Canceled),
+            }
+        }
+    };
+    stream.finish(end);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_plain_decimals() {
+        assert_eq!(parse_port(b"8080"), Some(8080));
+        for bad in [&b""[..], b"0", b"080", b"+80", b" 80", b"80 ", b"65536", b"8e1", b"\xff"] {
+            assert_eq!(parse_port(bad), None, "{bad:?}");
+        }
+    }
+}

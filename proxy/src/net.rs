@@ -1,0 +1,66 @@
+//! The socket types of this crate, named in one place.
+//!
+//! The feature `sim` swaps them for turmoil's, so that the real code runs on a simulated network.
+
+#[cfg(not(feature = "sim"))]
+pub use tokio::net::{TcpListener, TcpStream};
+#[cfg(feature = "sim")]
+pub use turmoil::net::{TcpListener, TcpStream};
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Connections that may wait to be accepted. tokio's own default of 128 drops SYNs under a burst.
+#[cfg(not(feature = "sim"))]
+const BACKLOG: i32 = 4_096;
+
+/// A bound and listening socket, not yet owned by a worker's reactor.
+///
+/// Every listener is bound before anything is served, so that a clash ends the start and not the run.
+#[cfg(not(feature = "sim"))]
+#[derive(Debug)]
+pub struct Bound(std::net::TcpListener);
+
+#[cfg(not(feature = "sim"))]
+impl Bound {
+    /// Binds and listens.
+    pub fn new(address: SocketAddr) -> io::Result<Self> {
+        let domain = if address.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self(socket.into()))
+    }
+
+    /// The address that was bound (with the port the system chose, if 0 was asked for).
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// The same socket for another thread.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// A listener for the calling worker; all workers accept from the same queue.
+    pub fn listener(&self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.0.try_clone()?)
+    }
+}
+
+/// Connects and turns off Nagle's delay.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Makes the next close of `stream` a reset, so that its peer cannot take a cut stream for a complete one.
+pub fn reset_on_close(stream: &TcpStream) {
+    #[cfg(not(feature = "sim"))]
+    let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+    #[cfg(feature = "sim")]
+    let _ = stream;
+}

@@ -1,0 +1,376 @@
+//! The admin socket: everything about this sidecar, as JSON, for whoever may open a file of mode 0600.
+//!
+//! `docs/admin.md` is the schema. Fields are added, never renamed or removed, within `/v1`.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::{Operation, Source, Upgrade};
+use postern_svid::SpiffeId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::net::UnixListener;
+
+use super::http::{json as answer_json, serve};
+use super::{health, log};
+use crate::connections::Entry;
+use crate::decisions::Decision;
+use crate::drain::Phase;
+use crate::runtime::spawn;
+use crate::sidecar::Sidecar;
+
+/// Longest question that `POST` and `PUT` take.
+const MAX_QUESTION: usize = 64 << 10;
+
+/// Binds the socket, mode 0600, replacing one that a dead sidecar left behind but never a live one's.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another sidecar answers there"));
+    }
+    // Made under another name and moved: between bind and chmod the final name must not exist.
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+/// Serves the socket.
+pub async fn run(sidecar: Arc<Sidecar>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let sidecar = Arc::clone(&sidecar);
+                spawn(serve(stream, move |request| {
+                    let sidecar = Arc::clone(&sidecar);
+                    async move { answer(&sidecar, request).await }
+                }));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed at the admin socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    match (request.method(), path.as_str()) {
+        (&Method::GET, "/live" | "/ready" | "/metrics") => health::answer(sidecar, &request),
+        (&Method::GET, "/v1/version") => ok(&version()),
+        (&Method::GET, "/v1/config") => ok(&config(sidecar)),
+        (&Method::GET, "/v1/identity") => ok(&identity(sidecar)),
+        (&Method::GET, "/v1/policy") => ok(&policy(sidecar)),
+        (&Method::GET, "/v1/services") => ok(&services(sidecar)),
+        (&Method::GET, "/v1/connections") => ok(&connections(sidecar)),
+        (&Method::GET, "/v1/decisions") => ok(&decisions(sidecar)),
+        (&Method::GET, "/v1/log") => ok(&json!({ "level": log::level() })),
+        (&Method::PUT, "/v1/log") => put_log(request).await,
+        (&Method::POST, "/v1/policy/explain") => explain(sidecar, request).await,
+        (&Method::POST, "/v1/drain") => {
+            let first = sidecar.drain.begin();
+            ok(&json!({ "draining": true, "begun": first }))
+        }
+        (_, known) if PATHS.contains(&known) => {
+            failed(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
+        }
+        _ => failed(StatusCode::NOT_FOUND, &format!("there is {}", PATHS.join(" "))),
+    }
+}
+
+const PATHS: [&str; 10] = [
+    "/v1/version",
+    "/v1/config",
+    "/v1/identity",
+    "/v1/policy",
+    "/v1/policy/explain",
+    "/v1/services",
+    "/v1/connections",
+    "/v1/decisions",
+    "/v1/log",
+    "/v1/drain",
+];
+
+fn ok(value: &Value) -> Response<Full<Bytes>> {
+    answer_json(StatusCode::OK, value)
+}
+
+fn failed(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
+    answer_json(status, &json!({ "error": error }))
+}
+
+fn version() -> Value {
+    json!({ "name": "postern-proxy", "version": env!("CARGO_PKG_VERSION"), "transport": "postern/1" })
+}
+
+fn config(sidecar: &Sidecar) -> Value {
+    let config = &sidecar.config;
+    let ports: Vec<Value> = config
+        .workload
+        .ports
+        .iter()
+        .map(|(port, protocol)| json!({ "port": port, "protocol": protocol.as_str() }))
+        .collect();
+    json!({
+        "identity": config.identity.as_str(),
+        "stateDir": config.state_dir,
+        "controlPlane": { "address": config.control_plane, "spiffeId": config.control_plane_id.as_str() },
+        "workload": { "address": config.workload.address, "ports": ports, "labels": config.workload.labels },
+        "inbound": { "address": config.inbound },
+        "outbound": { "address": config.outbound },
+        "health": { "address": config.health },
+        "documents": config.documents,
+        "rootNamespace": config.root_namespace,
+        "workers": config.workers,
+        "test": config.test,
+    })
+}
+
+fn identity(sidecar: &Sidecar) -> Value {
+    let agent = sidecar.agent.lock().as_ref().map(postern_agent::Observer::status);
+    let control_plane = agent.map_or(Value::Null, |status| {
+        json!({
+            "connected": status.connected,
+            "lastError": status.last_error.or(status.last_stream_error),
+            "nextRenewal": status.next_renewal.map(rfc3339),
+            "lastSuccess": status.last_success.map(rfc3339),
+            "issued": status.issued,
+            "failures": status.failures,
+            "clockSkewMs": status.clock_skew_ms,
+        })
+    });
+    let snapshot = sidecar.snapshots.load();
+    let Some(own) = &snapshot.identity else {
+        return json!({ "id": sidecar.config.identity.as_str(), "serial": null, "controlPlane": control_plane });
+    };
+    let svid = &own.identity.svid;
+    let trust_domain = svid.id().trust_domain();
+    let bundle = own.identity.bundles.of_trust_domain(&trust_domain).map(|bundle| {
+        json!({ "trustDomain": trust_domain.as_str(), "sequence": bundle.sequence(), "roots": bundle.roots().len() })
+    });
+    json!({
+        "id": svid.id().as_str(),
+        "serial": hex(svid.serial()),
+        "issuerKeyId": hex(svid.issuer_key_id()),
+        "notBefore": rfc3339(svid.not_before()),
+        "notAfter": rfc3339(svid.not_after()),
+        "generation": own.identity.generation,
+        "bundle": bundle,
+        "controlPlane": control_plane,
+    })
+}
+
+fn policy(sidecar: &Sidecar) -> Value {
+    let snapshot = sidecar.snapshots.load();
+    let history = sidecar.history.lock();
+    let refused = history.refused.as_ref().map(|refused| {
+        json!({
+            "at": rfc3339(refused.at),
+            "digest": refused.digest,
+            "text": refused.diagnostics.to_string(),
+            "diagnostics": refused.diagnostics.iter().collect::<Vec<_>>(),
+        })
+    });
+    let remembered: Vec<Value> = history
+        .remembered()
+        .map(|one| json!({ "generation": one.number, "digest": one.digest, "loadedAt": rfc3339(one.loaded_at) }))
+        .collect();
+    let newest = history.remembered().next();
+    json!({
+        "generation": snapshot.policy.as_ref().map(|generation| generation.number()),
+        "digest": newest.map(|one| one.digest.as_str()),
+        "loadedAt": newest.map(|one| rfc3339(one.loaded_at)),
+        "documents": snapshot.policy.as_ref().map(|generation| generation.documents()),
+        "warnings": snapshot.policy.as_ref().map(|generation| generation.warnings().iter().collect::<Vec<_>>()),
+        "lastError": refused,
+        "history": remembered,
+    })
+}
+
+fn services(sidecar: &Sidecar) -> Value {
+    let snapshot = sidecar.snapshots.load();
+    let services: Vec<Value> = snapshot
+        .policy
+        .iter()
+        .flat_map(|generation| generation.services().iter())
+        .filter_map(|service| serde_json::to_value(service).ok())
+        .collect();
+    json!({ "services": services })
+}
+
+fn connections(sidecar: &Sidecar) -> Value {
+    let streams = sidecar.registry.streams();
+    let connections: Vec<Value> = sidecar
+        .registry
+        .connections()
+        .iter()
+        .map(|connection| {
+            let of_this = streams.iter().filter(|entry| entry.connection.id == connection.id);
+            json!({
+                "id": connection.id,
+                "direction": connection.direction.label(),
+                "peer": connection.peer.identity.as_ref().map(SpiffeId::as_str),
+                "address": connection.peer.address,
+                "serial": connection.peer.serial,
+                "notAfter": connection.peer.not_after.map(rfc3339),
+                "since": rfc3339(connection.since),
+                "streams": of_this.map(|entry| stream(entry)).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({ "connections": connections })
+}
+
+fn stream(entry: &Entry) -> Value {
+    let (method, path) = entry.facts.method_and_path();
+    json!({
+        "destination": entry.facts.destination,
+        "port": entry.facts.port,
+        "method": method,
+        "path": path,
+        "status": status(entry),
+        "seconds": entry.since.elapsed().as_secs_f64(),
+        "responseBytes": entry.response_bytes(),
+    })
+}
+
+fn decisions(sidecar: &Sidecar) -> Value {
+    let decisions: Vec<Value> = sidecar.decisions.recent().iter().map(|one| decision(sidecar, one)).collect();
+    json!({ "decisions": decisions })
+}
+
+fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
+    let entry = &decision.entry;
+    let (method, path) = entry.facts.method_and_path();
+    // A rule's name is looked up in its own generation: numbers mean nothing in another.
+    let rule = decision.rule.clone().or_else(|| {
+        let rule = decision.verdict?.rule?;
+        let history = sidecar.history.lock();
+        Some(history.generation(decision.id.generation)?.rule(rule).to_string())
+    });
+    let reason = match decision.verdict.map(|verdict| verdict.effect) {
+        None => "no_policy",
+        Some(postern_policy::Effect::Allow) => "rule",
+        Some(postern_policy::Effect::Deny(reason)) => reason.label(),
+    };
+    json!({
+        "id": decision.id.to_string(),
+        "at": rfc3339(decision.at),
+        "effect": if decision.is_allowed() { "allow" } else { "deny" },
+        "reason": reason,
+        "rule": rule,
+        "generation": decision.id.generation,
+        "direction": entry.connection.direction.label(),
+        "peer": entry.connection.peer.identity.as_ref().map(SpiffeId::as_str),
+        "address": entry.connection.peer.address,
+        "port": entry.facts.port,
+        "method": method,
+        "path": path,
+        "status": status(entry),
+    })
+}
+
+fn status(entry: &Entry) -> Option<u16> {
+    Some(entry.status()).filter(|status| *status != 0)
+}
+
+async fn question<T: for<'de> Deserialize<'de>>(
+    request: Request<Incoming>,
+) -> Result<T, Box<Response<Full<Bytes>>>> {
+    let bad = |text: String| Box::new(failed(StatusCode::BAD_REQUEST, &text));
+    let body = Limited::new(request.into_body(), MAX_QUESTION)
+        .collect()
+        .await
+        .map_err(|error| bad(format!("the question cannot be read: {error}")))?
+        .to_bytes();
+    serde_json::from_slice(&body).map_err(|error| bad(format!("the question is no such JSON: {error}")))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogQuestion {
+    level: String,
+}
+
+async fn put_log(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let wanted: LogQuestion = match question(request).await {
+        Ok(wanted) => wanted,
+        Err(refusal) => return *refusal,
+    };
+    match log::set_level(&wanted.level) {
+        Ok(()) => ok(&json!({ "level": log::level() })),
+        Err(error) => failed(StatusCode::BAD_REQUEST, &error),
+    }
+}
+
+/// `method` and `path` for a request, neither for opaque TCP.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainQuestion {
+    from: Option<String>,
+    address: Option<std::net::IpAddr>,
+    port: u16,
+    method: Option<String>,
+    path: Option<String>,
+    #[serde(default)]
+    websocket: bool,
+}
+
+async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let asked: ExplainQuestion = match question(request).await {
+        Ok(asked) => asked,
+        Err(refusal) => return *refusal,
+    };
+    let Some(generation) = sidecar.snapshots.load().policy.clone() else {
+        return failed(StatusCode::CONFLICT, "no policy is in force: everything is denied");
+    };
+    let bad = |text: String| failed(StatusCode::BAD_REQUEST, &text);
+    let identity = match asked.from.as_deref().map(SpiffeId::parse).transpose() {
+        Ok(identity) => identity,
+        Err(error) => return bad(format!("from: {error}")),
+    };
+    let address = asked.address.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    let source = Source { identity: identity.as_ref(), address };
+    let explanation = match (&asked.method, &asked.path) {
+        (None, None) => generation.explain(source, asked.port, Operation::Tcp),
+        (Some(method), Some(path)) => {
+            let method = match CanonMethod::parse(method) {
+                Ok(method) => method,
+                Err(error) => return bad(format!("method: {error}")),
+            };
+            let path = match CanonPath::parse_for(&method, path, &generation.defaults().path) {
+                Ok(path) => path,
+                Err(error) => return bad(format!("path: {error}")),
+            };
+            let upgrade = asked.websocket.then_some(Upgrade::WebSocket);
+            generation.explain(source, asked.port, Operation::Http { method: &method, path: &path, upgrade })
+        }
+        _ => return bad("give method and path for a request, or neither for opaque TCP".to_owned()),
+    };
+    ok(&json!({ "explanation": explanation, "text": explanation.to_string() }))
+}
+
+/// Whether the sidecar is on its way out.
+pub fn is_draining(sidecar: &Sidecar) -> bool {
+    sidecar.drain.phase() != Phase::Serving
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,268 @@
+//! Every metric of the sidecar, in one list. All are written from the start, at zero; no label ever holds what a
+//! request says.
+
+use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::connections::Direction;
+use crate::error::Reason;
+
+type Labels = Vec<(&'static str, &'static str)>;
+
+const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Why handshakes at the mesh listener commonly fail (`postern_svid::tls::refusal`): written at zero from the start.
+const TLS_REFUSALS: [&str; 12] = [
+    "no_certificate",
+    "tls_version",
+    "expired",
+    "not_yet_valid",
+    "untrusted",
+    "self_signed",
+    "unknown_trust_domain",
+    "no_spiffe_id",
+    "not_tls",
+    "timeout",
+    "closed",
+    "refused_by_peer",
+];
+/// Limits that count how often they bit.
+const LIMITS: [&str; 6] = [
+    "connections",
+    "handshakes",
+    "handshakes_per_source",
+    "in_flight",
+    "in_flight_per_destination",
+    "descriptors",
+];
+/// Powers of four from a quarter of a millisecond: a proxy's own time and a slow service both fit.
+const SECONDS: [f64; 9] = [0.000_25, 0.001, 0.004, 0.016, 0.064, 0.256, 1.024, 4.096, 16.384];
+
+/// Handles that are resolved once; the data path only adds.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: [[Counter; 6]; 2],
+    failures: [Vec<Counter>; 2],
+    durations: [Histogram; 2],
+    tls_refusals: Family<Labels, Counter>,
+    limits: Family<Labels, Counter>,
+    decisions: [Counter; 2],
+    /// Streams that run, by direction.
+    pub streams_active: [Gauge; 2],
+    /// Connections accepted, by direction.
+    pub connections_total: [Counter; 2],
+    /// Connections that live, by direction.
+    pub connections_active: [Gauge; 2],
+    /// Mesh connections dialled.
+    pub mesh_dials: Counter,
+    /// Bytes of response bodies, by direction.
+    pub response_bytes: [Counter; 2],
+    /// Accept errors.
+    pub accept_errors: Counter,
+    /// The generation in force.
+    pub policy_generation: Gauge,
+    /// Sets of documents that were loaded and refused.
+    pub policy_loads: [Counter; 2],
+    /// 1 while the directory holds a set that was refused.
+    pub policy_stale: Gauge,
+    /// Streams reset because a change took their permission.
+    pub policy_revoked: Counter,
+    /// When the own certificate ends, in seconds since 1970.
+    pub svid_not_after: Gauge<f64, AtomicU64>,
+    /// Certificates put in force.
+    pub svid_renewals: Counter,
+    /// Sequence number of the trust bundle in force.
+    pub bundle_sequence: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("postern");
+        let requests = Family::<Labels, Counter>::default();
+        registry.register(
+            "requests",
+            "Requests and tunnels that ended, by the class of their status",
+            requests.clone(),
+        );
+        let failures = Family::<Labels, Counter>::default();
+        registry.register(
+            "failures",
+            "Requests and tunnels that the sidecar refused or that broke, by reason",
+            failures.clone(),
+        );
+        let durations = Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        registry.register_with_unit(
+            "request_duration",
+            "Time from a request's head to the end of its response",
+            Unit::Seconds,
+            durations.clone(),
+        );
+        let tls_refusals = Family::<Labels, Counter>::default();
+        registry.register(
+            "tls_refusals",
+            "Handshakes refused at the mesh listener, by reason",
+            tls_refusals.clone(),
+        );
+        let limits = Family::<Labels, Counter>::default();
+        registry.register("limit_hits", "How often a limit bit", limits.clone());
+        let decisions = Family::<Labels, Counter>::default();
+        registry.register("decisions", "Verdicts of the policy", decisions.clone());
+        for reason in TLS_REFUSALS {
+            drop(tls_refusals.get_or_create(&vec![("reason", reason)]));
+        }
+        for limit in LIMITS {
+            drop(limits.get_or_create(&vec![("limit", limit)]));
+        }
+        let by_direction = |family: &Family<Labels, Gauge>| {
+            DIRECTIONS.map(|direction| family.get_or_create_owned(&vec![("direction", direction.label())]))
+        };
+        let count_by_direction = |family: &Family<Labels, Counter>| {
+            DIRECTIONS.map(|direction| family.get_or_create_owned(&vec![("direction", direction.label())]))
+        };
+        let streams_active = Family::default();
+        registry.register("streams_active", "Requests and tunnels that run", streams_active.clone());
+        let connections_total = Family::default();
+        registry.register("connections", "Connections accepted", connections_total.clone());
+        let connections_active = Family::default();
+        registry.register("connections_active", "Connections that live", connections_active.clone());
+        let response_bytes = Family::default();
+        registry.register("response_bytes", "Bytes of response bodies", response_bytes.clone());
+        let policy_loads = Family::<Labels, Counter>::default();
+        registry.register("policy_loads", "Sets of documents read, by result", policy_loads.clone());
+        let metrics = Self {
+            requests: DIRECTIONS.map(|direction| {
+                CLASSES.map(|class| {
+                    requests.get_or_create_owned(&vec![("direction", direction.label()), ("status", class)])
+                })
+            }),
+            failures: DIRECTIONS.map(|direction| {
+                let label =
+                    |reason: Reason| vec![("direction", direction.label()), ("reason", reason.label())];
+                Reason::ALL.map(|reason| failures.get_or_create_owned(&label(reason))).to_vec()
+            }),
+            durations: DIRECTIONS
+                .map(|direction| durations.get_or_create_owned(&vec![("direction", direction.label())])),
+            decisions: ["allow", "deny"]
+                .map(|effect| decisions.get_or_create_owned(&vec![("effect", effect)])),
+            streams_active: by_direction(&streams_active),
+            connections_total: count_by_direction(&connections_total),
+            connections_active: by_direction(&connections_active),
+            response_bytes: count_by_direction(&response_bytes),
+            policy_loads: ["loaded", "refused"]
+                .map(|result| policy_loads.get_or_create_owned(&vec![("result", result)])),
+            tls_refusals,
+            limits,
+            mesh_dials: Counter::default(),
+            accept_errors: Counter::default(),
+            policy_generation: Gauge::default(),
+            policy_stale: Gauge::default(),
+            policy_revoked: Counter::default(),
+            svid_not_after: Gauge::default(),
+            svid_renewals: Counter::default(),
+            bundle_sequence: Gauge::default(),
+            registry: Registry::default(),
+        };
+        metrics.with_singles(registry)
+    }
+}
+
+impl Metrics {
+    fn with_singles(mut self, mut registry: Registry) -> Self {
+        registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
+        registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());
+        registry.register(
+            "policy_generation",
+            "The policy generation in force",
+            self.policy_generation.clone(),
+        );
+        registry.register(
+            "policy_stale",
+            "1 while the documents that are there were refused and older ones are in force",
+            self.policy_stale.clone(),
+        );
+        registry.register(
+            "policy_revoked_streams",
+            "Streams reset because a change took their permission",
+            self.policy_revoked.clone(),
+        );
+        registry.register(
+            "svid_not_after_seconds",
+            "When the own certificate ends, since 1970",
+            self.svid_not_after.clone(),
+        );
+        registry.register("svid_renewals", "Certificates put in force", self.svid_renewals.clone());
+        registry.register(
+            "bundle_sequence",
+            "Sequence of the trust bundle in force",
+            self.bundle_sequence.clone(),
+        );
+        self.registry = registry;
+        self
+    }
+
+    /// Counts a stream that ended.
+    pub fn request(&self, direction: Direction, status: u16, seconds: f64) {
+        let class = usize::from(status / 100).min(5);
+        self.requests[direction as usize][class].inc();
+        self.durations[direction as usize].observe(seconds);
+    }
+
+    /// Counts what was refused or broke.
+    pub fn failure(&self, direction: Direction, reason: Reason) {
+        self.failures[direction as usize][reason as usize].inc();
+    }
+
+    /// Counts a handshake that failed.
+    pub fn tls_refusal(&self, reason: &'static str) {
+        self.tls_refusals.get_or_create(&vec![("reason", reason)]).inc();
+    }
+
+    /// Counts a limit's bite.
+    pub fn limit(&self, limit: &'static str) {
+        self.limits.get_or_create(&vec![("limit", limit)]).inc();
+    }
+
+    /// Counts a verdict.
+    pub fn decision(&self, allowed: bool) {
+        self.decisions[usize::from(!allowed)].inc();
+    }
+
+    /// The exposition in OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(16 << 10);
+        if encode(&mut text, &self.registry).is_err() {
+            text.clear();
+            let _ = writeln!(text, "# EOF");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_written_and_counts_add_up() {
+        let metrics = Metrics::default();
+        let text = metrics.render();
+        assert!(text.contains("postern_tls_refusals_total{reason=\"no_certificate\"} 0"), "{text}");
+        assert!(
+            text.contains("postern_failures_total{direction=\"inbound\",reason=\"policy_denied\"} 0"),
+            "{text}"
+        );
+        metrics.request(Direction::Inbound, 403, 0.001);
+        metrics.tls_refusal("alpn");
+        let text = metrics.render();
+        assert!(text.contains("postern_requests_total{direction=\"inbound\",status=\"4xx\"} 1"), "{text}");
+        assert!(text.contains("postern_tls_refusals_total{reason=\"alpn\"} 1"), "{text}");
+    }
+}

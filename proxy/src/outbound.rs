@@ -1,0 +1,46 @@
+//! Outbound, top to bottom: a connection from the own workload, which asks for services by name.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::connections::{Direction, Peer, Registered};
+use crate::detect::{self, Protocol, Rewound};
+use crate::http::h2::{self, Closing, Settings};
+use crate::http::{outbound, server};
+use crate::net::TcpStream;
+use crate::worker::Worker;
+
+/// Serves one connection of the workload.
+pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, address: SocketAddr) {
+    let limits = worker.sidecar.config.limits.clone();
+    let peer = Peer { identity: None, address, serial: None, not_after: None };
+    let registered = Registered::open(&worker.sidecar, Direction::Outbound, peer);
+    let connection = Arc::clone(registered.connection());
+    let Ok((protocol, prefix)) = detect::read_prefix(&mut stream, limits.idle, limits.head).await else {
+        return;
+    };
+    let stream = Rewound::new(prefix, stream);
+    let handler = {
+        let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
+        move |request, pending| {
+            outbound::request(Arc::clone(&worker), Arc::clone(&connection), request, pending)
+        }
+    };
+    let closing = worker.sidecar.drain.closing();
+    match protocol {
+        Protocol::Http1 => server::serve_h1(stream, &limits, handler, closing).await,
+        Protocol::Http2 => {
+            let closing = async {
+                closing.await;
+                Closing::Gracefully(limits.drain_max)
+            };
+            let settings = Settings { stall: limits.stall, preface: limits.head, ..Settings::EDGE };
+            if let Err(error) = h2::serve(stream, settings, handler, closing).await {
+                tracing::debug!(%error, "an outbound HTTP/2 connection ended");
+            }
+        }
+        Protocol::Tls | Protocol::Opaque | Protocol::Unknown { .. } => {
+            tracing::info!(peer = %address, ?protocol, "not HTTP: the outbound listener is an HTTP proxy");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Connections to other sidecars: few, shared, and never older than the own certificate.
+//!
+//! One connection carries many streams, so a handshake is paid once and every new connection proves both identities
+//! anew. A slot is one endpoint under one expectation of who answers; tunnels have slots of their own, because a slow
+//! tunnel must not cost requests their connection.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use postern_policy::{Endpoint, Transport};
+use postern_svid::tls;
+use rustls_pki_types::ServerName;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::error::{Error, Reason, Side};
+use crate::http::h2::{Connection, Settings};
+use crate::net;
+use crate::sidecar::Sidecar;
+use crate::snapshot::MeshIdentity;
+
+/// What a connection carries.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Kind {
+    /// HTTP requests.
+    Http,
+    /// CONNECT streams.
+    Tunnel,
+}
+
+/// Streams on one connection before another is opened; the far end allows 250.
+const STREAMS: usize = 200;
+/// The mesh transport, and plain mutual TLS behind it.
+const ALPN_POSTERN: [&[u8]; 2] = [b"postern/1", b"h2"];
+const ALPN_FOREIGN: [&[u8]; 1] = [b"h2"];
+
+/// One worker's connections to other sidecars.
+#[derive(Debug, Default)]
+pub struct MeshPool {
+    slots: Mutex<HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    endpoint: Endpoint,
+    open: Mutex<Vec<Open>>,
+    /// Held while dialling: a thousand callers make one handshake. Counts failures, so that whoever waited through one
+    /// shares its error instead of repeating it.
+    dialing: tokio::sync::Mutex<()>,
+    failures: Mutex<(u64, Option<(Reason, String)>)>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    /// The own identity's generation that it was opened under.
+    generation: u64,
+    connection: Connection,
+}
+
+impl MeshPool {
+    /// A connection to `endpoint` under the own identity in force, opened if need be.
+    pub async fn connection(
+        &self,
+        sidecar: &Sidecar,
+        endpoint: &Endpoint,
+        kind: Kind,
+    ) -> Result<Connection, Error> {
+        let own = own_identity(sidecar)?;
+        let slot = self.slot(endpoint, kind);
+        if let Some(connection) = slot.find(own.identity.generation) {
+            return Ok(connection);
+        }
+        let failures = slot.failures.lock().0;
+        let _dialing = slot.dialing.lock().await;
+        if let Some(connection) = slot.find(own.identity.generation) {
+            return Ok(connection);
+        }
+        {
+            let known = slot.failures.lock();
+            if let (true, Some((reason, detail))) = (known.0 > failures, &known.1) {
+                return Err(Error::unsent(Side::Remote, *reason, detail.clone()));
+            }
+        }
+        slot.dial(sidecar, &own).await
+    }
+
+    /// After a renewal: every peer with live streams gets a connection under the new certificate, so that it may keep
+    /// the old ones past the old certificate's end.
+    pub async fn renew(&self, sidecar: &Sidecar) {
+        let Ok(own) = own_identity(sidecar) else { return };
+        let slots: Vec<Arc<Slot>> = self.slots.lock().values().flatten().cloned().collect();
+        for slot in slots {
+            let live = slot.open.lock().iter().any(|open| open.connection.in_flight() > 0);
+            let _dialing = slot.dialing.lock().await;
+            if live && slot.find(own.identity.generation).is_none() {
+                // Failing here costs nothing yet: the next request tries again.
+                let _ = slot.dial(sidecar, &own).await;
+            }
+        }
+        self.slots.lock().retain(|_, slots| {
+            slots.retain(|slot| {
+                slot.open.lock().retain(|open| open.is_usable(own.identity.generation));
+                Arc::strong_count(slot) > 1 || !slot.open.lock().is_empty()
+            });
+            !slots.is_empty()
+        });
+    }
+
+    fn slot(&self, endpoint: &Endpoint, kind: Kind) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
+        let at_address = slots.entry((address, kind)).or_default();
+        if let Some(slot) = at_address.iter().find(|slot| slot.endpoint == *endpoint) {
+            return Arc::clone(slot);
+        }
+        let slot = Arc::new(Slot {
+            endpoint: endpoint.clone(),
+            open: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+            failures: Mutex::default(),
+        });
+        at_address.push(Arc::clone(&slot));
+        slot
+    }
+}
+
+impl Open {
+    fn is_usable(&self, generation: u64) -> bool {
+        self.generation == generation && self.connection.is_open()
+    }
+}
+
+impl Slot {
+    fn find(&self, generation: u64) -> Option<Connection> {
+        let mut open = self.open.lock();
+        open.retain(|open| open.is_usable(generation));
+        open.iter()
+            .filter(|open| open.connection.in_flight() < STREAMS)
+            .min_by_key(|open| open.connection.in_flight())
+            .map(|open| open.connection.clone())
+    }
+
+    async fn dial(&self, sidecar: &Sidecar, own: &MeshIdentity) -> Result<Connection, Error> {
+        match dial(sidecar, own, &self.endpoint).await {
+            Ok(connection) => {
+                self.open
+                    .lock()
+                    .push(Open { generation: own.identity.generation, connection: connection.clone() });
+                Ok(connection)
+            }
+            Err(error) => {
+                let mut failures = self.failures.lock();
+                *failures = (failures.0 + 1, Some((error.reason, error.detail.clone())));
+                Err(error)
+            }
+        }
+    }
+}
+
+fn own_identity(sidecar: &Sidecar) -> Result<Arc<MeshIdentity>, Error> {
+    let snapshot = sidecar.snapshots.load();
+    let own = snapshot
+        .identity
+        .as_ref()
+        .ok_or_else(|| Error::unsent(Side::Us, Reason::NoIdentity, "no SVID yet"))?;
+    if own.identity.svid.not_after() <= sidecar.clock.wall() {
+        return Err(Error::unsent(Side::Us, Reason::NoIdentity, "the own SVID has expired"));
+    }
+    Ok(Arc::clone(own))
+}
+
+async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Result<Connection, Error> {
+    let limits = &sidecar.config.limits;
+    let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
+    let failed = |reason, detail: String| Error::unsent(Side::Remote, reason, format!("{address}: {detail}"));
+    sidecar.metrics.mesh_dials.inc();
+    let alpn: &[&[u8]] = match endpoint.transport {
+        Transport::Postern => &ALPN_POSTERN,
+        Transport::Mtls => &ALPN_FOREIGN,
+    };
+    let config = tls::client_config(
+        Some(&own.identity.svid),
+        &own.identity.bundles,
+        &endpoint.identities,
+        Arc::clone(&sidecar.clock),
+        alpn,
+    )
+    .map_err(|error| failed(Reason::Internal, error.to_string()))?;
+    let stream = match timeout(limits.connect_mesh, net::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(failed(Reason::RemoteUnreachable, error.to_string())),
+        Err(_) => return Err(failed(Reason::RemoteUnreachable, "no answer to connect".to_owned())),
+    };
+    let name = ServerName::IpAddress(address.ip().into());
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    let stream = match timeout(limits.handshake, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let reason = match tls::refusal(&error) {
+                "closed" | "timeout" => Reason::RemoteUnreachable,
+                _ => Reason::RemoteIdentity,
+            };
+            return Err(failed(reason, format!("TLS: {error}")));
+        }
+        Err(_) => return Err(failed(Reason::RemoteUnreachable, "the TLS handshake does not end".to_owned())),
+    };
+    let chosen = stream.get_ref().1.alpn_protocol();
+    if !chosen.is_some_and(|chosen| alpn.contains(&chosen)) {
+        return Err(failed(Reason::RemoteIdentity, "the peer speaks none of our protocols".to_owned()));
+    }
+    Connection::handshake(stream, Settings { stall: limits.stall, ..Settings::MESH }, Side::Remote).await
+}

@@ -1,0 +1,44 @@
+//! What one worker thread has of its own: its pools.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pool::MeshPool;
+use crate::sidecar::Sidecar;
+use crate::workload::WorkloadPool;
+
+/// One thread of the data path.
+#[derive(Debug)]
+pub struct Worker {
+    /// What all threads share.
+    pub sidecar: Arc<Sidecar>,
+    /// Connections to other sidecars.
+    pub mesh: MeshPool,
+    /// Connections to the workload.
+    pub workload: Arc<WorkloadPool>,
+}
+
+impl Worker {
+    /// A worker without connections.
+    pub fn new(sidecar: Arc<Sidecar>) -> Arc<Self> {
+        let workload = Arc::new(WorkloadPool::new(sidecar.config.workload.address));
+        Arc::new(Self { sidecar, mesh: MeshPool::default(), workload })
+    }
+
+    /// Sweeps idle connections and follows renewals, until the worker's runtime ends.
+    pub async fn keep_house(self: Arc<Self>) {
+        let mut renewed = 0;
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.workload.sweep(self.sidecar.config.limits.workload_idle);
+            let generation =
+                self.sidecar.snapshots.load().identity.as_ref().map_or(0, |own| own.identity.generation);
+            if generation != renewed {
+                self.mesh.renew(&self.sidecar).await;
+                renewed = generation;
+            }
+        }
+    }
+}

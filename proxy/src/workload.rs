@@ -1,0 +1,229 @@
+//! Connections to the own workload, and to nothing else.
+//!
+//! A connection is kept for one peer identity only: services that authenticate a connection once (NTLM, some database
+//! gateways) must not lend one caller's login to the next.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use postern_svid::SpiffeId;
+use tokio::time::{Instant, timeout};
+
+use crate::error::{Error, Reason, Side};
+use crate::http::body::{Body, ReturnTo};
+use crate::http::h2::{Connection, Settings};
+use crate::limits::Limits;
+use crate::net::{self, TcpStream};
+use crate::runtime::spawn;
+
+type Key = (u16, Option<SpiffeId>);
+
+/// Idle connections kept for one key.
+const IDLE: usize = 128;
+
+/// One worker's connections to its workload.
+#[derive(Debug)]
+pub struct WorkloadPool {
+    address: std::net::IpAddr,
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    h2: Mutex<HashMap<Key, Connection>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: SendRequest<Body>,
+    since: Instant,
+}
+
+/// A place in the pool for a connection whose exchange is still running.
+#[derive(Debug)]
+pub struct Back {
+    pool: Arc<WorkloadPool>,
+    key: Key,
+    sender: SendRequest<Body>,
+}
+
+impl ReturnTo for Back {
+    fn give_back(self: Box<Self>) {
+        let Self { pool, key, sender } = *self;
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = pool.idle.lock();
+        let kept = idle.entry(key).or_default();
+        if kept.len() < IDLE {
+            kept.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl WorkloadPool {
+    /// A pool for the workload at `address`.
+    pub fn new(address: std::net::IpAddr) -> Self {
+        Self { address, idle: Mutex::default(), h2: Mutex::default() }
+    }
+
+    /// A fresh connection, for tunnels.
+    pub async fn connect(&self, port: u16, limits: &Limits) -> Result<TcpStream, Error> {
+        let address = SocketAddr::new(self.address, port);
+        let unreachable = |detail: String| {
+            Error::unsent(Side::Workload, Reason::WorkloadUnreachable, format!("{address}: {detail}"))
+        };
+        match timeout(limits.connect_workload, net::connect(address)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(unreachable(error.to_string())),
+            Err(_) => Err(unreachable("no answer to connect".to_owned())),
+        }
+    }
+
+    /// Sends a request over HTTP/1.1. The connection comes back when the response's body has ended.
+    pub async fn send_h1(
+        self: &Arc<Self>,
+        port: u16,
+        peer: Option<&SpiffeId>,
+        request: Request<Body>,
+        limits: &Limits,
+    ) -> Result<Response<Body>, Error> {
+        let key = (port, peer.cloned());
+        let (sender, response) = self.exchange(&key, request, limits).await?;
+        let back = Box::new(Back { pool: Arc::clone(self), key, sender });
+        Ok(response.map(|incoming| Body::h1_returning(incoming, Side::Workload, back)))
+    }
+
+    /// Sends a request that may become a byte stream; its connection does not come back.
+    pub async fn send_upgrade(
+        self: &Arc<Self>,
+        port: u16,
+        request: Request<Body>,
+        limits: &Limits,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut sender = self.open(port, limits).await?;
+        sender.send_request(request).await.map_err(|error| broken(&error))
+    }
+
+    /// Sends a request over HTTP/2 with prior knowledge.
+    pub async fn send_h2(
+        &self,
+        port: u16,
+        peer: Option<&SpiffeId>,
+        head: Request<()>,
+        body: Body,
+        limits: &Limits,
+    ) -> Result<Response<Body>, Error> {
+        let key = (port, peer.cloned());
+        let known = self.h2.lock().get(&key).filter(|known| known.is_open()).cloned();
+        let connection = match known {
+            Some(connection) => connection,
+            None => {
+                let stream = self.connect(port, limits).await?;
+                let settings = Settings { stall: limits.stall, ..Settings::EDGE };
+                let connection = Connection::handshake(stream, settings, Side::Workload).await?;
+                self.h2.lock().insert(key, connection.clone());
+                connection
+            }
+        };
+        connection.send(head, body).await
+    }
+
+    /// Lets go of connections that have been idle for `age`.
+    pub fn sweep(&self, age: Duration) {
+        let mut dropped = Vec::new();
+        self.idle.lock().retain(|_, kept| {
+            let (old, fresh) = std::mem::take(kept).into_iter().partition(|idle| idle.since.elapsed() >= age);
+            *kept = fresh;
+            dropped.push(old);
+            !kept.is_empty()
+        });
+        self.h2.lock().retain(|_, connection| connection.is_open());
+    }
+
+    async fn exchange(
+        &self,
+        key: &Key,
+        mut request: Request<Body>,
+        limits: &Limits,
+    ) -> Result<(SendRequest<Body>, Response<Incoming>), Error> {
+        loop {
+            let reused = self.checkout(key, limits.workload_idle).await;
+            let is_reused = reused.is_some();
+            let mut sender = match reused {
+                Some(sender) => sender,
+                None => self.open(key.0, limits).await?,
+            };
+            let spare = if is_reused { repeatable(&request) } else { None };
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((sender, response)),
+                Err(mut error) => match (error.take_message(), spare) {
+                    // Never written: it may be sent on another connection.
+                    (Some(unsent), _) if is_reused => request = unsent,
+                    // The keep-alive race: the workload closed as we wrote. Only what may be done twice is.
+                    (None, Some(spare))
+                        if error.error().is_incomplete_message() || error.error().is_canceled() =>
+                    {
+                        request = spare;
+                    }
+                    _ => return Err(broken(error.error())),
+                },
+            }
+        }
+    }
+
+    async fn checkout(&self, key: &Key, age: Duration) -> Option<SendRequest<Body>> {
+        loop {
+            let idle = self.idle.lock().get_mut(key)?.pop()?;
+            if idle.since.elapsed() >= age || idle.sender.is_closed() {
+                continue;
+            }
+            let mut sender = idle.sender;
+            if sender.is_ready() {
+                return Some(sender);
+            }
+            // Its last body has just been read; the connection's task needs a turn to notice.
+            if let Ok(Ok(())) = timeout(Duration::from_millis(10), sender.ready()).await {
+                return Some(sender);
+            }
+        }
+    }
+
+    async fn open(&self, port: u16, limits: &Limits) -> Result<SendRequest<Body>, Error> {
+        let stream = self.connect(port, limits).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(limits.head_fields + 16)
+            .max_header_size(limits.head_bytes)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Error::unsent(Side::Workload, Reason::WorkloadUnreachable, error.to_string()))?;
+        spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to the workload ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// A copy of a request that may be done twice and has no body (RFC 9110, 9.2.2).
+fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+fn broken(error: &hyper::Error) -> Error {
+    let reason = if error.is_parse() { Reason::WorkloadProtocol } else { Reason::WorkloadReset };
+    Error::new(Side::Workload, reason, error.to_string())
+}
