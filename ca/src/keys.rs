@@ -112,7 +112,8 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
 pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), KeyError> {
     let io = |error| KeyError::Io(path.to_owned(), error);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
+    // Two processes may do this at a time (the control plane, `postern ca`).
+    name.push(format!(".new.{}", std::process::id()));
     let beside = path.with_file_name(name);
     // What a crash left behind is in the way of create_new.
     match fs::remove_file(&beside) {
@@ -263,11 +264,13 @@ mod tests {
     fn replaced_whole_whatever_the_umask_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bundle.pem");
-        fs::write(dir.path().join("bundle.pem.new"), "left by a crash").unwrap();
+        let left = dir.path().join(format!("bundle.pem.new.{}", std::process::id()));
+        fs::write(&left, "left by a crash").unwrap();
         replace(&path, 0o644, b"one").unwrap();
         replace(&path, 0o644, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+        assert!(!left.exists());
     }
 
     #[test]

@@ -4,11 +4,16 @@
 //! that request's key, and only the same key gets an answer again, so a lost reply costs nothing and a copied token is worthless.
 
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
-use postern_svid::SpiffeId;
+use postern_svid::{SpiffeId, TrustDomain};
 use zeroize::Zeroizing;
+
+use crate::authz::{self, Denied};
+use crate::keys::{self, KeyError};
+use crate::store::{Store, StoreError};
 
 /// Scanners for leaked secrets find the prefix.
 const PREFIX: &str = "postern-join-";
@@ -16,6 +21,9 @@ const RANDOM: usize = 32;
 
 /// The longest life that is given: a token is for the next few minutes, not for an image.
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 3_600);
+
+/// The shortest: somebody has to carry it to the workload.
+pub const MIN_TTL: Duration = Duration::from_secs(10);
 
 /// A token in clear. Its text leaves only through [`Token::reveal`].
 pub struct Token(Zeroizing<String>);
@@ -63,6 +71,29 @@ impl Token {
         Ok(Self(text))
     }
 
+    /// Makes a token for `id`, writes it to the new file `out` (mode 0600) and its hash to `store`. The text is shown nowhere else.
+    pub fn create(
+        store: &dyn Store,
+        td: &TrustDomain,
+        id: &SpiffeId,
+        ttl: Duration,
+        now: SystemTime,
+        out: &Path,
+    ) -> Result<(), TokenError> {
+        authz::may_exist(td, id)?;
+        let ttl = ttl.clamp(MIN_TTL, MAX_TTL);
+        let token = Self::random().map_err(|_| TokenError::Random)?;
+        // The file first: if it exists already, no token is made at all.
+        keys::write_private(out, token.reveal().as_bytes())?;
+        let record =
+            TokenRecord { hash: token.hash(), id: id.clone(), created: now, expires: now + ttl, bound: None };
+        store.add_token(record).map_err(|error| {
+            // A file that looks like a token and is none would mislead; the store's error is the one to tell.
+            let _ = std::fs::remove_file(out);
+            TokenError::Store(error)
+        })
+    }
+
     /// The text that goes into the file.
     pub fn reveal(&self) -> &str {
         &self.0
@@ -104,6 +135,24 @@ fn hash(text: &str) -> TokenHash {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
     TokenHash(out)
+}
+
+/// Why no token was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// Nobody may ever have this id.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The file cannot be written, or exists.
+    #[error(transparent)]
+    File(#[from] KeyError),
+    /// The system's random source failed.
+    #[error("the system's random source failed")]
+    Random,
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 #[cfg(test)]

@@ -1,11 +1,175 @@
-//! Not written yet.
+//! `postern ca`: join tokens and what the CA holds. Works on the state directory, whether a control plane runs on it or
+//! has yet to start for the first time.
 
+use std::fmt::Display;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
-/// Not written yet.
+use clap::Subcommand;
+use postern_ca::store::{Kind, Sqlite, State, Store};
+use postern_ca::token::{self, Token};
+use postern_control::Config;
+use postern_policy::yaml::Span;
+use postern_svid::{Clock, SpiffeId, SystemClock, TrustDomain};
+
+/// The certificate authority: join tokens and what it has issued.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::from(2)
+#[derive(Subcommand)]
+enum Verb {
+    /// Join tokens: each lets one workload fetch its first certificate.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+    /// The CAs, and how many certificates and tokens there are.
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// The trust domain, with --state-dir.
+        #[arg(long, value_name = "NAME", required_unless_present = "config")]
+        trust_domain: Option<TrustDomain>,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenVerb {
+    /// Make a token and write it to a new file that only you can read.
+    Create {
+        /// The SPIFFE id that it stands for.
+        #[arg(long, value_name = "SPIFFE-ID")]
+        id: SpiffeId,
+        /// How long it can be used, at most 24h.
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = ttl)]
+        ttl: Duration,
+        /// The file to write; it must not exist.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Where the CA's state is.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// The control plane's configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The control plane's state directory.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    match args.verb {
+        Verb::Token { verb: TokenVerb::Create { id, ttl, out, place } } => create(&id, ttl, &out, place),
+        Verb::Status { place, trust_domain } => status(place, trust_domain),
+    }
+}
+
+fn create(id: &SpiffeId, ttl: Duration, out: &std::path::Path, place: Place) -> ExitCode {
+    let (directory, trust_domain) = match place.resolve(Some(id.trust_domain())) {
+        Ok(found) => found,
+        Err(code) => return code,
+    };
+    let made = Sqlite::open(&directory, &trust_domain).map_err(|error| error.to_string()).and_then(|store| {
+        Token::create(&store, &trust_domain, id, ttl, SystemClock.wall(), out).map_err(|e| e.to_string())
+    });
+    match made {
+        Ok(()) => {
+            println!("{}: a join token for {id}, to be used once within {} s", out.display(), ttl.as_secs());
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(error),
+    }
+}
+
+fn status(place: Place, trust_domain: Option<TrustDomain>) -> ExitCode {
+    let (directory, trust_domain) = match place.resolve(trust_domain) {
+        Ok(found) => found,
+        Err(code) => return code,
+    };
+    // Opening would make one; asking must not.
+    if !directory.join(postern_ca::store::DATABASE).exists() {
+        return failed(format!("{}: no CA has been here yet; start postern control", directory.display()));
+    }
+    match Sqlite::open(&directory, &trust_domain).and_then(|store| print_status(&store, &trust_domain)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error),
+    }
+}
+
+fn print_status(store: &Sqlite, trust_domain: &TrustDomain) -> Result<(), postern_ca::store::StoreError> {
+    let now = SystemClock.wall();
+    let counts = store.counts(now)?;
+    println!("trust domain   {trust_domain}");
+    println!("bundle         version {}", store.bundle_sequence()?);
+    for ca in store.authorities()? {
+        let kind = match ca.kind {
+            Kind::Root => "root",
+            Kind::Issuing => "issuing CA",
+        };
+        let state = match ca.state {
+            State::Prepared => "prepared",
+            State::Active => "active",
+            State::Retired => "retired",
+        };
+        println!("{kind:<14} {state}, {}, {}", ca.label, left(ca.not_after, now));
+    }
+    println!("certificates   {} valid", counts.valid);
+    println!("join tokens    {} open", counts.open_tokens);
+    println!("forks          {}", counts.forked);
+    Ok(())
+}
+
+fn left(end: SystemTime, now: SystemTime) -> String {
+    match end.duration_since(now) {
+        Ok(left) if left.as_secs() >= 86_400 => format!("{} days left", left.as_secs() / 86_400),
+        Ok(left) => format!("{} s left", left.as_secs()),
+        Err(_) => "ended".to_owned(),
+    }
+}
+
+impl Place {
+    /// The state directory and its trust domain; `told` stands when no configuration names one.
+    fn resolve(self, told: Option<TrustDomain>) -> Result<(PathBuf, TrustDomain), ExitCode> {
+        match (self.config, self.state_dir.zip(told)) {
+            (Some(config), _) => match Config::load(&config) {
+                Ok(config) => Ok((config.state_dir, config.trust_domain)),
+                Err(error) => {
+                    eprintln!("{error}");
+                    Err(ExitCode::from(2))
+                }
+            },
+            (None, Some(both)) => Ok(both),
+            // The command line's grammar demands them.
+            (None, None) => Err(ExitCode::from(2)),
+        }
+    }
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let Some(Span(ttl)) = Span::parse(text) else {
+        return Err("a length of time is written as 30s, 10m or 1h".to_owned());
+    };
+    if ttl < token::MIN_TTL || ttl > token::MAX_TTL {
+        return Err(format!(
+            "from {} s to {} h: a token is for the next few minutes",
+            token::MIN_TTL.as_secs(),
+            token::MAX_TTL.as_secs() / 3_600
+        ));
+    }
+    Ok(ttl)
+}
+
+fn failed(error: impl Display) -> ExitCode {
+    eprintln!("postern ca: {error}");
+    ExitCode::FAILURE
 }

@@ -1,11 +1,31 @@
-//! Not written yet.
+//! `postern control`: the control plane in the foreground, until SIGTERM or SIGINT.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Not written yet.
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+use postern_control::{Config, StartError};
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::from(2)
+/// Run the control plane.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    match postern_control::main(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("postern control: {error}");
+            ExitCode::from(if matches!(error, StartError::Config(_)) { 2 } else { 1 })
+        }
+    }
 }

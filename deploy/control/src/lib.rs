@@ -1,1 +1,20 @@
-//! Not written yet.
+//! The control plane: the certificate authority served over gRPC, its health, and the mesh admin endpoint.
+//!
+//! [`start`] brings it up within a running runtime, as the demo does; [`main`] is the whole process. Reading order: `app` wires,
+//! `accept` lets connections in, `identity` answers them, `own` keeps the control plane's certificate fresh, `upkeep` turns the CAs.
+
+mod accept;
+mod admin;
+mod app;
+mod config;
+mod connection;
+mod health;
+mod identity;
+mod net;
+mod own;
+mod site;
+mod task;
+mod upkeep;
+
+pub use app::{Running, StartError, main, run, start, start_with};
+pub use config::{Config, ConfigError, Log, LogFormat, LogLevel};

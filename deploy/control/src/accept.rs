@@ -1,0 +1,139 @@
+//! Letting connections in: accept, handshake, hand over. Nothing that a stranger does here stops the loop.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use postern_ca::limits::Buckets;
+use postern_svid::{Clock, tls};
+use rustls::ServerConfig;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+
+use crate::connection::{Connection, Peer};
+use crate::health::Health;
+use crate::net::{TcpListener, TcpStream};
+use crate::task::Tasks;
+
+/// A handshake takes one round trip and a millisecond; who needs longer is on a bad line or does it on purpose.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes at a time.
+const HANDSHAKES: usize = 512;
+/// Connections at a time; then accepting waits.
+const CONNECTIONS: usize = 10_000;
+/// Handshakes per address: a second, at once. A host full of sidecars starts at once.
+const PER_ADDRESS: (u32, u32) = (200, 400);
+/// Addresses counted one by one.
+const COUNTED: usize = 16_384;
+
+/// What the loop needs.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) tls: Arc<ArcSwap<ServerConfig>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) tasks: Tasks,
+}
+
+/// Accepts until everything stops. Finished connections go to `ready`.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    door: Door,
+    ready: mpsc::Sender<Result<Connection, Infallible>>,
+) {
+    let stopped = door.tasks.stopped();
+    tokio::pin!(stopped);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let addresses: Buckets<IpAddr> = Buckets::new(PER_ADDRESS.0, PER_ADDRESS.1, COUNTED);
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await.ok()?;
+            Some((listener.accept().await, place))
+        };
+        // Dropping `next` loses nothing: a connection that was not taken stays in the kernel's queue.
+        let (accepted, place) = tokio::select! {
+            () = &mut stopped => return,
+            next = next => match next {
+                Some(next) => next,
+                None => return,
+            },
+        };
+        let (stream, source) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                back_off(&error).await;
+                continue;
+            }
+        };
+        if addresses.take(source.ip(), door.clock.monotonic()).is_err() {
+            door.health.refused("rate");
+            continue;
+        }
+        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
+            door.health.refused("handshakes");
+            continue;
+        };
+        let (ready, one) = (ready.clone(), door.clone());
+        door.tasks.spawn(async move {
+            if let Some(connection) = shake_hands(stream, source, &one, place).await {
+                drop(handshake);
+                // The server is gone: we are stopping.
+                let _ = ready.send(Ok(connection)).await;
+            }
+        });
+    }
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    source: SocketAddr,
+    door: &Door,
+    place: OwnedSemaphorePermit,
+) -> Option<Connection> {
+    // Small answers go out at once.
+    if stream.set_nodelay(true).is_err() {
+        return None;
+    }
+    let acceptor = TlsAcceptor::from(door.tls.load_full());
+    let io = tokio::select! {
+        () = door.tasks.stopped() => return None,
+        done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => match done {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => {
+                door.health.refused("tls");
+                tracing::debug!(%source, %error, "handshake failed");
+                return None;
+            }
+            Err(_) => {
+                door.health.refused("handshake_timeout");
+                return None;
+            }
+        },
+    };
+    let certificates = io.get_ref().1.peer_certificates();
+    let svid = match certificates {
+        None => None,
+        Some(chain) => match tls::peer(Some(chain)) {
+            Ok(svid) => Some(Arc::new(svid)),
+            Err(error) => {
+                door.health.refused("tls");
+                tracing::debug!(%source, %error, "the verified certificate is no SVID");
+                return None;
+            }
+        },
+    };
+    Some(Connection::new(io, Peer { source, svid }, door.clock.clone(), place))
+}
+
+/// Waits 5 to 100 ms after a failed accept, in random steps: out of descriptors, spinning would take the processor too.
+pub(crate) async fn back_off(error: &io::Error) {
+    let mut random = [0; 1];
+    // Without randomness the middle will do.
+    let step = if getrandom::fill(&mut random).is_ok() { u64::from(random[0]) } else { 128 };
+    tracing::warn!(%error, "accepting a connection failed");
+    tokio::time::sleep(Duration::from_millis(5 + step * 95 / 255)).await;
+}

@@ -1,0 +1,347 @@
+//! Wiring: state, CA, listeners, tasks; and how all of it stops.
+
+use std::convert::Infallible;
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_ca::authority::{Authority, AuthorityError, Lives};
+use postern_ca::bundle::Acknowledgements;
+use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
+use postern_ca::keys::{self, KeyError, KeyFiles};
+use postern_ca::metrics::Metrics;
+use postern_ca::store::{Sqlite, StoreError};
+use postern_svid::{Bundle, Clock, SystemClock};
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use crate::accept::{Door, accept};
+use crate::admin::Admin;
+use crate::config::{Config, Log, LogFormat, LogLevel};
+use crate::connection::Connection;
+use crate::health::Health;
+use crate::identity::Api;
+use crate::net::TcpListener;
+use crate::own::{Own, OwnError};
+use crate::site::{Site, serve};
+use crate::task::{self, Tasks};
+use crate::upkeep::{Upkeep, round_of};
+
+/// Held while a control plane runs on a state directory.
+const LOCK: &str = "control.lock";
+/// The trust bundle, for operators to hand to sidecars.
+const BUNDLE: &str = "bundle.pem";
+/// How long calls under way may take when we stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Calls and streams per connection: a sidecar needs two.
+const STREAMS: u32 = 16;
+/// PING interval and answer.
+const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+/// Finished handshakes that wait for the server.
+const READY: usize = 64;
+
+/// The whole process: log, runtime, signals. Returns when it was told to stop and has.
+pub fn main(config: Config) -> Result<(), StartError> {
+    init_log(config.log);
+    // Keys are in memory: no core dumps, no debugger of another process of this user.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "the process stays dumpable");
+    }
+    let runtime = task::runtime().map_err(StartError::Runtime)?;
+    runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate()).map_err(StartError::Runtime)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(StartError::Runtime)?;
+        let stop = async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        };
+        run(config, stop).await
+    })
+}
+
+/// Starts, and stops when `stop` resolves.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    let running = start(config).await?;
+    stop.await;
+    tracing::info!("stopping");
+    running.shutdown().await;
+    Ok(())
+}
+
+/// Starts within the current runtime. Every listener is bound and the CA has proven itself when this returns.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Arc::new(SystemClock)).await
+}
+
+/// As [`start`], with a clock.
+pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    config.check().map_err(StartError::Config)?;
+    let identity = bind(config.listen, "listen").await?;
+    let health_listener = bind(config.health, "health").await?;
+    let admin_listener = bind(config.mesh_admin, "meshAdmin").await?;
+    let addresses = Addresses {
+        identity: local(&identity, "listen")?,
+        health: local(&health_listener, "health")?,
+        admin: local(&admin_listener, "meshAdmin")?,
+    };
+
+    let opened = {
+        let (config, clock) = (config.clone(), clock.clone());
+        task::blocking(move || Core::open(&config, clock)).await
+    };
+    let core = opened.map_err(|error| StartError::Runtime(io::Error::other(error)))??;
+    let tasks = Tasks::new();
+    // Three missed rounds say that something hangs.
+    let every = round_of(config.ttl);
+    let patience = (every * 3).max(Duration::from_secs(10));
+    let health = Arc::new(Health::new(core.registry, clock.clone(), patience, config.test));
+    health.tested(None);
+    let (publish, bundle) = watch::channel(core.authority.bundle());
+
+    let admin = Admin {
+        address: addresses.admin,
+        store: core.store.clone(),
+        holders: core.holders.clone(),
+        bundle: bundle.clone(),
+        clock: clock.clone(),
+    };
+    tasks.spawn(serve(health_listener, Site::Health(health.clone()), tasks.clone()));
+    tasks.spawn(serve(admin_listener, Site::Admin(Arc::new(admin)), tasks.clone()));
+
+    let door =
+        Door { tls: core.own.tls(), clock: clock.clone(), health: health.clone(), tasks: tasks.clone() };
+    let (ready, connections) = mpsc::channel(READY);
+    tasks.spawn(accept(identity, door, ready));
+    let api = Api {
+        issuer: core.issuer.clone(),
+        store: core.store.clone(),
+        holders: core.holders.clone(),
+        bundle,
+        clock: clock.clone(),
+        metrics: core.metrics.clone(),
+        tasks: tasks.clone(),
+    };
+    tasks.spawn(grpc(api, connections, tasks.clone()));
+    let upkeep = Upkeep {
+        authority: core.authority,
+        issuer: core.issuer,
+        own: core.own,
+        store: core.store,
+        holders: core.holders,
+        metrics: core.metrics,
+        health: health.clone(),
+        clock,
+    };
+    tasks.spawn(upkeep.run(every, tasks.clone()));
+
+    let Addresses { identity, health: health_address, admin } = addresses;
+    tracing::info!(
+        trust_domain = %config.trust_domain, %identity, health = %health_address, mesh_admin = %admin,
+        "control plane ready"
+    );
+    let bundle_path = config.state_dir.join(BUNDLE);
+    Ok(Running { addresses, bundle_path, tasks, health, _publish: publish, _lock: core.lock })
+}
+
+/// A control plane that runs. Dropping it without [`shutdown`](Self::shutdown) tells its tasks to stop and does not wait.
+pub struct Running {
+    addresses: Addresses,
+    bundle_path: PathBuf,
+    tasks: Tasks,
+    health: Arc<Health>,
+    _publish: watch::Sender<Arc<Bundle>>,
+    _lock: File,
+}
+
+#[derive(Clone, Copy)]
+struct Addresses {
+    identity: SocketAddr,
+    health: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Running {
+    /// Where the identity API listens.
+    pub fn identity_address(&self) -> SocketAddr {
+        self.addresses.identity
+    }
+
+    /// Where the health endpoint listens.
+    pub fn health_address(&self) -> SocketAddr {
+        self.addresses.health
+    }
+
+    /// Where the mesh admin endpoint listens.
+    pub fn mesh_admin_address(&self) -> SocketAddr {
+        self.addresses.admin
+    }
+
+    /// The trust bundle's file, which sidecars are configured with.
+    pub fn bundle_path(&self) -> &Path {
+        &self.bundle_path
+    }
+
+    /// Stops: nothing new is accepted, streams are told, calls under way get a moment, the store is closed.
+    pub async fn shutdown(self) {
+        self.health.stopping();
+        self.tasks.stop();
+        if tokio::time::timeout(DRAIN, self.tasks.ended()).await.is_err() {
+            tracing::warn!("what was still under way after the drain was broken off");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// Why it did not start. Each text names what is wrong and the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The CA.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A listener.
+    #[error(
+        "{field}: cannot listen on {address}: {error}. Is another process on it (ss -ltnp), or is the address not this machine's?"
+    )]
+    Bind {
+        /// The configuration's field.
+        field: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// Another control plane has the state directory.
+    #[error("{}: another control plane runs on this state directory; stop it first", .0.display())]
+    InUse(PathBuf),
+    /// The CA's test of itself.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// A file.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Its own certificate.
+    #[error(transparent)]
+    Own(#[from] OwnError),
+    /// The runtime or its signals.
+    #[error("starting the runtime failed: {0}")]
+    Runtime(#[source] io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Everything that is opened from the disk.
+struct Core {
+    lock: File,
+    store: Arc<Sqlite>,
+    authority: Arc<Authority>,
+    issuer: Arc<Issuer>,
+    own: Arc<Own>,
+    holders: Arc<Acknowledgements>,
+    metrics: Metrics,
+    registry: Registry,
+}
+
+impl Core {
+    fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        keys::private_dir(&config.state_dir)?;
+        let lock = lock(&config.state_dir)?;
+        let store = Arc::new(Sqlite::open(&config.state_dir, &config.trust_domain)?);
+        let authority = Arc::new(Authority::open(
+            config.trust_domain.clone(),
+            store.clone(),
+            Arc::new(KeyFiles::new(&config.state_dir)),
+            clock.clone(),
+            Lives::with_leaf(config.ttl),
+        )?);
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let policy = LeafPolicy { ttl: config.ttl, test: config.test };
+        let issuer =
+            Arc::new(Issuer::new(authority.clone(), store.clone(), clock.clone(), policy, metrics.clone())?);
+        let own = Arc::new(Own::new(issuer.clone(), authority.clone(), clock)?);
+        let bundle = authority.bundle().to_pem();
+        keys::replace(&config.state_dir.join(BUNDLE), 0o644, bundle.as_bytes())?;
+        Ok(Self { lock, store, authority, issuer, own, holders: Arc::default(), metrics, registry })
+    }
+}
+
+/// Two control planes on one directory would each turn the issuing CA.
+fn lock(state_dir: &Path) -> Result<File, StartError> {
+    let path = state_dir.join(LOCK);
+    let io = |error| StartError::Key(KeyError::Io(path.clone(), error));
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse(state_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(io(error)),
+    }
+}
+
+async fn bind(address: SocketAddr, field: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind { field, address, error })
+}
+
+fn local(listener: &TcpListener, field: &'static str) -> Result<SocketAddr, StartError> {
+    let unknown = SocketAddr::from(([0; 4], 0));
+    listener.local_addr().map_err(|error| StartError::Bind { field, address: unknown, error })
+}
+
+async fn grpc(api: Api, connections: mpsc::Receiver<Result<Connection, Infallible>>, tasks: Tasks) {
+    let served = Server::builder()
+        .timeout(DRAIN)
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(PING.0))
+        .http2_keepalive_timeout(Some(PING.1))
+        .http2_max_header_list_size(16 * 1024)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .serve_with_incoming_shutdown(api.service(), ReceiverStream::new(connections), tasks.stopped())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the identity API ended");
+    }
+}
+
+fn init_log(log: Log) {
+    let level = match log.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    // Whoever embeds this may have set one up already; theirs stays.
+    let _ = match log.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}

@@ -1,0 +1,112 @@
+//! `/live`, `/ready` and `/metrics`: reads only, no secrets, no details.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Response, StatusCode};
+use parking_lot::Mutex;
+use postern_svid::Clock;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+use crate::site::{self, Body};
+
+/// What the control plane knows of its own state.
+pub(crate) struct Health {
+    registry: Mutex<Registry>,
+    refused: Family<Refused, Counter>,
+    clock: Arc<dyn Clock>,
+    /// How long a passed self-test counts.
+    patience: Duration,
+    test: bool,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    tested: Option<Instant>,
+    failure: Option<&'static str>,
+    stopping: bool,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Refused {
+    reason: &'static str,
+}
+
+impl Health {
+    pub(crate) fn new(mut registry: Registry, clock: Arc<dyn Clock>, patience: Duration, test: bool) -> Self {
+        let refused = Family::default();
+        registry.register(
+            "postern_control_connections_refused",
+            "Connections refused before any request",
+            refused.clone(),
+        );
+        Self { registry: Mutex::new(registry), refused, clock, patience, test, last: Mutex::default() }
+    }
+
+    /// A connection did not get as far as a request.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// The CA has just proven that it can issue, or that it cannot.
+    pub(crate) fn tested(&self, failure: Option<&'static str>) {
+        let mut last = self.last.lock();
+        last.failure = failure;
+        if failure.is_none() {
+            last.tested = Some(self.clock.monotonic());
+        }
+    }
+
+    /// From now on nobody new should come.
+    pub(crate) fn stopping(&self) {
+        self.last.lock().stopping = true;
+    }
+
+    /// Codes of what stands in the way of being ready.
+    fn reasons(&self) -> Vec<&'static str> {
+        let last = self.last.lock();
+        let mut reasons = Vec::new();
+        if last.stopping {
+            reasons.push("stopping");
+        }
+        reasons.extend(last.failure);
+        match last.tested {
+            None if last.failure.is_none() => reasons.push("starting"),
+            Some(at) if self.clock.monotonic().saturating_duration_since(at) > self.patience => {
+                reasons.push("self_test_overdue");
+            }
+            _ => {}
+        }
+        reasons
+    }
+
+    pub(crate) fn respond(&self, path: &str) -> Response<Body> {
+        match path {
+            "/live" => site::json(StatusCode::OK, &serde_json::json!({"live": true})),
+            "/ready" => {
+                let reasons = self.reasons();
+                let status =
+                    if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let body = serde_json::json!({
+                    "ready": reasons.is_empty(),
+                    "reasons": reasons,
+                    // Lives under five minutes are allowed: never in production.
+                    "test": self.test,
+                });
+                site::json(status, &body)
+            }
+            "/metrics" => {
+                let mut text = String::new();
+                match prometheus_client::encoding::text::encode(&mut text, &self.registry.lock()) {
+                    Ok(()) => site::metrics(text),
+                    Err(_) => site::error(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+                }
+            }
+            _ => site::error(StatusCode::NOT_FOUND, "known here: /live /ready /metrics"),
+        }
+    }
+}

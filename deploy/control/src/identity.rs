@@ -1,0 +1,258 @@
+//! The identity API over gRPC: certificates out, bundles down, acknowledgements up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use postern_ca::bundle::{Acknowledgements, to_proto};
+use postern_ca::issue::{Issuer, Proof, Reply, Request as CaRequest};
+use postern_ca::lineage::LineageId;
+use postern_ca::metrics::Metrics;
+use postern_ca::proto::identity_server::{Identity, IdentityServer};
+use postern_ca::proto::issue_request::Proof as WireProof;
+use postern_ca::proto::{Directive, IssueRequest, IssueResponse, Report, directive};
+use postern_ca::store::{Sqlite, Store};
+use postern_svid::{Bundle, Clock, PeerSvid};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::connection::{Peer, until};
+use crate::task::{self, Tasks};
+
+/// The longest message that is read: a request of 4 KiB, an id of 2 KiB and room.
+const MESSAGE: usize = 16 * 1024;
+/// For one call; a stream has this long to be set up.
+const CALL: Duration = Duration::from_secs(5);
+/// A sidecar that does not read for so long is gone.
+const STALLED: Duration = Duration::from_secs(30);
+/// Reports a second that an honest sidecar stays far below: it reports when something changed.
+const REPORTS: u32 = 20;
+
+/// The API.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) store: Arc<Sqlite>,
+    pub(crate) holders: Arc<Acknowledgements>,
+    pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+}
+
+impl Api {
+    /// As a gRPC service with its limits.
+    pub(crate) fn service(self) -> IdentityServer<Self> {
+        IdentityServer::new(self).max_decoding_message_size(MESSAGE).max_encoding_message_size(1 << 20)
+    }
+}
+
+type Directives = Pin<Box<dyn Stream<Item = Result<Directive, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Identity for Api {
+    type WatchStream = Directives;
+
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        let peer = peer_of(&request)?;
+        let permit = self.issuer.admit(peer.source.ip(), peer.svid.as_deref())?;
+        let issuer = self.issuer.clone();
+        let message = request.into_inner();
+        let work = task::blocking(move || {
+            // The place is taken until the work is done, even if the caller has long hung up.
+            let _permit = permit;
+            issue(&issuer, &peer, &message)
+        });
+        match tokio::time::timeout(CALL, work).await {
+            Ok(Ok(reply)) => Ok(Response::new(reply?)),
+            Ok(Err(_)) => Err(Status::internal("the CA failed; the control plane's log has the reason")),
+            Err(_) => Err(Status::deadline_exceeded("the CA took too long; ask again with the same key")),
+        }
+    }
+
+    async fn watch(&self, request: Request<Streaming<Report>>) -> Result<Response<Directives>, Status> {
+        let peer = peer_of(&request)?;
+        let svid = peer.svid.ok_or_else(|| Status::unauthenticated("this stream needs a client SVID"))?;
+        if svid.not_after() < self.clock.wall() {
+            return Err(expired());
+        }
+        let store = self.store.clone();
+        let serial = svid.serial().to_vec();
+        let found = task::blocking(move || store.certificate(&serial)).await;
+        let lineage = match found {
+            Ok(Ok(Some((issued, lineage)))) if issued.id == *svid.id() => lineage.id,
+            Ok(Ok(_)) => {
+                return Err(Status::unauthenticated("this CA does not know the connection's certificate"));
+            }
+            Ok(Err(_)) | Err(_) => {
+                return Err(Status::unavailable(
+                    "the store cannot be read; the control plane's log has the reason",
+                ));
+            }
+        };
+        let (sender, receiver) = mpsc::channel(4);
+        let stream = Watch {
+            open: Open::new(self, lineage, &svid),
+            api: self.clone(),
+            svid,
+            reports: Reports { since: self.clock.monotonic(), count: 0 },
+        };
+        self.tasks.spawn(stream.serve(request.into_inner(), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn issue(issuer: &Issuer, peer: &Peer, message: &IssueRequest) -> Result<IssueResponse, Status> {
+    let proof = match (&message.proof, &peer.svid) {
+        (Some(WireProof::JoinToken(token)), _) => Proof::JoinToken(token),
+        (None, Some(svid)) => Proof::Svid(svid),
+        (None, None) => {
+            return Err(Status::unauthenticated(
+                "neither a join token nor a client SVID; make a join token (postern ca token create)",
+            ));
+        }
+    };
+    let reply = issuer.issue(CaRequest {
+        csr: &message.csr_der,
+        id: &message.spiffe_id,
+        ttl_seconds: message.ttl_seconds,
+        predecessor: &message.predecessor_serial,
+        proof,
+    })?;
+    Ok(response(&reply))
+}
+
+fn response(reply: &Reply) -> IssueResponse {
+    IssueResponse {
+        chain_der: reply.chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        bundle: Some(to_proto(&reply.bundle)),
+        renew_after_unix_ms: unix_ms(reply.renew_after),
+        ca_time_unix_ms: unix_ms(reply.now),
+    }
+}
+
+/// One open stream.
+struct Watch {
+    api: Api,
+    svid: Arc<PeerSvid>,
+    open: Open,
+    reports: Reports,
+}
+
+/// Reports within the current second.
+struct Reports {
+    since: Instant,
+    count: u32,
+}
+
+impl Watch {
+    async fn serve(
+        mut self,
+        mut reports: Streaming<Report>,
+        directives: mpsc::Sender<Result<Directive, Status>>,
+    ) {
+        let stopped = self.api.tasks.stopped();
+        let ended = tokio::select! {
+            ended = self.exchange(&mut reports, &directives) => ended,
+            () = stopped => Some(Status::unavailable("the control plane stops; connect again")),
+        };
+        if let Some(status) = ended {
+            tracing::debug!(id = %self.svid.id(), %status, "stream ended");
+            let _ = tokio::time::timeout(STALLED, directives.send(Err(status))).await;
+        }
+    }
+
+    /// `None` when the sidecar has gone.
+    async fn exchange(
+        &mut self,
+        reports: &mut Streaming<Report>,
+        directives: &mpsc::Sender<Result<Directive, Status>>,
+    ) -> Option<Status> {
+        let mut bundle = self.api.bundle.clone();
+        // The first one goes out at once.
+        bundle.mark_changed();
+        let mut listening = true;
+        loop {
+            let look = until(self.svid.not_after(), self.api.clock.as_ref());
+            tokio::select! {
+                changed = bundle.changed() => {
+                    // The sender is dropped when the control plane goes.
+                    changed.ok()?;
+                    let bundle = to_proto(&bundle.borrow_and_update());
+                    let directive = Directive { directive: Some(directive::Directive::Bundle(bundle)) };
+                    match tokio::time::timeout(STALLED, directives.send(Ok(directive))).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) | Err(_) => return None,
+                    }
+                }
+                report = reports.message(), if listening => match report {
+                    Ok(Some(report)) => {
+                        if let Err(status) = self.record(&report) {
+                            return Some(status);
+                        }
+                    }
+                    Ok(None) => listening = false,
+                    Err(_) => return None,
+                },
+                () = directives.closed() => return None,
+                () = tokio::time::sleep(look) => {
+                    if self.svid.not_after() < self.api.clock.wall() {
+                        return Some(expired());
+                    }
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, report: &Report) -> Result<(), Status> {
+        let now = self.api.clock.monotonic();
+        if now.saturating_duration_since(self.reports.since) > Duration::from_secs(1) {
+            self.reports = Reports { since: now, count: 0 };
+        }
+        self.reports.count += 1;
+        if self.reports.count > REPORTS {
+            return Err(Status::resource_exhausted("too many reports; report when something changed"));
+        }
+        let published = self.api.bundle.borrow().sequence();
+        self.api.holders.report(self.open.lineage, report, published, self.api.clock.wall());
+        Ok(())
+    }
+}
+
+/// Counts a stream as long as it lives.
+struct Open {
+    holders: Arc<Acknowledgements>,
+    metrics: Metrics,
+    lineage: LineageId,
+}
+
+impl Open {
+    fn new(api: &Api, lineage: LineageId, svid: &PeerSvid) -> Self {
+        api.holders.opened(lineage, svid, api.clock.wall());
+        api.metrics.watchers.inc();
+        Self { holders: api.holders.clone(), metrics: api.metrics.clone(), lineage }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.holders.closed(self.lineage);
+        self.metrics.watchers.dec();
+    }
+}
+
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.cloned().ok_or_else(|| Status::internal("the connection has no peer"))
+}
+
+fn expired() -> Status {
+    Status::unauthenticated("the connection's certificate has expired; connect with the renewed one")
+}
+
+fn unix_ms(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

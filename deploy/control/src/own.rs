@@ -1,0 +1,91 @@
+//! The control plane's own certificate: issued in-process by its own CA, renewed by itself, swapped under open connections.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use postern_ca::authority::Authority;
+use postern_ca::issue::{IssueError, Issuer};
+use postern_ca::profile::{ISSUING_KEY, ProfileError};
+use postern_svid::{Clock, Svid, SvidError, VerifyError, tls};
+use rustls::ServerConfig;
+
+/// gRPC is HTTP/2.
+const ALPN: &[&[u8]] = &[b"h2"];
+
+/// The certificate in use and when to replace it.
+pub(crate) struct Own {
+    issuer: Arc<Issuer>,
+    authority: Arc<Authority>,
+    clock: Arc<dyn Clock>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    renew_after: Mutex<SystemTime>,
+}
+
+impl Own {
+    pub(crate) fn new(
+        issuer: Arc<Issuer>,
+        authority: Arc<Authority>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, OwnError> {
+        let (config, renew_after) = make(&issuer, &authority, &clock)?;
+        let tls = Arc::new(ArcSwap::new(config));
+        Ok(Self { issuer, authority, clock, tls, renew_after: Mutex::new(renew_after) })
+    }
+
+    /// The configuration for new connections; open ones keep theirs.
+    pub(crate) fn tls(&self) -> Arc<ArcSwap<ServerConfig>> {
+        self.tls.clone()
+    }
+
+    /// Replaces the certificate if its time has come.
+    pub(crate) fn renew_if_due(&self) -> Result<bool, OwnError> {
+        let mut renew_after = self.renew_after.lock();
+        if self.clock.wall() < *renew_after {
+            return Ok(false);
+        }
+        let (config, next) = make(&self.issuer, &self.authority, &self.clock)?;
+        self.tls.store(config);
+        *renew_after = next;
+        Ok(true)
+    }
+}
+
+/// Why the control plane has no certificate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnError {
+    /// The CA refused.
+    #[error("the control plane's own certificate: {0}")]
+    Issue(#[from] IssueError),
+    /// The key could not be made.
+    #[error("the control plane's own certificate: {0}")]
+    Key(#[from] ProfileError),
+    /// Chain and key do not make an SVID.
+    #[error("the control plane's own certificate: {0}")]
+    Svid(#[from] SvidError),
+    /// rustls refused.
+    #[error("the control plane's own certificate: {0}")]
+    Tls(tls::ConfigError),
+    /// A sidecar would refuse it.
+    #[error("the control plane's own certificate: {0}")]
+    Verify(#[from] VerifyError),
+}
+
+fn make(
+    issuer: &Issuer,
+    authority: &Authority,
+    clock: &Arc<dyn Clock>,
+) -> Result<(Arc<ServerConfig>, SystemTime), OwnError> {
+    let key = rcgen::KeyPair::generate_for(ISSUING_KEY).map_err(ProfileError::Build)?;
+    let reply = issuer.issue_own(&key)?;
+    let mut chain = reply.chain;
+    // A sidecar that knows only the root's hash finds the root here and pins it.
+    chain.push(authority.root().clone());
+    let svid = Svid::from_pkcs8(chain, key.serialized_der())?;
+    svid.verify_against(authority.bundles(), reply.now)?;
+    let config = tls::server_config_optional_client(&svid, authority.bundles(), clock.clone(), ALPN)
+        .map_err(OwnError::Tls)?;
+    Ok((config, reply.renew_after))
+}

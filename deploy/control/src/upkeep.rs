@@ -1,0 +1,114 @@
+//! What has to happen from time to time: turning the issuing CA, renewing our own certificate, proving that the CA can issue,
+//! forgetting what is long over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postern_ca::authority::{Authority, Turn};
+use postern_ca::bundle::Acknowledgements;
+use postern_ca::issue::Issuer;
+use postern_ca::metrics::Metrics;
+use postern_ca::store::{Sqlite, Store};
+use postern_svid::Clock;
+use tokio::time::MissedTickBehavior;
+
+use crate::health::Health;
+use crate::own::Own;
+use crate::task::{self, Tasks};
+
+/// Wall time is read at least this often.
+const LONGEST_ROUND: Duration = Duration::from_secs(30);
+/// Rounds cost a signature; more of them are of no use.
+const SHORTEST_ROUND: Duration = Duration::from_millis(250);
+/// How often old rows are deleted.
+const PRUNE: Duration = Duration::from_secs(600);
+/// How long a certificate is remembered after its end: who asks "who was that last night" gets an answer.
+const REMEMBER: Duration = Duration::from_secs(24 * 3_600);
+
+/// What is kept up.
+pub(crate) struct Upkeep {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) own: Arc<Own>,
+    pub(crate) store: Arc<Sqlite>,
+    pub(crate) holders: Arc<Acknowledgements>,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: Arc<Health>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// How often: a twentieth of a leaf's life, within bounds.
+pub(crate) fn round_of(ttl: Duration) -> Duration {
+    (ttl / 20).clamp(SHORTEST_ROUND, LONGEST_ROUND)
+}
+
+impl Upkeep {
+    /// Goes round until everything stops.
+    pub(crate) async fn run(self, every: Duration, tasks: Tasks) {
+        let stopped = tasks.stopped();
+        tokio::pin!(stopped);
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let this = Arc::new(self);
+        let mut pruned = this.clock.monotonic();
+        loop {
+            tokio::select! {
+                () = &mut stopped => return,
+                _ = ticks.tick() => {}
+            }
+            let round = this.clone();
+            let last = pruned;
+            match task::blocking(move || round.round(last)).await {
+                Ok(at) => pruned = at,
+                Err(error) => {
+                    tracing::error!(%error, "a round of upkeep broke off");
+                    this.health.tested(Some("upkeep_failed"));
+                }
+            }
+        }
+    }
+
+    /// One round; a step that fails does not keep the others from happening. Gives when rows were last deleted.
+    fn round(&self, pruned: Instant) -> Instant {
+        match self.authority.maintain() {
+            Ok(None) => {}
+            Ok(Some(turn)) => {
+                if turn == Turn::Activated {
+                    self.metrics.rotations.inc();
+                }
+                tracing::info!(?turn, "issuing CA");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the issuing CA could not be turned; leaves can be made until its end");
+            }
+        }
+        match self.own.renew_if_due() {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "renewal failed; the present certificate stays until its end")
+            }
+        }
+        match self.issuer.self_test() {
+            Ok(()) => self.health.tested(None),
+            Err(error) => {
+                tracing::error!(%error, "the CA cannot issue");
+                self.health.tested(Some("self_test_failed"));
+            }
+        }
+        self.issuer.publish_metrics();
+        let wall = self.clock.wall();
+        let behind = self.holders.behind(self.authority.bundle().sequence(), wall);
+        self.metrics.bundle_behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
+
+        let now = self.clock.monotonic();
+        if now.saturating_duration_since(pruned) < PRUNE {
+            return pruned;
+        }
+        let Some(before) = wall.checked_sub(REMEMBER) else { return now };
+        match self.store.prune(before).and_then(|gone| self.store.remember().map(|()| gone)) {
+            Ok(gone) => tracing::debug!(gone, "old certificates forgotten"),
+            Err(error) => tracing::warn!(%error, "old certificates could not be forgotten"),
+        }
+        now
+    }
+}
