@@ -44,6 +44,7 @@ struct Check {
 #[derive(clap::Args)]
 struct Explain {
     /// A file or directory of documents.
+    #[arg(value_name = "DOCUMENTS")]
     path: PathBuf,
     /// The called workload: namespace/service-account or namespace/service, with a port.
     #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
@@ -96,7 +97,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             if json {
                 println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
             } else {
-                eprintln!("{errors}\n\n{} refused: a sidecar keeps its last good documents", plural(errors.len(), "mistake"));
+                eprintln!("{errors}\n\n{}: no answer from these documents", plural(errors.len(), "mistake"));
             }
             ExitCode::from(2)
         }
@@ -186,7 +187,9 @@ fn plural(count: usize, word: &str) -> String {
 impl Set {
     fn scope(&self, files: &[SourceFile], workload: Option<Workload>) -> Result<Scope, Failure> {
         let trust_domain = match &self.trust_domain {
-            Some(name) => TrustDomain::parse(name).map_err(|error| question(format!("--trust-domain: {error}")))?,
+            Some(name) => {
+                TrustDomain::parse(name).map_err(|error| question(format!("--trust-domain: {error}")))?
+            }
             // Documents that name none cannot depend on it either.
             None => match trust_domain_of(files) {
                 Some(found) => found,
@@ -204,8 +207,7 @@ fn explain(args: &Explain) -> Result<ExitCode, Failure> {
         Some(text) => labels(text)?,
         None => BTreeMap::from([("app".to_owned(), name.to_owned())]),
     };
-    let workload =
-        Workload { namespace: namespace.to_owned(), service_account: name.to_owned(), labels };
+    let workload = Workload { namespace: namespace.to_owned(), service_account: name.to_owned(), labels };
     let scope = args.set.scope(&files, Some(workload))?;
     let generation = load(&files, &scope, 0)?;
     let port = target_port(&generation, namespace, name, port)?;
@@ -216,9 +218,11 @@ fn explain(args: &Explain) -> Result<ExitCode, Failure> {
         [method, path] => {
             let method = CanonMethod::parse(method).map_err(question)?;
             match CanonPath::parse_for(&method, path, &generation.defaults().path) {
-                Ok(path) => {
-                    generation.explain(source, port, Operation::Http { method: &method, path: &path, upgrade: None })
-                }
+                Ok(path) => generation.explain(
+                    source,
+                    port,
+                    Operation::Http { method: &method, path: &path, upgrade: None },
+                ),
                 Err(error) => return Err(question(format!("answered with 400 before any rule: {error}"))),
             }
         }
@@ -243,7 +247,9 @@ fn show(explanation: &Explanation, json: bool, port: u16) -> Result<(), Failure>
 fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
     let bad = || question("--to is namespace/name or namespace/name:port");
     let (place, port) = match text.split_once(':') {
-        Some((place, port)) => (place, Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad)?)),
+        Some((place, port)) => {
+            (place, Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad)?))
+        }
         None => (text, None),
     };
     let (namespace, name) = place.split_once('/').ok_or_else(bad)?;
@@ -254,13 +260,22 @@ fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
 }
 
 /// Rules speak of the workload's ports; people remember the service's.
-fn target_port(generation: &Generation, namespace: &str, name: &str, port: Option<u16>) -> Result<u16, Failure> {
+fn target_port(
+    generation: &Generation,
+    namespace: &str,
+    name: &str,
+    port: Option<u16>,
+) -> Result<u16, Failure> {
     let service = generation.services().by_name(namespace, name);
     let ports = service.map_or(&[][..], |service| service.ports.as_slice());
     match (port, ports) {
-        (Some(port), _) => Ok(ports.iter().find(|known| known.port == port).map_or(port, |known| known.target_port)),
+        (Some(port), _) => {
+            Ok(ports.iter().find(|known| known.port == port).map_or(port, |known| known.target_port))
+        }
         (None, [only]) => Ok(only.target_port),
-        (None, []) => Err(question(format!("no Service {namespace}/{name} tells its port: say --to {namespace}/{name}:PORT"))),
+        (None, []) => Err(question(format!(
+            "no Service {namespace}/{name} tells its port: say --to {namespace}/{name}:PORT"
+        ))),
         (None, several) => {
             let known: Vec<String> = several.iter().map(|port| port.port.to_string()).collect();
             Err(question(format!("{namespace}/{name} has several ports: say one of {}", known.join(", "))))
@@ -295,7 +310,9 @@ fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
 /// The documents of a directory, as a sidecar reads it: `*.yaml` and `*.yml` by name, hidden ones and Kubernetes'
 /// `..data` skipped, links followed, directories inside not.
 fn read_directory(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    let refused = |error: std::io::Error| Diagnostics::from(Diagnostic::whole(&path.display().to_string(), error.to_string()));
+    let refused = |error: std::io::Error| {
+        Diagnostics::from(Diagnostic::whole(&path.display().to_string(), error.to_string()))
+    };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(refused)? {
         let name = entry.map_err(refused)?.file_name();

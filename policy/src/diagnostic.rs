@@ -65,7 +65,7 @@ pub struct Diagnostic {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
     #[serde(skip)]
-    excerpt: Option<Excerpt>,
+    excerpt: Option<Box<Excerpt>>,
 }
 
 /// The line under which the caret stands.
@@ -92,7 +92,11 @@ impl Diagnostic {
 
     /// A finding at `line` and `column` (characters, from 1) of `text`, `len` characters long.
     pub(crate) fn at(place: &Place, text: &str, len: usize, message: impl Into<String>) -> Self {
-        let excerpt = place.line.checked_sub(1).and_then(|n| text.lines().nth(n)).map(|line| excerpt(line, place.column, len));
+        let excerpt = place
+            .line
+            .checked_sub(1)
+            .and_then(|n| text.lines().nth(n))
+            .map(|line| Box::new(excerpt(line, place.column, len)));
         Self {
             severity: Severity::Error,
             file: place.file.clone(),

@@ -63,7 +63,8 @@ pub(crate) fn decide(
     if let Some(id) = views.iter().filter_map(|view| first(Action::Deny, *view)).map(|(_, id)| id).min() {
         return (Effect::Deny(DenyReason::Rule), Some(RuleId(id)));
     }
-    let allowed: Option<Vec<u32>> = views.iter().map(|view| first(Action::Allow, *view).map(|(_, id)| id)).collect();
+    let allowed: Option<Vec<u32>> =
+        views.iter().map(|view| first(Action::Allow, *view).map(|(_, id)| id)).collect();
     match allowed.as_deref() {
         Some([id, ..]) => (Effect::Allow, Some(RuleId(*id))),
         _ => (Effect::Deny(DenyReason::NoRule), None),
@@ -116,7 +117,8 @@ pub(crate) fn peer(entry: &Peer, domains: &OwnDomains, source: Source<'_>, actio
     let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, not } = entry;
     let address = |nets: &Vec<ipnet::IpNet>| in_any(nets, source.address);
     let Some(id) = source.identity else {
-        let identity = spiffe.is_some() || accounts.is_some() || namespaces.is_some() || trust_domain.is_some();
+        let identity =
+            spiffe.is_some() || accounts.is_some() || namespaces.is_some() || trust_domain.is_some();
         return !identity
             && cidrs.as_ref().is_none_or(address)
             && match action {
@@ -138,8 +140,9 @@ fn excludes(entry: &Excluded, domains: &OwnDomains, id: &SpiffeId, address: IpAd
     let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs } = entry;
     let own = in_domain(id, trust_domain.as_ref(), domains);
     // A trust domain beside names says where the names are meant; alone it means everybody of it.
-    let whole_domain =
-        trust_domain.as_ref().is_some_and(|td| accounts.is_empty() && namespaces.is_empty() && id.is_member_of(td));
+    let whole_domain = trust_domain
+        .as_ref()
+        .is_some_and(|td| accounts.is_empty() && namespaces.is_empty() && id.is_member_of(td));
     spiffe.contains(id)
         || (own && accounts.iter().any(|account| is_account(id, account)))
         || (own && namespaces.iter().any(|namespace| is_in_namespace(id, namespace)))

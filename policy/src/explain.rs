@@ -123,19 +123,26 @@ fn least(alternatives: impl Iterator<Item = Vec<Failure>>) -> Vec<Failure> {
 fn unauthenticated() -> Failure {
     Failure {
         what: "the peer proved no identity".to_owned(),
-        change: "call through a sidecar, or add an alternative `unauthenticated: true` with `cidrs` to `from`".to_owned(),
+        change:
+            "call through a sidecar, or add an alternative `unauthenticated: true` with `cidrs` to `from`"
+                .to_owned(),
     }
 }
 
 /// Field by field: each is asked of the interpreter as a peer with that field alone.
 fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<Failure> {
-    let Peer { unauthenticated: only_strangers, spiffe, accounts, namespaces, trust_domain, cidrs, not } = peer;
+    let Peer { unauthenticated: only_strangers, spiffe, accounts, namespaces, trust_domain, cidrs, not } =
+        peer;
     let mut out = Vec::new();
     if let Some(nets) = cidrs
         && !nets.iter().any(|net| crate::rule::contains(net, source.address))
     {
         out.push(Failure {
-            what: format!("the address {} is in none of {}", source.address.to_canonical(), list(nets, "", "")),
+            what: format!(
+                "the address {} is in none of {}",
+                source.address.to_canonical(),
+                list(nets, "", "")
+            ),
             change: format!("add {} to `cidrs`", source.address.to_canonical()),
         });
     }
@@ -162,21 +169,30 @@ fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<F
     }
     let short = id.namespace_and_account().map(|(namespace, name)| format!("{namespace}/{name}"));
     if accounts.is_some() && !holds(Peer { accounts: accounts.clone(), ..scoped() }) {
-        let known = list(accounts.as_deref().unwrap_or_default(), "service account", "one of the service accounts");
+        let known =
+            list(accounts.as_deref().unwrap_or_default(), "service account", "one of the service accounts");
         let change = match &short {
-            Some(short) if domains.contain(id) && trust_domain.is_none() => format!("add {short} to `serviceAccounts`"),
+            Some(short) if domains.contain(id) && trust_domain.is_none() => {
+                format!("add {short} to `serviceAccounts`")
+            }
             _ => format!("add an alternative `spiffe: [\"{id}\"]` to `from`"),
         };
         field(format!("{id} is not {known}"), change);
     }
     if namespaces.is_some() && !holds(Peer { namespaces: namespaces.clone(), ..scoped() }) {
         let known = list(namespaces.as_deref().unwrap_or_default(), "namespace", "one of the namespaces");
-        field(format!("{id} is not in {known}"), format!("add an alternative `spiffe: [\"{id}\"]` to `from`"));
+        field(
+            format!("{id} is not in {known}"),
+            format!("add an alternative `spiffe: [\"{id}\"]` to `from`"),
+        );
     }
     if let Some(td) = trust_domain
         && !id.is_member_of(td)
     {
-        field(format!("{id} is not in the trust domain {td}"), format!("change `trustDomain` to {}", id.trust_domain()));
+        field(
+            format!("{id} is not in the trust domain {td}"),
+            format!("change `trustDomain` to {}", id.trust_domain()),
+        );
     }
     if not.is_some() && !holds(Peer { not: not.clone(), ..Peer::default() }) {
         field(format!("{id} or its address is excluded by `not`"), "take it out of `not`".to_owned());
@@ -246,12 +262,20 @@ impl fmt::Display for Explanation {
         match (self.verdict.effect, &self.rule) {
             (Effect::Allow, Some(rule)) => write!(f, "allowed by rule {rule} ({})", rule.place)?,
             (Effect::Allow, None) => f.write_str("allowed")?,
-            (Effect::Deny(DenyReason::Rule), Some(rule)) => write!(f, "denied by rule {rule} ({})", rule.place)?,
-            (Effect::Deny(DenyReason::StaleContext), _) => f.write_str("denied: the question is out of date")?,
+            (Effect::Deny(DenyReason::Rule), Some(rule)) => {
+                write!(f, "denied by rule {rule} ({})", rule.place)?
+            }
+            (Effect::Deny(DenyReason::StaleContext), _) => {
+                f.write_str("denied: the question is out of date")?
+            }
             (Effect::Deny(_), _) => f.write_str("denied: no Allow rule matches")?,
         }
         if !self.readings.is_empty() {
-            write!(f, "\nthe path can also be read as {}; every reading must be allowed", self.readings.join(", "))?;
+            write!(
+                f,
+                "\nthe path can also be read as {}; every reading must be allowed",
+                self.readings.join(", ")
+            )?;
         }
         let Some(miss) = &self.nearest else {
             return match self.verdict.effect {

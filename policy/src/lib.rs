@@ -30,12 +30,12 @@ mod verdict;
 pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
-pub use load::{load, trust_domain_of};
-pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use engine::Connection;
 pub use explain::{Explanation, Miss};
 pub use generation::Generation;
+pub use load::{load, trust_domain_of};
+pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use verdict::{
-    Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope, Source, Stage,
-    Upgrade, Verdict, Workload,
+    Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope,
+    Source, Stage, Upgrade, Verdict, Workload,
 };

@@ -46,7 +46,9 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let (policies, services) = reader.check(&rules);
     let count: usize = policies.iter().map(|(_, policy)| policy.rules.len()).sum();
     if count > MAX_RULES {
-        reader.errors.push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
+        reader
+            .errors
+            .push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
     }
     if !reader.errors.is_empty() {
         return Err(reader.errors);
@@ -58,8 +60,11 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let engine = Engine::new(applied, domains, number);
     let worst = engine.worst_list();
     if worst > MANY_CANDIDATES {
-        let message = format!("a request can make the engine look at {worst} rules that share all their keys");
-        warnings.push(Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning());
+        let message =
+            format!("a request can make the engine look at {worst} rules that share all their keys");
+        warnings.push(
+            Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
+        );
     }
     Ok(Generation {
         number,
@@ -221,7 +226,12 @@ impl<'a> Reader<'a> {
             if let Some(earlier) = seen.get(&(document.body.kind(), namespace, name)) {
                 page.error_with(
                     metadata.name.referenced,
-                    format!("{} {}/{} exists twice", document.body.kind(), yaml::printable(namespace), yaml::printable(name)),
+                    format!(
+                        "{} {}/{} exists twice",
+                        document.body.kind(),
+                        yaml::printable(namespace),
+                        yaml::printable(name)
+                    ),
                     format!("the first stands at {earlier}"),
                 );
             } else {
@@ -310,8 +320,9 @@ fn pieces(text: &str) -> Vec<(usize, &str)> {
     let mut first_line = 1;
     let mut at = 0;
     for (n, line) in text.split_inclusive('\n').enumerate() {
-        let is_marker =
-            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let is_marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if is_marker && at > start {
             out.push((first_line, &text[start..at]));
             start = at;
@@ -378,7 +389,8 @@ fn typed<S: DeserializeOwned>(
     check_version(file, whole, first_line, &document.api_version)?;
     if document.kind.value != expected {
         // Only a document in flow style can mislead the glance.
-        let message = format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
+        let message =
+            format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
         return Err(yaml::located(file, whole, first_line, document.kind.referenced, message)
             .with_help("write the document in block style, one field a line"));
     }

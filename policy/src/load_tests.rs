@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::*;
-use crate::norm::{CanonHost, CanonMethod, CanonPath, EscapedSlashes};
+use crate::norm::{CanonHost, CanonMethod, CanonPath};
 use crate::verdict::{DenyReason, Effect, Operation, Source, Stage, Workload};
 
 fn scope() -> Scope {
@@ -31,7 +31,9 @@ fn errors(text: &str) -> Diagnostics {
 
 /// An AccessPolicy of namespace shop with this spec, written from column 3 on.
 fn policy(spec: &str) -> String {
-    format!("apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n{spec}")
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n{spec}"
+    )
 }
 
 fn rule(rest: &str) -> String {
@@ -39,7 +41,9 @@ fn rule(rest: &str) -> String {
 }
 
 fn service(spec: &str) -> String {
-    format!("apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec:\n{spec}")
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec:\n{spec}"
+    )
 }
 
 struct Ask<'a> {
@@ -151,9 +155,30 @@ fn decisions() {
         ("no_rule", Ask { id: Some("ns/shop/sa/storefront/x"), request: read, ..Ask::default() }),
         ("no_rule", Ask { id: Some("ns/shop/sa/exporter"), request: read, ..Ask::default() }),
         ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: read, port: 8081, ..Ask::default() }),
-        ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: Some(("PUT", "/v1/orders/7")), ..Ask::default() }),
-        ("no_rule", Ask { id: Some("ns/shop/sa/storefront"), request: Some(("POST", "/v1/ordersx")), ..Ask::default() }),
-        (reads, Ask { id: Some("ns/shop/sa/storefront"), request: Some(("POST", "/v1/orders")), ..Ask::default() }),
+        (
+            "no_rule",
+            Ask {
+                id: Some("ns/shop/sa/storefront"),
+                request: Some(("PUT", "/v1/orders/7")),
+                ..Ask::default()
+            },
+        ),
+        (
+            "no_rule",
+            Ask {
+                id: Some("ns/shop/sa/storefront"),
+                request: Some(("POST", "/v1/ordersx")),
+                ..Ask::default()
+            },
+        ),
+        (
+            reads,
+            Ask {
+                id: Some("ns/shop/sa/storefront"),
+                request: Some(("POST", "/v1/orders")),
+                ..Ask::default()
+            },
+        ),
         ("allow shop/orders-api/anyone", Ask { request: Some(("GET", "/any")), ..Ask::default() }),
         ("no_rule", Ask { id: None, request: Some(("GET", "/any")), ..Ask::default() }),
         // TRACE needs to be named.
@@ -164,14 +189,24 @@ fn decisions() {
         ("rule postern-system/guard/admin", Ask { request: Some(("GET", "/admin;x=1/x")), ..Ask::default() }),
         ("rule postern-system/guard/admin", Ask { request: Some(("GET", "/%2561dmin")), ..Ask::default() }),
         // Nobody's identity is not ops.
-        ("rule postern-system/guard/admin", Ask { id: None, request: Some(("GET", "/admin/x")), ..Ask::default() }),
+        (
+            "rule postern-system/guard/admin",
+            Ask { id: None, request: Some(("GET", "/admin/x")), ..Ask::default() },
+        ),
         ("no_rule", Ask { id: Some("ns/ops/sa/x"), request: Some(("GET", "/admin/x")), ..Ask::default() }),
         // A path is never known of opaque TCP: a Deny fires, an Allow does not.
         ("rule postern-system/guard/admin", Ask { request: None, ..Ask::default() }),
         ("no_rule", Ask { request: None, port: 8081, ..Ask::default() }),
         ("no_rule", Ask { id: Some("ns/ops/sa/x"), request: None, ..Ask::default() }),
     ] {
-        assert_eq!(ask(&g, &question), expected, "{:?} {:?} {}", question.id, question.request, question.port);
+        assert_eq!(
+            ask(&g, &question),
+            expected,
+            "{:?} {:?} {}",
+            question.id,
+            question.request,
+            question.port
+        );
     }
     assert_eq!(g.ports_named().iter().copied().collect::<Vec<_>>(), [8080]);
     assert_eq!(g.defaults().on_change.grace.as_secs(), 5);
@@ -282,27 +317,33 @@ fn services() {
         "  identity: spiffe://demo.postern/ns/shop/sa/orders\n  ports:\n  - {port: 80, protocol: http, targetPort: 8080}\n  - {port: 5432, protocol: tcp, name: db}\n  endpoints:\n  - {address: 127.0.0.12}\n  - {address: '::ffff:127.0.0.13', meshPort: 1, identity: spiffe://demo.postern/ns/shop/sa/b, transport: mtls}\n",
     ));
     let find = |host: &str, port, own| g.services().find(&CanonHost::parse(host).unwrap(), port, own);
-    for host in ["orders.shop", "ORDERS.shop.", "orders.shop.svc", "orders.shop.svc.cluster.local", "orders"] {
+    for host in ["orders.shop", "ORDERS.shop.", "orders.shop.svc", "orders.shop.svc.cluster.local", "orders"]
+    {
         let found = find(host, 80, "shop").expect(host);
         assert_eq!((found.target_port, found.protocol.as_str(), found.endpoints.len()), (8080, "http", 2));
     }
-    for (host, port, own) in
-        [("orders", 80, "other"), ("orders.shop", 81, "shop"), ("orders.shop.com", 80, "shop"), ("127.0.0.12", 80, "shop")]
-    {
+    for (host, port, own) in [
+        ("orders", 80, "other"),
+        ("orders.shop", 81, "shop"),
+        ("orders.shop.com", 80, "shop"),
+        ("127.0.0.12", 80, "shop"),
+    ] {
         assert!(find(host, port, own).is_none(), "{host}");
     }
     let port = find("orders", 5432, "shop").unwrap();
     assert_eq!((port.target_port, port.name.as_deref()), (5432, Some("db")));
     let [a, b] = &*port.endpoints else { panic!() };
     assert_eq!((a.mesh_port, a.identities[0].path()), (24143, "/ns/shop/sa/orders"));
-    assert_eq!((b.address, b.mesh_port, b.identities[0].path()), ("127.0.0.13".parse().unwrap(), 1, "/ns/shop/sa/b"));
+    assert_eq!(
+        (b.address, b.mesh_port, b.identities[0].path()),
+        ("127.0.0.13".parse().unwrap(), 1, "/ns/shop/sa/b")
+    );
 }
 
 /// Each mistake, the place of the caret, and words of the message and of the way out.
 #[test]
 fn mistakes() {
-    let default_service =
-        "  identity: spiffe://demo.postern/ns/shop/sa/o\n  ports: [{port: 80, protocol: http}]\n  endpoints: [{address: 127.0.0.1}]\n";
+    let default_service = "  identity: spiffe://demo.postern/ns/shop/sa/o\n  ports: [{port: 80, protocol: http}]\n  endpoints: [{address: 127.0.0.1}]\n";
     let ok_rule = "  rules: [{name: r}]\n";
     let mut failed = Vec::new();
     for (text, place, words) in [
@@ -318,7 +359,11 @@ fn mistakes() {
         (rule("    from: [{namespaces: ['*']}]\n"), "8:26", ["patterns are not known", ""]),
         (rule("    from: [{serviceAccounts: [a/b/c]}]\n"), "8:31", ["not a service account", ""]),
         (rule("    from: [{unauthenticated: false}]\n"), "8:30", ["can only be true", ""]),
-        (rule("    from: [{unauthenticated: true, namespaces: [a]}]\n"), "8:30", ["no name", "two alternatives"]),
+        (
+            rule("    from: [{unauthenticated: true, namespaces: [a]}]\n"),
+            "8:30",
+            ["no name", "two alternatives"],
+        ),
         (rule("    from: [{unauthenticated: yes}]\n"), "8:30", ["", ""]),
         (rule("    from: [{trustDomain: a, spiffe: ['spiffe://a/b']}]\n"), "8:26", ["themselves", ""]),
         (rule("    to: [{paths: [/a//b]}]\n"), "8:19", ["not in the form", "write `/a/b`"]),
@@ -333,21 +378,57 @@ fn mistakes() {
         (rule("  - name: r\n"), "8:11", ["twice", ""]),
         (rule("  - name: R_1\n"), "8:11", ["not a name", "a-z"]),
         (policy(&format!("  action: allow\n{ok_rule}")), "5:11", ["unknown value", "did you mean `Allow`"]),
-        (policy(&format!("  action: Allow\n  tier: Platform\n{ok_rule}")), "6:9", ["only documents of the root", ""]),
-        (policy(&format!("  action: Allow\n  target: {{all: true}}\n{ok_rule}")), "6:17", ["only documents of the root", ""]),
+        (
+            policy(&format!("  action: Allow\n  tier: Platform\n{ok_rule}")),
+            "6:9",
+            ["only documents of the root", ""],
+        ),
+        (
+            policy(&format!("  action: Allow\n  target: {{all: true}}\n{ok_rule}")),
+            "6:17",
+            ["only documents of the root", ""],
+        ),
         (policy(&format!("  action: Allow\n  target: {{}}\n{ok_rule}")), "6:11", ["`target` is empty", ""]),
         (policy("  action: Allow\n  rules: []\n"), "6:10", ["`rules` is empty", ""]),
         (policy("  action: Allow\n"), "5:3", ["`rules` is missing", ""]),
-        (policy(&format!("  action: Allow\n{ok_rule}")).replace("v1alpha1", "v1"), "1:13", ["unknown apiVersion", "v1alpha1"]),
-        (policy("").replace("AccessPolicy", "AccesPolicy"), "2:7", ["unknown kind", "did you mean `AccessPolicy`"]),
+        (
+            policy(&format!("  action: Allow\n{ok_rule}")).replace("v1alpha1", "v1"),
+            "1:13",
+            ["unknown apiVersion", "v1alpha1"],
+        ),
+        (
+            policy("").replace("AccessPolicy", "AccesPolicy"),
+            "2:7",
+            ["unknown kind", "did you mean `AccessPolicy`"],
+        ),
         (ORDERS.replacen("postern-system", "shop", 1), "4:38", ["only in the root namespace", ""]),
-        (ORDERS.replace("canonical: demo.postern", "canonical: x"), "6:29", ["not the trust domain", "demo.postern"]),
+        (
+            ORDERS.replace("canonical: demo.postern", "canonical: x"),
+            "6:29",
+            ["not the trust domain", "demo.postern"],
+        ),
         (ORDERS.replace("grace: 5s", "grace: 5"), "8:49", ["length of time", ""]),
-        (service(&default_service.replace("demo.postern", "x")), "5:13", ["another trust domain", "demo.postern"]),
-        (service(&default_service.replace("ns/shop/sa/o", "postern/control")), "5:13", ["belong to the mesh", ""]),
-        (service(&default_service.replacen("identity", "external: false #", 1)), "7:15", ["who must answer", "external: true"]),
+        (
+            service(&default_service.replace("demo.postern", "x")),
+            "5:13",
+            ["another trust domain", "demo.postern"],
+        ),
+        (
+            service(&default_service.replace("ns/shop/sa/o", "postern/control")),
+            "5:13",
+            ["belong to the mesh", ""],
+        ),
+        (
+            service(&default_service.replacen("identity", "external: false #", 1)),
+            "7:15",
+            ["who must answer", "external: true"],
+        ),
         (service(&default_service.replace("127.0.0.1", "orders")), "7:25", ["not an IP address", ""]),
-        (service(&default_service.replace("protocol: http", "protocol: htp")), "6:32", ["unknown value", "`http`"]),
+        (
+            service(&default_service.replace("protocol: http", "protocol: htp")),
+            "6:32",
+            ["unknown value", "`http`"],
+        ),
         (format!("{0}---\n{0}", service(default_service)), "11:18", ["exists twice", "a.yaml:3:18"]),
         ("a: [".into(), "1:4", ["unclosed bracket", ""]),
         ("a: 1\na: 2\n".into(), "2:1", ["twice", ""]),
@@ -398,7 +479,8 @@ fn all_mistakes_of_all_files_at_once() {
 
 #[test]
 fn hostile_text() {
-    let found = load(&[SourceFile { name: "b".into(), text: b"a: 1\nb: \xff".to_vec() }], &scope(), 1).unwrap_err();
+    let found =
+        load(&[SourceFile { name: "b".into(), text: b"a: 1\nb: \xff".to_vec() }], &scope(), 1).unwrap_err();
     let first = found.iter().next().unwrap();
     assert_eq!((first.line, first.column), (2, 4), "{found}");
     let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");

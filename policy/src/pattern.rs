@@ -175,7 +175,9 @@ impl PatternError {
                 "a prefix is written without the slash at its end".to_owned(),
                 Some(format!("write `{shorter}`: it covers {shorter} and everything below")),
             ),
-            Self::Query => ("a rule's path holds no query".to_owned(), Some("leave out `?` and what follows".to_owned())),
+            Self::Query => {
+                ("a rule's path holds no query".to_owned(), Some("leave out `?` and what follows".to_owned()))
+            }
             Self::Start => ("a path begins with '/'".to_owned(), None),
             Self::TooLong => {
                 (format!("a rule's path has at most {MAX_PATTERN} bytes and {MAX_SEGMENTS} segments"), None)
@@ -216,8 +218,13 @@ fn check(text: &str, slashes: EscapedSlashes) -> Result<(), PatternError> {
         return Err(PatternError::Query);
     }
     let options = PathOptions { escaped_slashes: slashes };
-    let canonical = CanonPath::parse(text, &options).map_err(|error| PatternError::Never(error.to_string()))?;
-    if canonical.path() == text { Ok(()) } else { Err(PatternError::NotCanonical(canonical.path().to_owned())) }
+    let canonical =
+        CanonPath::parse(text, &options).map_err(|error| PatternError::Never(error.to_string()))?;
+    if canonical.path() == text {
+        Ok(())
+    } else {
+        Err(PatternError::NotCanonical(canonical.path().to_owned()))
+    }
 }
 
 #[cfg(test)]

@@ -96,9 +96,7 @@ fn translate(name: &str, whole: &str, first_line: usize, error: &Error) -> Diagn
         Error::Budget { .. } => {
             ("the document is nested too deeply, or too large".to_owned(), Some("split it".to_owned()))
         }
-        Error::MultipleDocuments { .. } => {
-            ("more than one document where one is expected".to_owned(), None)
-        }
+        Error::MultipleDocuments { .. } => ("more than one document where one is expected".to_owned(), None),
         other => (plain_message(other), None),
     };
     let diagnostic = located(name, whole, first_line, location, message);
@@ -219,7 +217,8 @@ impl<'de> Deserialize<'de> for Span {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
-                Span::parse(text).ok_or_else(|| E::custom("a length of time is written as 500ms, 30s, 5m, 1h or 7d"))
+                Span::parse(text)
+                    .ok_or_else(|| E::custom("a length of time is written as 500ms, 30s, 5m, 1h or 7d"))
             }
         }
         deserializer.deserialize_str(Text)

@@ -131,7 +131,12 @@ fn check_target(
     ports.as_ref().map(|list| page.ports(list))
 }
 
-fn peers(page: &mut Page<'_>, list: &List<crate::doc::FromDoc>, namespace: &str, action: Action) -> Vec<Peer> {
+fn peers(
+    page: &mut Page<'_>,
+    list: &List<crate::doc::FromDoc>,
+    namespace: &str,
+    action: Action,
+) -> Vec<Peer> {
     page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action)).collect()
 }
 
@@ -149,10 +154,12 @@ fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<
         );
     }
     let patterns = match (paths, path_prefix) {
-        (Some(list), None) => Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.slashes))),
-        (None, Some(list)) => Some(patterns(page, list, "pathPrefix", |text| {
-            PathPattern::parse_prefix(text, rules.slashes)
-        })),
+        (Some(list), None) => {
+            Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.slashes)))
+        }
+        (None, Some(list)) => {
+            Some(patterns(page, list, "pathPrefix", |text| PathPattern::parse_prefix(text, rules.slashes)))
+        }
         (None, None) => None,
         // Fields are joined by AND, but a reader expects OR here. Refused rather than guessed.
         (Some(_), Some(prefix)) => {
@@ -169,7 +176,10 @@ fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<
             if !item.value.contains('{') && item.value != "/" {
                 page.warn(
                     item.referenced,
-                    format!("this denies {0} but neither {0}/ nor what lies below", yaml::printable(&item.value)),
+                    format!(
+                        "this denies {0} but neither {0}/ nor what lies below",
+                        yaml::printable(&item.value)
+                    ),
                     "`pathPrefix` covers all of them",
                 );
             }
@@ -214,7 +224,11 @@ fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
             Ok(method) => {
                 let upper = item.value.to_ascii_uppercase();
                 if item.value != upper && CanonMethod::is_registered(&upper) {
-                    page.error_with(item.referenced, "methods are written in capitals", format!("write `{upper}`"));
+                    page.error_with(
+                        item.referenced,
+                        "methods are written in capitals",
+                        format!("write `{upper}`"),
+                    );
                 }
                 named.push(method);
             }

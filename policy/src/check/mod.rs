@@ -66,7 +66,9 @@ impl Page<'_> {
             self.error_with(
                 list.referenced,
                 format!("`{field}` is empty"),
-                format!("an empty list could mean nothing or anything; name what you mean, or leave `{field}` out"),
+                format!(
+                    "an empty list could mean nothing or anything; name what you mean, or leave `{field}` out"
+                ),
             );
         }
         &list.value

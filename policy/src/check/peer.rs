@@ -11,7 +11,8 @@ use crate::yaml;
 
 /// Checks one alternative of `from` in a document of `namespace`.
 pub(super) fn peer(page: &mut Page<'_>, entry: &Sp<FromDoc>, namespace: &str, action: Action) -> Peer {
-    let FromDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, unauthenticated, not } = &entry.value;
+    let FromDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, unauthenticated, not } =
+        &entry.value;
     let names = service_accounts.is_some() || namespaces.is_some();
     let identity = spiffe.is_some() || names || trust_domain.is_some();
     if !identity && cidrs.is_none() && unauthenticated.is_none() && not.is_none() {

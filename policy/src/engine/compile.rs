@@ -19,7 +19,8 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
     let mut keys = Keys::default();
     let anonymous = keys.source(SourceKey::Anonymous);
     let compiled: Vec<Compiled> = rules.iter().map(|rule| compile_rule(&mut keys, rule)).collect();
-    let ports = |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
+    let ports =
+        |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
     let mut http: [Vec<(u32, Dimensions)>; 2] = Default::default();
     let mut tcp: [Vec<(u32, Dimensions)>; 2] = Default::default();
     let mut by_source = Vec::new();
@@ -29,7 +30,7 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
         let path = rule.to.as_deref().and_then(path_keys);
         let port = match &rule.target_ports {
             Some(list) => Some(ports(list, &mut keys)),
-            None => rule.to.as_deref().and_then(|targets| port_numbers(targets)).map(|list| ports(&list, &mut keys)),
+            None => rule.to.as_deref().and_then(port_numbers).map(|list| ports(&list, &mut keys)),
         };
         let side = usize::from(rule.action == Action::Allow);
         http[side].push((id, [&source, &path, &port].into_iter().flatten().cloned().collect()));
@@ -135,7 +136,10 @@ fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
         field(accounts.iter().map(|account| account_key(trust_domain.as_ref(), account)).collect(), keys);
     }
     if let Some(names) = namespaces {
-        field(names.iter().map(|name| SourceKey::Namespace(trust_domain.clone(), name.clone())).collect(), keys);
+        field(
+            names.iter().map(|name| SourceKey::Namespace(trust_domain.clone(), name.clone())).collect(),
+            keys,
+        );
     }
     if let Some(td) = trust_domain {
         field(vec![SourceKey::Domain(td.clone())], keys);
@@ -143,9 +147,9 @@ fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
     PeerKeys {
         unauthenticated: *unauthenticated,
         identity: identity.into(),
-        cidrs: cidrs.as_ref().map(|nets| {
-            sorted(nets.iter().map(|net| keys.source(SourceKey::Net(*net))).collect()).into()
-        }),
+        cidrs: cidrs
+            .as_ref()
+            .map(|nets| sorted(nets.iter().map(|net| keys.source(SourceKey::Net(*net))).collect()).into()),
         not: not.as_ref().map(|not| compile_excluded(keys, not)),
     }
 }

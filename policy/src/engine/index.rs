@@ -21,7 +21,11 @@ impl Index {
         for at in 1..offsets.len() {
             offsets[at] += offsets[at - 1];
         }
-        Self { offsets: offsets.into(), rules: filed.into_iter().map(|(_, id)| id).collect(), rest: rest.into() }
+        Self {
+            offsets: offsets.into(),
+            rules: filed.into_iter().map(|(_, id)| id).collect(),
+            rest: rest.into(),
+        }
     }
 
     pub(super) fn list(&self, key: u32) -> &[u32] {

@@ -138,7 +138,12 @@ impl Keys {
     }
 
     /// Keys that are true of a peer, sorted.
-    pub(super) fn of_source(&self, id: Option<&SpiffeId>, address: IpAddr, domains: &OwnDomains) -> Box<[u32]> {
+    pub(super) fn of_source(
+        &self,
+        id: Option<&SpiffeId>,
+        address: IpAddr,
+        domains: &OwnDomains,
+    ) -> Box<[u32]> {
         let mut out = Vec::new();
         let mut add = |key: SourceKey| out.extend(self.sources.get(&key));
         match id {
@@ -217,8 +222,9 @@ impl Hits {
 
 impl Outline {
     fn of(template: &Template) -> Self {
-        let literal =
-            |segments: &[Segment]| segments.iter().map(|s| matches!(s, Segment::Literal(_))).collect::<Box<[bool]>>();
+        let literal = |segments: &[Segment]| {
+            segments.iter().map(|s| matches!(s, Segment::Literal(_))).collect::<Box<[bool]>>()
+        };
         let (head, tail) = template.head_and_tail();
         Self { head: literal(head), tail: tail.map(literal) }
     }

@@ -193,7 +193,11 @@ impl Engine {
 
     /// The longest list of candidates that one key proposes.
     pub(crate) fn worst_list(&self) -> usize {
-        [&self.http, &self.tcp].into_iter().flat_map(|sides| [sides.deny.longest(), sides.allow.longest()]).max().unwrap_or(0)
+        [&self.http, &self.tcp]
+            .into_iter()
+            .flat_map(|sides| [sides.deny.longest(), sides.allow.longest()])
+            .max()
+            .unwrap_or(0)
     }
 
     fn verdict(&self, effect: Effect, rule: Option<u32>) -> Verdict {

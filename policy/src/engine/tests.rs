@@ -24,8 +24,24 @@ const ADDRESSES: [&str; 5] = ["10.0.0.1", "10.1.0.1", "::ffff:10.0.0.1", "fd00::
 const EXACT: [&str; 7] = ["/", "/a", "/a/", "/a/b", "/b", "/a;x", "/%2561"];
 const PREFIX: [&str; 5] = ["/", "/a", "/a/b", "/b", "/a/b/c"];
 const ASKED: [&str; 18] = [
-    "/", "/a", "/a/", "/ab", "/a/b", "/a/b/", "/a/b/c", "/b", "/b/a", "/b/a/c/b", "/a;x", "/a;x/b", "/%2561",
-    "/b;y/%2561", "/a//b", "/%61/b", "/c", "/c/a/a/a/b",
+    "/",
+    "/a",
+    "/a/",
+    "/ab",
+    "/a/b",
+    "/a/b/",
+    "/a/b/c",
+    "/b",
+    "/b/a",
+    "/b/a/c/b",
+    "/a;x",
+    "/a;x/b",
+    "/%2561",
+    "/b;y/%2561",
+    "/a//b",
+    "/%61/b",
+    "/c",
+    "/c/a/a/a/b",
 ];
 
 fn some<T: Clone + std::fmt::Debug + 'static>(of: &[T]) -> impl Strategy<Value = Vec<T>> + use<T> {
@@ -119,8 +135,10 @@ impl Fields {
         }
         if let Some(accounts) = &self.accounts {
             // Namespace a is the documents' own, and may be left out.
-            let names: Vec<String> =
-                accounts.iter().map(|(ns, sa)| if *ns == "a" { (*sa).into() } else { format!("{ns}/{sa}") }).collect();
+            let names: Vec<String> = accounts
+                .iter()
+                .map(|(ns, sa)| if *ns == "a" { (*sa).into() } else { format!("{ns}/{sa}") })
+                .collect();
             out.push(format!("serviceAccounts: {names:?}"));
         }
         out.extend(self.namespaces.as_ref().map(|names| format!("namespaces: {names:?}")));
@@ -161,7 +179,7 @@ prop_compose! {
             Some((prefix, paths)) => (prefix, Some(paths)),
             None => (false, None),
         };
-        let ports = if methods.is_none() && paths.is_none() { Some(ports.unwrap_or(vec![80])) } else { ports };
+        let ports = if methods.is_none() && paths.is_none() { Some(ports.unwrap_or_else(|| vec![80])) } else { ports };
         WrittenTarget { methods, paths, prefix, ports }
     }
 }
@@ -191,7 +209,11 @@ fn documents(rules: &[Written]) -> String {
             let targets: Vec<String> = targets.iter().map(target_yaml).collect();
             parts.push(format!("to: [{}]", targets.join(", ")));
         }
-        let target = rule.target_ports.as_ref().map(|ports| format!("target: {{ports: {ports:?}}}, ")).unwrap_or_default();
+        let target = rule
+            .target_ports
+            .as_ref()
+            .map(|ports| format!("target: {{ports: {ports:?}}}, "))
+            .unwrap_or_default();
         out.push_str(&format!(
             "---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: a}}\nspec: {{{target}action: {}, rules: [{{{}}}]}}\n",
             rule.action,
@@ -437,13 +459,19 @@ fn templates_beyond_the_index() {
     for mask in 0..64_u32 {
         let segments: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/{*}" } else { "/a" }).collect();
         let to = WrittenTarget { methods: None, paths: Some(vec![segments]), prefix: false, ports: None };
-        rules.push(rule(&Written { action: Action::Deny, target_ports: None, from: None, to: Some(vec![to]) }));
+        rules.push(rule(&Written {
+            action: Action::Deny,
+            target_ports: None,
+            from: None,
+            to: Some(vec![to]),
+        }));
     }
     let engine = Engine::new(rules, domains(), 1);
     for mask in 0..64_u32 {
         let path: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/b" } else { "/a" }).collect();
         let request = (CanonMethod::get(), CanonPath::parse(&path, &PathOptions::default()).unwrap());
-        let question = Question { id: None, address: ADDRESSES[0].parse().unwrap(), port: 1, request: Some(request) };
+        let question =
+            Question { id: None, address: ADDRESSES[0].parse().unwrap(), port: 1, request: Some(request) };
         assert_eq!(check(&engine, &question).unwrap(), Effect::Deny(DenyReason::Rule), "{path}");
     }
 }

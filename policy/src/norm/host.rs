@@ -134,7 +134,11 @@ mod tests {
             ("1e100.net", "1e100.net", "1e100.net", None),
         ] {
             let host = CanonHost::parse(text).unwrap();
-            assert_eq!((host.to_string().as_str(), host.name(), host.port()), (canonical, name, port), "{text}");
+            assert_eq!(
+                (host.to_string().as_str(), host.name(), host.port()),
+                (canonical, name, port),
+                "{text}"
+            );
             assert_eq!(CanonHost::parse(canonical).as_ref(), Ok(&host));
         }
     }

@@ -77,7 +77,9 @@ impl NormError {
 impl fmt::Display for NormError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::PathByte => "the path holds a byte that must be escaped (spaces, control characters, '#', non-ASCII)",
+            Self::PathByte => {
+                "the path holds a byte that must be escaped (spaces, control characters, '#', non-ASCII)"
+            }
             Self::PathControl => "the path holds an escaped control character",
             Self::PathDots => "the path leads above the root with '..'",
             Self::PathDotParams => "the path holds '.' or '..' with parameters",

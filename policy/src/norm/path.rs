@@ -329,7 +329,8 @@ fn hex_pair(bytes: &[u8], at: usize) -> Option<u8> {
 }
 
 fn push_escape(out: &mut String, value: u8) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
     out.push('%');
     out.push(DIGITS[usize::from(value >> 4)]);
     out.push(DIGITS[usize::from(value & 15)]);

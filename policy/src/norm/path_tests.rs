@@ -46,7 +46,7 @@ fn vectors() {
                 assert_eq!(got.query(), vector.query.as_deref(), "{}", vector.raw);
                 let views: Vec<&str> = got.views().skip(1).collect();
                 assert_eq!(views, vector.views, "{}", vector.raw);
-                let whole = vector.query.map_or(path.clone(), |query| format!("{path}?{query}"));
+                let whole = vector.query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
                 assert_eq!(got.path_and_query(), whole);
                 assert_eq!(got.is_changed(), whole != vector.raw, "{}", vector.raw);
             }
@@ -93,10 +93,11 @@ fn grpc() {
 /// Paths made of the pieces that attacks are made of.
 fn hostile() -> impl Strategy<Value = String> {
     let pieces = vec![
-        "/", "//", ".", "..", "%2e", "%2E", "%2f", "%5c", "\\", ";", "%3b", "%3B", "%25", "%61", "a", "admin", "%40",
-        "@", "%c3", "{", "%7d", "?", "%0", "%00", "x=1", "*",
+        "/", "//", ".", "..", "%2e", "%2E", "%2f", "%5c", "\\", ";", "%3b", "%3B", "%25", "%61", "a",
+        "admin", "%40", "@", "%c3", "{", "%7d", "?", "%0", "%00", "x=1", "*",
     ];
-    prop::collection::vec(prop::sample::select(pieces), 0..14).prop_map(|parts| format!("/{}", parts.concat()))
+    prop::collection::vec(prop::sample::select(pieces), 0..14)
+        .prop_map(|parts| format!("/{}", parts.concat()))
 }
 
 fn any_slashes() -> impl Strategy<Value = PathOptions> {
@@ -106,7 +107,9 @@ fn any_slashes() -> impl Strategy<Value = PathOptions> {
 
 fn assert_canonical(path: &str) {
     assert!(path.starts_with('/'), "{path}");
-    for bad in ["//", "/./", "/../", "/..;", "/.;", "\\", "%2e", "%2E", "%61", "%41", "/..%3B", "%3b", "%2f", "%5c"] {
+    for bad in
+        ["//", "/./", "/../", "/..;", "/.;", "\\", "%2e", "%2E", "%61", "%41", "/..%3B", "%3b", "%2f", "%5c"]
+    {
         assert!(!path.contains(bad), "{path} holds {bad}");
     }
     assert!(!path.ends_with("/.") && !path.ends_with("/.."), "{path}");
