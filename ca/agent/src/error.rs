@@ -120,7 +120,7 @@ pub(crate) enum AttemptError {
     Connect(io::Error),
     /// No answer in time, at the named step.
     Timeout(&'static str),
-    /// The handshake failed; with the label of [`postern_svid::tls::refusal`].
+    /// The handshake failed.
     Handshake(io::Error),
     /// The connection broke.
     Connection(String),
@@ -145,7 +145,13 @@ impl fmt::Display for AttemptError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to the control plane: {error}"),
             Self::Timeout(step) => write!(f, "no answer from the control plane in time ({step})"),
-            Self::Handshake(error) => write!(f, "TLS handshake with the control plane failed: {error}"),
+            Self::Handshake(error) => {
+                write!(
+                    f,
+                    "TLS handshake with the control plane failed: {}",
+                    postern_svid::tls::explain(error)
+                )
+            }
             Self::Connection(detail) => write!(f, "the connection to the control plane broke: {detail}"),
             Self::Refused { code, message } => write!(f, "the control plane refused ({code:?}): {message}"),
             Self::Answer(detail) => write!(f, "the control plane's answer is unusable: {detail}"),

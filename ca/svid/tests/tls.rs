@@ -1,4 +1,5 @@
 //! Handshakes between our own configurations, and what refusals are called. Both ends live in memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod pki;
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pki::*;
-use postern_svid::{Bundles, Clock, SpiffeId, Svid, TestClock, tls};
+use postern_svid::{Bundles, Clock, SpiffeId, Svid, TestClock, VerifyError, tls};
 use rustls::{CipherSuite, ClientConnection, HandshakeKind, NamedGroup, ServerConfig, ServerConnection};
 use rustls_pki_types::ServerName;
 
@@ -93,6 +94,34 @@ fn both_prove_who_they_are_and_nothing_is_resumed() {
         assert_eq!(&text, b"hello");
         assert_eq!(client.tls13_tickets_received(), 0);
     }
+}
+
+/// Each side alone must see to it: a foreign peer would resume if it could.
+#[test]
+fn neither_side_resumes_with_a_peer_that_would() {
+    let pki = Pki::new();
+    let own = svid(&pki);
+    let ours = tls::client_config(Some(&own), &pki.bundles(), &[id(ID)], clock(), &[]).unwrap();
+    let mut willing_client = (*ours).clone();
+    willing_client.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    let willing_client = Arc::new(willing_client);
+    let server_of_ours = tls::server_config(&own, &pki.bundles(), clock(), &[]).unwrap();
+    let mut willing_server = (*server_of_ours).clone();
+    willing_server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    willing_server.send_tls13_tickets = 2;
+    let willing_server = Arc::new(willing_server);
+    let second = |client_config: &Arc<rustls::ClientConfig>, server_config: &Arc<ServerConfig>| {
+        let mut last = None;
+        for _ in 0..2 {
+            let mut client = client(client_config.clone());
+            shake(&mut client, &mut ServerConnection::new(server_config.clone()).unwrap()).unwrap();
+            last = Some((client.handshake_kind().unwrap(), client.tls13_tickets_received()));
+        }
+        last.unwrap()
+    };
+    assert_eq!(second(&willing_client, &willing_server).0, HandshakeKind::Resumed, "the test can see it");
+    assert_eq!(second(&willing_client, &server_of_ours), (HandshakeKind::Full, 0));
+    assert_eq!(second(&ours, &willing_server).0, HandshakeKind::Full);
 }
 
 #[test]
@@ -208,6 +237,14 @@ fn what_is_no_tls_13() {
     hello.push(u8::try_from(body.len()).unwrap());
     hello.extend(&body);
     assert_eq!(feed(&hello), Err("tls_version"));
+    let inner = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(
+        Arc::new(VerifyError::NoSpiffeId),
+    )));
+    let error = io::Error::new(io::ErrorKind::InvalidData, inner);
+    assert_eq!(
+        (tls::refusal(&error), tls::explain(&error)),
+        ("no_spiffe_id", VerifyError::NoSpiffeId.to_string())
+    );
     assert_eq!(tls::refusal(&io::ErrorKind::UnexpectedEof.into()), "closed");
     assert_eq!(tls::refusal(&io::ErrorKind::TimedOut.into()), "timeout");
 }

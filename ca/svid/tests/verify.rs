@@ -1,4 +1,5 @@
 //! Every way in which a chain can be wrong, one at a time, and the few in which it is right.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod pki;
 
@@ -271,6 +272,19 @@ fn wrong_paths() {
         ("issuing CA names a workload", "issuer_profile", |pki| {
             pki.issuing.subject_alt_names = vec![uri(ID)];
         }),
+        ("critical authority key id in the issuing CA", "bad_certificate", |pki| {
+            let id = pki.root.key_identifier(&pki.root_key);
+            let mut value =
+                vec![0x30, u8::try_from(id.len() + 2).unwrap(), 0x80, u8::try_from(id.len()).unwrap()];
+            value.extend(id);
+            pki.issuing.use_authority_key_identifier_extension = false;
+            pki.issuing.custom_extensions = vec![extension(AUTHORITY_KEY_ID, &value, true)];
+        }),
+        ("issuing CA names another root's key id", "issuer_profile", |pki| {
+            let mut other = root_params(&td());
+            other.key_identifier_method = KeyIdMethod::PreSpecified(vec![7; 20]);
+            pki.issuing_sees = Some(other);
+        }),
         ("P-521 issuing CA", "untrusted", |pki| pki.issuing_key = key(&PKCS_ECDSA_P521_SHA512)),
         ("a leaf issued by a leaf", "untrusted", |pki| {
             let mut issuer = leaf_params("spiffe://demo.postern/other");
@@ -407,10 +421,42 @@ fn own_svids() {
         Svid::from_pkcs8(Vec::new(), pki.leaf_key.serialized_der()),
         Err(SvidError::Certificate(VerifyError::NoCertificate))
     ));
-    let mut one_sided = Pki::new();
-    one_sided.leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let error = Svid::from_pkcs8(one_sided.chain(), one_sided.leaf_key.serialized_der()).unwrap_err();
-    assert!(matches!(error, SvidError::Certificate(VerifyError::KeyUsage(_))));
+}
+
+/// One's own SVID meets no path building at first: our rules alone must find what is wrong.
+#[test]
+fn own_svids_that_are_none() {
+    let cases: [Case; 8] = [
+        ("a CA", "ca_as_leaf", |pki| pki.leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+        ("only serverAuth", "key_usage", |pki| {
+            pki.leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        }),
+        ("only clientAuth", "key_usage", |pki| {
+            pki.leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        }),
+        ("bytes after the certificate", "bad_certificate", |pki| {
+            pki.damage_leaf = |mut der| {
+                der.push(0);
+                der
+            };
+        }),
+        ("an unknown critical extension", "bad_certificate", |pki| {
+            pki.leaf.custom_extensions = vec![extension(&[1, 3, 6, 1, 4, 1, 99999, 1], &[5, 0], true)];
+        }),
+        ("an extension twice", "bad_certificate", |pki| {
+            pki.leaf.custom_extensions = vec![extension(BASIC_CONSTRAINTS, &[0x30, 0], true)];
+        }),
+        ("no id", "no_spiffe_id", |pki| pki.leaf.subject_alt_names.clear()),
+        ("P-521 key", "key_type", |pki| pki.leaf_key = key(&PKCS_ECDSA_P521_SHA512)),
+    ];
+    for (name, expected, damage) in cases {
+        let mut pki = Pki::new();
+        damage(&mut pki);
+        match Svid::from_pkcs8(pki.chain(), pki.leaf_key.serialized_der()) {
+            Err(SvidError::Certificate(error)) => assert_eq!(error.reason(), expected, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }
 
 fn replace(der: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {

@@ -46,6 +46,8 @@ pub(crate) struct Pki {
     pub(crate) leaf_key: KeyPair,
     /// What the leaf says of its issuer, if not the truth.
     pub(crate) leaf_sees: Option<CertificateParams>,
+    /// The same for the issuing CA.
+    pub(crate) issuing_sees: Option<CertificateParams>,
     pub(crate) damage_leaf: fn(Vec<u8>) -> Vec<u8>,
     /// From `[leaf, issuing, root]` to what is sent.
     pub(crate) send: fn(Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>>,
@@ -64,6 +66,7 @@ impl Pki {
             leaf: leaf_params(ID),
             leaf_key: key(&PKCS_ECDSA_P256_SHA256),
             leaf_sees: None,
+            issuing_sees: None,
             damage_leaf: |der| der,
             send: |chain| chain[..2].to_vec(),
             role: Role::Client,
@@ -77,7 +80,7 @@ impl Pki {
     }
 
     pub(crate) fn issuing_der(&self) -> CertificateDer<'static> {
-        let root = Issuer::from_params(&self.root, &self.root_key);
+        let root = Issuer::from_params(self.issuing_sees.as_ref().unwrap_or(&self.root), &self.root_key);
         self.issuing.signed_by(&self.issuing_key, &root).unwrap().der().clone()
     }
 

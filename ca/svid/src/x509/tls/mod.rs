@@ -21,7 +21,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-pub use refusal::refusal;
+pub use refusal::{explain, refusal};
 
 use super::bundle::Bundles;
 use super::cert::Facts;

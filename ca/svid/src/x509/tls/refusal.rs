@@ -1,4 +1,4 @@
-//! Why a handshake failed, in one word.
+//! Why a handshake failed, in one word or in many.
 
 use std::io;
 
@@ -22,6 +22,16 @@ pub fn refusal(error: &io::Error) -> &'static str {
         | io::ErrorKind::ConnectionReset
         | io::ErrorKind::NotConnected => "closed",
         _ => "other",
+    }
+}
+
+/// The same for people: the whole text of a [`VerifyError`] if one is inside, where rustls would print its structure.
+pub fn explain(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::Other(other))) => other.0.to_string(),
+        Some(error) => error.to_string(),
+        None => error.to_string(),
     }
 }
 
