@@ -228,6 +228,12 @@ impl Diagnostics {
         self.found.is_empty()
     }
 
+    /// In the order of files, lines and columns.
+    pub(crate) fn sorted(mut self) -> Self {
+        self.found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        self
+    }
+
     pub(crate) fn extend(&mut self, other: Self) {
         self.found.extend(other.found);
     }

@@ -1,14 +1,14 @@
 //! From files to a generation, or to all mistakes in them.
 
+mod document;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use postern_svid::{SpiffeId, TrustDomain};
-use serde::de::DeserializeOwned;
 
 use crate::check::{self, Page, Policy, Rules, Settled};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
-use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec};
 use crate::engine::Engine;
 use crate::generation::Generation;
 use crate::norm::PathOptions;
@@ -16,6 +16,8 @@ use crate::rule::{OwnDomains, Rule};
 use crate::services::{Service, Services};
 use crate::verdict::{Action, Defaults, DocumentSummary, RuleName, Scope};
 use crate::yaml;
+
+use document::{Body, Parsed, body, pieces};
 
 /// A set of documents is read and compiled within a second or so on a small machine, and held twice while it is
 /// replaced. These bounds keep it there; the largest set in `policy check`'s own figures has a tenth of them.
@@ -36,7 +38,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     for file in files {
         reader.read(file);
         if reader.errors.len() >= MAX_FINDINGS {
-            return Err(reader.errors);
+            return Err(reader.errors.sorted());
         }
     }
     reader.check_set(scope);
@@ -51,10 +53,10 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
             .push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
     }
     if !reader.errors.is_empty() {
-        return Err(reader.errors);
+        return Err(reader.errors.sorted());
     }
     let documents = reader.summaries(scope, &policies);
-    let mut warnings = reader.warnings;
+    let mut warnings = reader.warnings.sorted();
     let (names, applied) = applying(scope, policies);
     let ports_named = ports_named(&applied);
     let engine = Engine::new(applied, domains, number);
@@ -134,54 +136,6 @@ fn ports_named(rules: &[Rule]) -> BTreeSet<u16> {
             target.chain(to).copied()
         })
         .collect()
-}
-
-/// A document that parsed, with where it stands.
-struct Parsed<'a> {
-    file: Arc<str>,
-    text: &'a str,
-    first_line: usize,
-    body: Body,
-}
-
-enum Body {
-    Access(Document<AccessSpec>),
-    Defaults(Document<DefaultsSpec>),
-    Service(Document<ServiceSpec>),
-}
-
-impl Body {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Access(_) => doc::ACCESS_POLICY,
-            Self::Defaults(_) => doc::MESH_DEFAULTS,
-            Self::Service(_) => doc::SERVICE,
-        }
-    }
-
-    fn metadata(&self) -> &doc::Metadata {
-        match self {
-            Self::Access(document) => &document.metadata,
-            Self::Defaults(document) => &document.metadata,
-            Self::Service(document) => &document.metadata,
-        }
-    }
-}
-
-impl Parsed<'_> {
-    fn page(&self) -> Page<'_> {
-        Page {
-            file: self.file.clone(),
-            text: self.text,
-            first_line: self.first_line,
-            errors: Diagnostics::new(),
-            warnings: Diagnostics::new(),
-        }
-    }
-
-    fn place(&self) -> Place {
-        self.page().place(self.body.metadata().name.referenced)
-    }
 }
 
 #[derive(Default)]
@@ -309,106 +263,6 @@ impl<'a> Reader<'a> {
         };
         self.documents.iter().enumerate().map(summary).collect()
     }
-}
-
-/// Cuts a file into its documents, each with its first line. `---` at the start of a line ends a document in every
-/// YAML context, block scalars and quotes included (YAML 1.2.2, 9.1.2 and 9.1.4), so no parser is needed for it; and a
-/// mistake in one document does not hide those in the next.
-fn pieces(text: &str) -> Vec<(usize, &str)> {
-    let mut out = Vec::new();
-    let mut start = 0;
-    let mut first_line = 1;
-    let mut at = 0;
-    for (n, line) in text.split_inclusive('\n').enumerate() {
-        let is_marker = line
-            .strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        if is_marker && at > start {
-            out.push((first_line, &text[start..at]));
-            start = at;
-            first_line = n + 1;
-        }
-        at += line.len();
-    }
-    out.push((first_line, &text[start..]));
-    out.retain(|(_, piece)| !is_empty(piece));
-    out
-}
-
-/// Nothing but markers, comments and space.
-fn is_empty(piece: &str) -> bool {
-    piece.lines().all(|line| {
-        let line = line.strip_prefix('\u{feff}').unwrap_or(line).trim();
-        line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
-    })
-}
-
-fn body(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<Body, Diagnostic> {
-    // A glance at the text saves parsing nearly every document twice; the parsed `kind` is what counts.
-    let glance = piece.lines().find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
-    let kind = match doc::KINDS.iter().find(|kind| **kind == glance) {
-        Some(kind) => (*kind).to_owned(),
-        None => kind(file, piece, first_line, whole)?,
-    };
-    match kind.as_str() {
-        doc::ACCESS_POLICY => typed(file, piece, first_line, whole, doc::ACCESS_POLICY).map(Body::Access),
-        doc::MESH_DEFAULTS => typed(file, piece, first_line, whole, doc::MESH_DEFAULTS).map(Body::Defaults),
-        _ => typed(file, piece, first_line, whole, doc::SERVICE).map(Body::Service),
-    }
-}
-
-/// The document's kind, one of [`doc::KINDS`].
-fn kind(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<String, Diagnostic> {
-    let header: Header = yaml::parse_piece(file, piece, first_line, whole)?;
-    let Header { api_version, kind } = header;
-    if let Some(version) = &api_version {
-        check_version(file, whole, first_line, version)?;
-    }
-    let Some(kind) = kind else {
-        let start = serde_saphyr::Location::UNKNOWN;
-        let message = format!("the document that begins in line {first_line} has no `kind`");
-        return Err(yaml::located(file, whole, first_line, start, message)
-            .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
-    };
-    if doc::KINDS.contains(&kind.value.as_str()) {
-        return Ok(kind.value);
-    }
-    let message = format!("unknown kind `{}`", yaml::printable(&kind.value));
-    Err(yaml::located(file, whole, first_line, kind.referenced, message)
-        .with_help(yaml::suggest(&kind.value, &doc::KINDS)))
-}
-
-fn typed<S: DeserializeOwned>(
-    file: &str,
-    piece: &str,
-    first_line: usize,
-    whole: &str,
-    expected: &str,
-) -> Result<Document<S>, Diagnostic> {
-    let document: Document<S> = yaml::parse_piece(file, piece, first_line, whole)?;
-    check_version(file, whole, first_line, &document.api_version)?;
-    if document.kind.value != expected {
-        // Only a document in flow style can mislead the glance.
-        let message =
-            format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
-        return Err(yaml::located(file, whole, first_line, document.kind.referenced, message)
-            .with_help("write the document in block style, one field a line"));
-    }
-    Ok(document)
-}
-
-fn check_version(
-    file: &str,
-    whole: &str,
-    first_line: usize,
-    version: &doc::Sp<String>,
-) -> Result<(), Diagnostic> {
-    if version.value == doc::API_VERSION {
-        return Ok(());
-    }
-    let message = format!("unknown apiVersion `{}`", yaml::printable(&version.value));
-    Err(yaml::located(file, whole, first_line, version.referenced, message)
-        .with_help(format!("write `{}`", doc::API_VERSION)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,158 @@
+//! From a file's text to documents of known kinds.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::check::Page;
+use crate::diagnostic::{Diagnostic, Diagnostics, Place};
+use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec};
+use crate::yaml;
+
+/// A document that parsed, with where it stands.
+pub(super) struct Parsed<'a> {
+    pub(super) file: Arc<str>,
+    pub(super) text: &'a str,
+    pub(super) first_line: usize,
+    pub(super) body: Body,
+}
+
+pub(super) enum Body {
+    Access(Document<AccessSpec>),
+    Defaults(Document<DefaultsSpec>),
+    Service(Document<ServiceSpec>),
+}
+
+impl Body {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Access(_) => doc::ACCESS_POLICY,
+            Self::Defaults(_) => doc::MESH_DEFAULTS,
+            Self::Service(_) => doc::SERVICE,
+        }
+    }
+
+    pub(super) fn metadata(&self) -> &doc::Metadata {
+        match self {
+            Self::Access(document) => &document.metadata,
+            Self::Defaults(document) => &document.metadata,
+            Self::Service(document) => &document.metadata,
+        }
+    }
+}
+
+impl Parsed<'_> {
+    pub(super) fn page(&self) -> Page<'_> {
+        Page {
+            file: self.file.clone(),
+            text: self.text,
+            first_line: self.first_line,
+            errors: Diagnostics::new(),
+            warnings: Diagnostics::new(),
+        }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.page().place(self.body.metadata().name.referenced)
+    }
+}
+
+/// Cuts a file into its documents, each with its first line. `---` at the start of a line ends a document in every
+/// YAML context, block scalars and quotes included (YAML 1.2.2, 9.1.2 and 9.1.4), so no parser is needed for it; and a
+/// mistake in one document does not hide those in the next.
+pub(super) fn pieces(text: &str) -> Vec<(usize, &str)> {
+    let mut out = Vec::new();
+    let mut start = 0;
+    let mut first_line = 1;
+    let mut at = 0;
+    for (n, line) in text.split_inclusive('\n').enumerate() {
+        let is_marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if is_marker && at > start {
+            out.push((first_line, &text[start..at]));
+            start = at;
+            first_line = n + 1;
+        }
+        at += line.len();
+    }
+    out.push((first_line, &text[start..]));
+    out.retain(|(_, piece)| !is_empty(piece));
+    out
+}
+
+/// Nothing but markers, comments and space.
+fn is_empty(piece: &str) -> bool {
+    piece.lines().all(|line| {
+        let line = line.strip_prefix('\u{feff}').unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
+    })
+}
+
+pub(super) fn body(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<Body, Diagnostic> {
+    // A glance at the text saves parsing nearly every document twice; the parsed `kind` is what counts.
+    let glance = piece.lines().find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
+    let kind = match doc::KINDS.iter().find(|kind| **kind == glance) {
+        Some(kind) => (*kind).to_owned(),
+        None => kind(file, piece, first_line, whole)?,
+    };
+    match kind.as_str() {
+        doc::ACCESS_POLICY => typed(file, piece, first_line, whole, doc::ACCESS_POLICY).map(Body::Access),
+        doc::MESH_DEFAULTS => typed(file, piece, first_line, whole, doc::MESH_DEFAULTS).map(Body::Defaults),
+        _ => typed(file, piece, first_line, whole, doc::SERVICE).map(Body::Service),
+    }
+}
+
+/// The document's kind, one of [`doc::KINDS`].
+fn kind(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<String, Diagnostic> {
+    let header: Header = yaml::parse_piece(file, piece, first_line, whole)?;
+    let Header { api_version, kind } = header;
+    if let Some(version) = &api_version {
+        check_version(file, whole, first_line, version)?;
+    }
+    let Some(kind) = kind else {
+        let start = serde_saphyr::Location::UNKNOWN;
+        let message = format!("the document that begins in line {first_line} has no `kind`");
+        return Err(yaml::located(file, whole, first_line, start, message)
+            .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
+    };
+    if doc::KINDS.contains(&kind.value.as_str()) {
+        return Ok(kind.value);
+    }
+    let message = format!("unknown kind `{}`", yaml::printable(&kind.value));
+    Err(yaml::located(file, whole, first_line, kind.referenced, message)
+        .with_help(yaml::suggest(&kind.value, &doc::KINDS)))
+}
+
+fn typed<S: DeserializeOwned>(
+    file: &str,
+    piece: &str,
+    first_line: usize,
+    whole: &str,
+    expected: &str,
+) -> Result<Document<S>, Diagnostic> {
+    let document: Document<S> = yaml::parse_piece(file, piece, first_line, whole)?;
+    check_version(file, whole, first_line, &document.api_version)?;
+    if document.kind.value != expected {
+        // Only a document in flow style can mislead the glance.
+        let message =
+            format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
+        return Err(yaml::located(file, whole, first_line, document.kind.referenced, message)
+            .with_help("write the document in block style, one field a line"));
+    }
+    Ok(document)
+}
+
+fn check_version(
+    file: &str,
+    whole: &str,
+    first_line: usize,
+    version: &doc::Sp<String>,
+) -> Result<(), Diagnostic> {
+    if version.value == doc::API_VERSION {
+        return Ok(());
+    }
+    let message = format!("unknown apiVersion `{}`", yaml::printable(&version.value));
+    Err(yaml::located(file, whole, first_line, version.referenced, message)
+        .with_help(format!("write `{}`", doc::API_VERSION)))
+}
