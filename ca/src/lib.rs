@@ -20,6 +20,9 @@ pub mod profile;
 pub mod store;
 pub mod token;
 
+#[cfg(test)]
+mod testing;
+
 /// The identity API as protobuf has it.
 #[allow(
     missing_docs,
