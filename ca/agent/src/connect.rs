@@ -60,7 +60,10 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
     let stream = timeout(pace.step(), TlsConnector::from(tls).connect(name, tcp))
         .await
         .map_err(|_| AttemptError::Timeout("TLS handshake"))?
-        .map_err(AttemptError::Handshake)?;
+        .map_err(|error| {
+            let by_roots = matches!(tls::refusal(&error), "untrusted" | "expired");
+            AttemptError::Handshake(error, live.stored_bundle().filter(|_| by_roots))
+        })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(AttemptError::Connection("it does not speak HTTP/2".to_owned()));
     }

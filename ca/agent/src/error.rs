@@ -120,8 +120,8 @@ pub(crate) enum AttemptError {
     Connect(io::Error),
     /// No answer in time, at the named step.
     Timeout(&'static str),
-    /// The handshake failed.
-    Handshake(io::Error),
+    /// The handshake failed; with the stored bundle that decided, if that may be the cause.
+    Handshake(io::Error, Option<PathBuf>),
     /// The connection broke.
     Connection(String),
     /// The control plane says no.
@@ -145,12 +145,20 @@ impl fmt::Display for AttemptError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to the control plane: {error}"),
             Self::Timeout(step) => write!(f, "no answer from the control plane in time ({step})"),
-            Self::Handshake(error) => {
+            Self::Handshake(error, bundle) => {
                 write!(
                     f,
                     "TLS handshake with the control plane failed: {}",
                     postern_svid::tls::explain(error)
-                )
+                )?;
+                match bundle {
+                    Some(path) => write!(
+                        f,
+                        " (if its roots were replaced while this workload was away: give the new ones as trust bundle and remove {})",
+                        path.display()
+                    ),
+                    None => Ok(()),
+                }
             }
             Self::Connection(detail) => write!(f, "the connection to the control plane broke: {detail}"),
             Self::Refused { code, message } => write!(f, "the control plane refused ({code:?}): {message}"),

@@ -111,6 +111,8 @@ pub(crate) struct Live {
 #[derive(Default)]
 struct Held {
     bundle: Option<Arc<Bundle>>,
+    /// Sequence of the bundle in the state directory; behind `bundle` while the disk refuses.
+    stored: Option<u64>,
     /// Of a request under way.
     pending: Option<Key>,
     generation: u64,
@@ -178,7 +180,11 @@ impl Live {
     /// Reads the state directory, sets aside what cannot be used and publishes what can.
     pub(crate) fn load(&self) -> Result<(), StartError> {
         let bundle = self.load_bundle()?.map(Arc::new);
-        self.held.lock().bundle.clone_from(&bundle);
+        {
+            let mut held = self.held.lock();
+            held.bundle.clone_from(&bundle);
+            held.stored = bundle.as_ref().map(|bundle| bundle.sequence());
+        }
         if bundle.is_none()
             && let Trust::Bundle(path) = &self.config.trust
         {
@@ -264,6 +270,11 @@ impl Live {
         }
     }
 
+    /// The file whose bundle decides, if it is not the configured one.
+    pub(crate) fn stored_bundle(&self) -> Option<std::path::PathBuf> {
+        self.held.lock().bundle.as_ref().map(|_| self.state.bundle_path())
+    }
+
     fn configured_bundle(&self, path: &Path) -> Result<Bundle, StartError> {
         let pem = std::fs::read(path).map_err(|error| files::io_error(path, error))?;
         Bundle::from_pem(self.config.control_plane_id.trust_domain(), 0, &pem)
@@ -338,10 +349,9 @@ impl Live {
             self.check_issued(&issued.svid, &bundles)?;
         }
         if let Some(bundle) = newer.clone() {
-            let state = self.state.clone();
-            // Not in force before it is stored: the acknowledgement promises that a restart keeps it.
-            blocking(move || state.store_bundle(&bundle)).await?;
-            self.held.lock().bundle = newer.clone();
+            // In force even if it cannot be stored: a root may have been taken out because it was stolen.
+            self.store_bundle(bundle.clone()).await;
+            self.held.lock().bundle = Some(bundle);
         }
         match issued {
             Some(issued) => self.install_svid(issued).await,
@@ -353,6 +363,41 @@ impl Live {
             }
         }
         Ok(true)
+    }
+
+    /// The sequence that may be acknowledged: the control plane takes it as a promise that a restart keeps the bundle.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.held.lock().stored.unwrap_or(0)
+    }
+
+    /// Stores the bundle in force if that has failed so far, and publishes to have it acknowledged.
+    pub(crate) async fn store_overdue(&self) {
+        let _turn = self.turn.lock().await;
+        let overdue = {
+            let held = self.held.lock();
+            held.bundle.clone().filter(|bundle| held.stored != Some(bundle.sequence()))
+        };
+        if let Some(bundle) = overdue
+            && self.store_bundle(bundle).await
+            && let Some(current) = self.current()
+        {
+            self.publish(current.svid.clone(), current.renew_after);
+        }
+    }
+
+    async fn store_bundle(&self, bundle: Arc<Bundle>) -> bool {
+        let (state, sequence) = (self.state.clone(), bundle.sequence());
+        match blocking(move || state.store_bundle(&bundle)).await {
+            Ok(()) => {
+                self.held.lock().stored = Some(sequence);
+                true
+            }
+            Err(error) => {
+                warn!(sequence, "the trust bundle is not stored and so not acknowledged: {error}");
+                self.stream_error(&error);
+                false
+            }
+        }
     }
 
     async fn install_svid(&self, issued: Issued) {

@@ -22,6 +22,7 @@ pub(crate) async fn run(live: &Live) {
     let mut backoff = Backoff::new();
     let mut by_token = false;
     loop {
+        live.store_overdue().await;
         if let Some(wait) = until_due(live) {
             sleep(wait).await;
             continue;

@@ -77,6 +77,10 @@ impl State {
         Ok(self.read(BUNDLE)?.map(|bytes| parse_bundle(&bytes)))
     }
 
+    pub(crate) fn bundle_path(&self) -> PathBuf {
+        self.directory.join(BUNDLE)
+    }
+
     pub(crate) fn store_bundle(&self, bundle: &Bundle) -> io::Result<()> {
         let text = format!(
             "postern-bundle 1\ntrust-domain: {}\nsequence: {}\n{}",

@@ -67,7 +67,7 @@ async fn follow(
     let (reports, queue) = mpsc::channel(UNSENT_REPORTS);
     let mut reported = published.borrow_and_update().clone();
     if let Some(identity) = &reported {
-        send(&reports, identity)?;
+        send(live, &reports, identity)?;
     }
     let opening = connection.client.watch(ReceiverStream::new(queue));
     let mut directives = timeout(pace.step(), opening)
@@ -90,7 +90,7 @@ async fn follow(
             if identity.svid.serial() != opened_with.svid.serial() {
                 return Ok(());
             }
-            send(&reports, &identity)?;
+            send(live, &reports, &identity)?;
             reported = Some(identity);
         }
         tokio::select! {
@@ -137,7 +137,7 @@ async fn apply(live: &Live, directive: proto::Directive) {
     }
 }
 
-fn send(reports: &mpsc::Sender<proto::Report>, identity: &Identity) -> Result<(), AttemptError> {
+fn send(live: &Live, reports: &mpsc::Sender<proto::Report>, identity: &Identity) -> Result<(), AttemptError> {
     let millis = identity.svid.not_after().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let held = proto::Held {
         spiffe_id: identity.svid.id().as_str().to_owned(),
@@ -145,9 +145,8 @@ fn send(reports: &mpsc::Sender<proto::Report>, identity: &Identity) -> Result<()
         not_after_unix_ms: i64::try_from(millis).unwrap_or(i64::MAX),
         issuer_key_id: identity.svid.issuer_key_id().to_vec(),
     };
-    let bundle_sequence = identity.bundles.of_id(identity.svid.id()).map_or(0, |bundle| bundle.sequence());
     reports
-        .try_send(proto::Report { bundle_sequence, held: vec![held] })
+        .try_send(proto::Report { bundle_sequence: live.acknowledged(), held: vec![held] })
         .map_err(|_| AttemptError::Connection("the control plane does not read reports".to_owned()))
 }
 

@@ -376,6 +376,48 @@ async fn bundles_only_go_forward() {
     assert_eq!(roots(&renewed), Some((6, 1)));
 }
 
+/// In force at once, acknowledged only when a restart would keep it.
+#[tokio::test]
+async fn a_bundle_that_cannot_be_stored_is_not_acknowledged() {
+    let ca = Ca::new(clock());
+    let listener = ca.listen(CONTROL, "127.0.0.1:0").await;
+    let place = Place::new(&ca, listener.address);
+    let agent = place.run();
+    agent.identity().await;
+    eventually("a report", || ca.last_report().is_some()).await;
+    let away = place.directory.path().join("away");
+    fs::rename(&place.config.state_dir, &away).unwrap();
+    ca.push(5, None);
+    let sequence = |identity: &Identity| identity.bundles.iter().next().map(|bundle| bundle.sequence());
+    agent.until(|identity| identity.as_deref().and_then(sequence) == Some(5)).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(ca.reports.lock().iter().all(|report| report.bundle_sequence == 3));
+    assert!(agent.observer.status().last_stream_error.unwrap().contains("state directory"));
+    fs::rename(&away, &place.config.state_dir).unwrap();
+    eventually("the acknowledgement", || ca.last_report().unwrap().bundle_sequence == 5).await;
+}
+
+/// A root that is taken out takes its SVIDs with it: the agent does not wait for the time that the CA once chose.
+#[tokio::test]
+async fn an_svid_that_its_bundle_disowns_is_renewed_at_once() {
+    let ca = Ca::new(clock());
+    let listener = ca.listen(CONTROL, "127.0.0.1:0").await;
+    let place = Place::new(&ca, listener.address);
+    let agent = place.run();
+    agent.identity().await;
+    eventually("a report", || ca.last_report().is_some()).await;
+    assert_eq!(agent.observer.status().failures, 0);
+    let other = Ca::new(clock()).root_der.clone();
+    ca.bundle.send_modify(|bundle| {
+        bundle.sequence = 9;
+        bundle.root_der = vec![other.to_vec()];
+    });
+    // This control plane is disowned as well, so the attempt fails, and says what to do.
+    eventually("an attempt", || agent.observer.status().failures > 0).await;
+    let error = agent.observer.status().last_error.unwrap();
+    assert!(error.contains("no path to a root") && error.contains("state/bundle.pem"), "{error}");
+}
+
 #[tokio::test]
 async fn answers_that_are_not_put_in_force() {
     let ca = Ca::new(clock());
@@ -388,6 +430,15 @@ async fn answers_that_are_not_put_in_force() {
     assert!(agent.current().is_none());
     drop(agent);
     *ca.other_id.lock() = None;
+
+    eventually("the lock is free", || place.start().is_ok()).await;
+    ca.stale.store(true, Ordering::SeqCst);
+    let agent = place.run();
+    eventually("a failure", || agent.observer.status().failures > 0).await;
+    assert!(agent.observer.status().last_error.unwrap().contains("expired"), "an SVID that has ended");
+    assert!(agent.current().is_none());
+    drop(agent);
+    ca.stale.store(false, Ordering::SeqCst);
 
     eventually("the lock is free", || place.start().is_ok()).await;
     place.config.test = false;

@@ -66,6 +66,8 @@ pub(crate) struct Ca {
     pub(crate) lose_answer: AtomicBool,
     /// Answers name this id instead.
     pub(crate) other_id: Mutex<Option<String>>,
+    /// Answers hold an SVID that has just ended.
+    pub(crate) stale: AtomicBool,
     /// Answers have this refusal instead.
     pub(crate) refuse: Mutex<Option<Status>>,
     /// Decrypted bytes that clients sent.
@@ -108,6 +110,7 @@ impl Ca {
             bundle,
             lose_answer: AtomicBool::new(false),
             other_id: Mutex::new(None),
+            stale: AtomicBool::new(false),
             refuse: Mutex::new(None),
             received: AtomicU64::new(0),
         })
@@ -161,7 +164,9 @@ impl Ca {
 
     fn issue(&self, id: &str, public_key: &impl PublicKeyData) -> (CertificateDer<'static>, Vec<u8>) {
         let serial = self.serial.fetch_add(1, Ordering::SeqCst).to_be_bytes()[6..].to_vec();
-        let mut params = leaf(id, self.clock.wall(), TTL);
+        let age =
+            if self.stale.load(Ordering::SeqCst) { TTL + Duration::from_secs(1) } else { Duration::ZERO };
+        let mut params = leaf(id, self.clock.wall() - age, TTL);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let issuer = Issuer::from_params(&self.issuing, &self.issuing_key);
         (params.signed_by(public_key, &issuer).unwrap().der().clone(), serial)
