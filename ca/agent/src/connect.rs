@@ -17,7 +17,8 @@ use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
 use crate::error::AttemptError;
-use crate::identity::{Anchor, Live};
+use crate::identity::Live;
+use crate::load::Anchor;
 use crate::net;
 use crate::pace::Pace;
 use crate::proto::identity_client::IdentityClient;

@@ -12,12 +12,15 @@ mod connect;
 mod error;
 mod files;
 mod identity;
+mod install;
 mod key;
+mod load;
 mod net;
 mod pace;
 mod proto;
 mod renew;
 mod state;
+mod status;
 mod watch;
 
 use std::sync::Arc;
@@ -27,7 +30,8 @@ use tokio::sync::watch::Receiver;
 
 pub use config::{Attestation, Config, Trust};
 pub use error::StartError;
-pub use identity::{Identity, Observer, Status};
+pub use identity::{Identity, Observer};
+pub use status::Status;
 
 use identity::Live;
 use state::State;

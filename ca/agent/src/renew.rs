@@ -10,7 +10,8 @@ use tracing::{info, warn};
 
 use crate::connect;
 use crate::error::AttemptError;
-use crate::identity::{Identity, Issued, Live};
+use crate::identity::{Identity, Live};
+use crate::install::Issued;
 use crate::pace::Backoff;
 use crate::proto::{self, issue_request::Proof};
 
