@@ -68,8 +68,7 @@ impl Home {
         let metrics = Metrics::new(&mut Registry::default());
         let policy = LeafPolicy { ttl: HOUR, test: false };
         let clock = Arc::new(self.clock.clone());
-        let issuer =
-            Issuer::new(authority.clone(), store.clone(), clock, policy, metrics.clone()).unwrap();
+        let issuer = Issuer::new(authority.clone(), store.clone(), clock, policy, metrics.clone()).unwrap();
         Ca { store, authority, issuer, metrics, clock: self.clock.clone() }
     }
 }

@@ -1,6 +1,7 @@
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SanType, SigningKey,
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SanType,
+    SigningKey,
 };
 
 use super::*;
@@ -105,8 +106,7 @@ fn parts_are_right_when_nothing_is_wrong() {
     let mut parts = Parts::new();
     assert_eq!(verify(&parts.build(), &id()).unwrap().spki(), parts.spki);
     for critical in [&[][..], &[0x01, 0x01, 0xff]] {
-        parts.attributes =
-            Parts::extensions(&[&extension(SUBJECT_ALT_NAME, critical, &der::uri_san(ID))]);
+        parts.attributes = Parts::extensions(&[&extension(SUBJECT_ALT_NAME, critical, &der::uri_san(ID))]);
         assert_eq!(verify(&parts.build(), &id()).unwrap().spki(), parts.spki);
     }
     // An empty list asks for nothing.
@@ -135,7 +135,8 @@ fn hostile_requests() {
     let odd_critical = extension(SUBJECT_ALT_NAME, &[0x01, 0x01, 0x01], &good);
     let one = |e: &[u8]| Parts::extensions(&[e]);
     let request = |e: &[u8]| attribute(EXTENSION_REQUEST, &[&seq(&[e])]);
-    let challenge = attribute(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x07], &[&tlv(0x0c, b"secret")]);
+    let challenge =
+        attribute(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x07], &[&tlv(0x0c, b"secret")]);
 
     let attributes: Vec<(&str, Vec<u8>, CsrError)> = vec![
         ("another id", one(&san(&other)), CsrError::Name),
@@ -168,7 +169,11 @@ fn hostile_requests() {
             tlv(CONTEXT_0, &attribute(EXTENSION_REQUEST, &[&seq(&[&san(&good)]), &seq(&[&ca_true])])),
             CsrError::Attribute,
         ),
-        ("an extensionRequest without value", tlv(CONTEXT_0, &attribute(EXTENSION_REQUEST, &[])), CsrError::Malformed),
+        (
+            "an extensionRequest without value",
+            tlv(CONTEXT_0, &attribute(EXTENSION_REQUEST, &[])),
+            CsrError::Malformed,
+        ),
         ("no attributes field", Vec::new(), CsrError::Malformed),
         ("attributes under another tag", vec![0xa1, 0x00], CsrError::Malformed),
         ("two attributes fields", vec![0xa0, 0x00, 0xa0, 0x00], CsrError::Malformed),
@@ -188,7 +193,10 @@ fn hostile_requests() {
         ("unused bits", Parts { unused_bits: 1, ..Parts::new() }, CsrError::Malformed),
         (
             "signed with SHA-1, by its own account",
-            Parts { algorithm: seq(&[&tlv(OID, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01])]), ..Parts::new() },
+            Parts {
+                algorithm: seq(&[&tlv(OID, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01])]),
+                ..Parts::new()
+            },
             CsrError::SignatureAlgorithm,
         ),
         (

@@ -176,8 +176,11 @@ fn a_database_of_somebody_else_is_refused() {
     for suffix in ["-wal", "-shm"] {
         let _ = fs::remove_file(home.path().join(format!("{DATABASE}{suffix}")));
     }
-    fs::write(&path, b"this is no database, whatever its name says; it is even longer than a header of 100 bytes would be")
-        .unwrap();
+    fs::write(
+        &path,
+        b"this is no database, whatever its name says; it is even longer than a header of 100 bytes would be",
+    )
+    .unwrap();
     assert!(matches!(Sqlite::open(&home.path(), &td()), Err(StoreError::Damaged(..))));
 }
 
@@ -190,7 +193,8 @@ fn a_damaged_row_is_an_error_and_no_panic() {
     let edit = Connection::open(home.path().join(DATABASE)).unwrap();
     edit.execute_batch("UPDATE issued SET spiffe_id = 'https://evil'").unwrap();
     assert!(matches!(store.certificate(&[1; 16]), Err(StoreError::Damaged(..))));
-    edit.execute_batch(&format!("UPDATE issued SET spiffe_id = '{}'; DELETE FROM lineage", id("orders"))).unwrap();
+    edit.execute_batch(&format!("UPDATE issued SET spiffe_id = '{}'; DELETE FROM lineage", id("orders")))
+        .unwrap();
     assert!(matches!(store.certificate(&[1; 16]), Err(StoreError::Damaged(..))));
 }
 
@@ -201,9 +205,7 @@ fn an_older_copy_is_noticed() {
     let lineage = LineageId::random().unwrap();
     home.store().record(issued(1, lineage), Grant::New(Attestor::JoinToken)).unwrap();
     let old = fs::read(&path).unwrap();
-    home.store()
-        .record(issued(2, LineageId::random().unwrap()), Grant::New(Attestor::JoinToken))
-        .unwrap();
+    home.store().record(issued(2, LineageId::random().unwrap()), Grant::New(Attestor::JoinToken)).unwrap();
     drop(home.store());
     for suffix in ["-wal", "-shm"] {
         let _ = fs::remove_file(home.path().join(format!("{DATABASE}{suffix}")));
@@ -212,7 +214,10 @@ fn an_older_copy_is_noticed() {
     let error = Sqlite::open(&home.path(), &td()).err().unwrap();
     assert!(matches!(error, StoreError::RolledBack { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("issued 1, was 2") && text.contains("delete") && text.contains("ca.mark"), "{text}");
+    assert!(
+        text.contains("issued 1, was 2") && text.contains("delete") && text.contains("ca.mark"),
+        "{text}"
+    );
     // The way out that the text names.
     fs::remove_file(home.path().join("ca.mark")).unwrap();
     Sqlite::open(&home.path(), &td()).unwrap();
