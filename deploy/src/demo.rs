@@ -1,11 +1,205 @@
-//! Not written yet.
+//! `postern demo`: a real mesh on this machine's loopback, proven line by line.
+//!
+//! No root, no Kubernetes, nothing faked: a control plane, three services and their sidecars, each a process of its own,
+//! started from this very binary. What must hold is listed in [`expectations`].
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
-/// Not written yet.
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+mod admin;
+mod documents;
+mod expectations;
+pub(crate) mod failure;
+mod files;
+pub(crate) mod http;
+mod intruder;
+mod invitation;
+mod mesh;
+pub(crate) mod plan;
+mod process;
+mod report;
+
+use failure::{Explain, Failure};
+use files::Files;
+use mesh::Mesh;
+use plan::{Plan, Service, Subnet};
+use report::Report;
+
+/// A whole mesh on this machine, proven line by line.
+///
+/// Three services, each behind a sidecar, and a control plane run as processes on loopback addresses; no root is needed.
+/// On loopback nothing forces traffic through a sidecar: the services use it because they are told to.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Leave the mesh running afterwards, until Ctrl-C, and print what to try.
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON document instead of lines.
+    #[arg(long)]
+    json: bool,
+    /// A new or empty directory for configuration, documents, state and logs, which is kept. Default: a temporary one,
+    /// removed at the end unless something failed.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The first three numbers of every address, so that two demos can run at once.
+    #[arg(long, value_name = "127.x.y", default_value = "127.0.0")]
+    subnet: Subnet,
+}
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::from(2)
+/// Where the demo keeps its files.
+enum Home {
+    Given(PathBuf),
+    Temporary(TempDir),
+}
+
+/// Runs the demo; success only if every expectation holds.
+pub(crate) fn run(args: Args) -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .explain("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(demo(&args)));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("postern demo: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Err means that it could not even begin.
+async fn demo(args: &Args) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    let mut interrupted = Interrupt::listen()?;
+    let plan = Plan::new(args.subnet);
+    mesh::addresses_are_free(&plan).await?;
+    let home = Home::open(args.dir.as_deref())?;
+    let files = Files::lay_out(home.path(), &plan)?;
+    let mesh = Mesh::new(plan, files);
+    let mut report = Report::new(args.json);
+    report.say(&opening(&mesh));
+
+    let finished = tokio::select! {
+        () = play(&mesh, &mut report) => true,
+        () = interrupted.wait() => false,
+    };
+    report.conclude(&mesh.files, begun.elapsed().as_secs_f64());
+    let holds = finished && report.holds();
+    if !finished {
+        report.say("Interrupted: what is not listed above was not looked at.");
+    } else if args.keep {
+        report.say(&invitation::text(&mesh));
+        interrupted.wait().await;
+    }
+    mesh.shut_down().await;
+    report.say(&home.close(args.keep || !holds));
+    report.say(LOOPBACK);
+    Ok(holds)
+}
+
+const LOOPBACK: &str = "\nOn loopback nothing forces traffic through a sidecar: these services use theirs because \
+                        they are told to, and anybody on this machine can reach a service past it.";
+
+/// Every scene; each finding is told as soon as it is there.
+async fn play(mesh: &Mesh, report: &mut Report) {
+    report.settle(expectations::FIRST.settle(mesh).await);
+    if !report.holds() {
+        let why = Failure::new("not looked at, because the mesh did not come up");
+        for scene in expectations::all().skip(1) {
+            report.settle_unplayed(scene.unplayed(&why));
+        }
+        return;
+    }
+    let in_turn = async {
+        for scene in expectations::IN_TURN {
+            report.settle(scene.settle(mesh).await);
+        }
+        report.say("  … customers keep coming until every certificate was renewed twice");
+    };
+    let ((), alongside) = tokio::join!(in_turn, expectations::ALONGSIDE.settle(mesh));
+    report.settle(alongside);
+    report.say("  … now without the control plane");
+    for scene in expectations::LAST {
+        report.settle(scene.settle(mesh).await);
+    }
+}
+
+fn opening(mesh: &Mesh) -> String {
+    let mut text = format!(
+        "A mesh on this machine, trust domain {}, certificates that live {} s\n  control plane    {}\n",
+        plan::TRUST_DOMAIN,
+        files::SVID_TTL_S,
+        mesh.plan.control()
+    );
+    for service in Service::ALL {
+        text.push_str(&format!(
+            "  {:<16} {}, its sidecar {} out and {} in\n",
+            service.name(),
+            mesh.plan.service(service),
+            mesh.plan.outbound(service),
+            mesh.plan.mesh(service)
+        ));
+    }
+    text.push_str(&format!("  files            {}\n", mesh.files.root().display()));
+    text
+}
+
+impl Home {
+    fn open(given: Option<&Path>) -> Result<Self, Failure> {
+        let Some(given) = given else {
+            let made = tempfile::Builder::new().prefix("postern-demo-").tempdir();
+            return Ok(Self::Temporary(made.explain("cannot make a temporary directory")?));
+        };
+        let made = std::fs::create_dir_all(given);
+        made.explain(format!("cannot make the directory {}", given.display()))?;
+        Ok(Self::Given(given.to_owned()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) => path,
+            Self::Temporary(directory) => directory.path(),
+        }
+    }
+
+    /// Removes a temporary directory unless there is a reason to look into it, and says what became of it.
+    fn close(self, keep: bool) -> String {
+        match self {
+            Self::Temporary(directory) if keep => format!("Files and logs: {}", directory.keep().display()),
+            Self::Temporary(directory) => match directory.close() {
+                Ok(()) => "The mesh is stopped, its files are removed.".to_owned(),
+                Err(error) => format!("The mesh is stopped; its files could not be removed: {error}"),
+            },
+            Self::Given(path) => format!("The mesh is stopped. Files and logs: {}", path.display()),
+        }
+    }
+}
+
+/// Whoever tells the demo to stop. Its children are in groups of their own and hear of it from the demo alone.
+struct Interrupt([tokio::signal::unix::Signal; 3]);
+
+impl Interrupt {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).explain("cannot listen for signals");
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn wait(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }

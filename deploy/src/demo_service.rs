@@ -1,11 +1,97 @@
-//! Not written yet.
+//! One of the three services of the demo: ordinary HTTP servers that know nothing of the mesh.
+//!
+//! A service listens in plaintext, calls the next one by its name through `http_proxy`, and counts what arrives, so that
+//! the demo can prove that a refused request never reached it.
 
+use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-/// Not written yet.
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::demo::plan::Service;
+
+mod ledger;
+mod shop;
+
+pub(crate) use ledger::MARKER;
+use shop::Shop;
+
+/// What a service of the demo needs to know.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Which service to be.
+    service: Service,
+    /// Where to listen.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// The proxy for outgoing calls: the outbound listener of this service's sidecar.
+    #[arg(long)]
+    http_proxy: SocketAddr,
+    /// Whose demo this is, for a second one that finds the address taken.
+    #[arg(long)]
+    demo: String,
+}
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::from(2)
+/// Serves until standard input closes, which it does when the demo ends, however it ends.
+pub(crate) fn run(args: Args) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{}: no runtime: {error}", args.service);
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        let name = args.service;
+        tokio::select! {
+            () = end_of_stdin() => ExitCode::SUCCESS,
+            error = serve(args) => {
+                eprintln!("{name}: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    })
+}
+
+async fn serve(args: Args) -> String {
+    let listener = match TcpListener::bind(args.listen).await {
+        Ok(listener) => listener,
+        Err(error) => return format!("cannot listen on {}: {error}", args.listen),
+    };
+    println!("{} listens on {}, calls others through {}", args.service, args.listen, args.http_proxy);
+    let shop = Arc::new(Shop::new(args.service, args.http_proxy, args.demo));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => return format!("cannot accept connections: {error}"),
+        };
+        // A connection without it still works, only slower.
+        let _ = stream.set_nodelay(true);
+        let shop = Arc::clone(&shop);
+        tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let shop = Arc::clone(&shop);
+                async move { shop.answer(request).await }
+            });
+            // A caller that goes away is none of the service's business.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+async fn end_of_stdin() {
+    let (ended, wait) = oneshot::channel();
+    // Not tokio's stdin: its reader would hold up the end of the runtime.
+    std::thread::spawn(move || {
+        // An unreadable standard input has ended, too.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = ended.send(());
+    });
+    let _ = wait.await;
 }

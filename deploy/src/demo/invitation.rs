@@ -1,0 +1,44 @@
+//! What to try while `--keep` leaves the mesh running.
+
+use crate::demo::documents::ORDERS_FILE;
+use crate::demo::mesh::Mesh;
+use crate::demo::plan::Service;
+
+/// Commands that work in another terminal, as they stand.
+pub(crate) fn text(mesh: &Mesh) -> String {
+    let plan = &mesh.plan;
+    let binary =
+        std::env::current_exe().map_or_else(|_| "postern".to_owned(), |path| path.display().to_string());
+    let socket = mesh.files.admin_socket(Service::Orders);
+    let orders_file = mesh.files.documents().join(ORDERS_FILE);
+    format!(
+        "
+The mesh keeps running until Ctrl-C. In another terminal:
+
+  a customer at the storefront, two hops behind it
+    curl http://{storefront}/v1/checkout/42
+  a call as the storefront, through its sidecar
+    curl --proxy http://{out} http://orders.shop/v1/orders/42
+  a refused one; the answer names the decision, the admin socket the reason
+    curl -i --proxy http://{out} -X DELETE http://orders.shop/v1/orders/42
+    {binary} proxy --socket {socket} decisions
+  a stream that is reset when you take the rule `storefront-refunds` out of the policy
+    curl -N --proxy http://{out} http://orders.shop/v1/refunds/events
+    ${{EDITOR:-vi}} {orders_file}
+  who is connected, and with which certificate
+    {binary} proxy --socket {socket} connections
+    {binary} proxy --socket {socket} identity
+  every certificate of the mesh, and who has which trust bundle
+    curl http://{mesh_admin}/v1/certs
+    curl http://{mesh_admin}/v1/workloads
+  figures
+    curl http://{health}/metrics
+",
+        storefront = plan.service(Service::Storefront),
+        out = plan.outbound(Service::Storefront),
+        socket = socket.display(),
+        orders_file = orders_file.display(),
+        mesh_admin = plan.mesh_admin(),
+        health = plan.health(Service::Orders),
+    )
+}

@@ -1,0 +1,253 @@
+//! The running mesh: a control plane, three services, three sidecars, each a process of its own.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+
+use crate::demo::admin::Admin;
+use crate::demo::failure::{Explain, Failure, ensure};
+use crate::demo::files::Files;
+use crate::demo::http::Client;
+use crate::demo::plan::{Plan, Service};
+use crate::demo::process::{Process, run_to_end};
+
+/// A sidecar is ready in a tenth of a second; this is for a machine that has everything else to do.
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// A process of the mesh, by what it is.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Role {
+    Control,
+    Service(Service),
+    Sidecar(Service),
+}
+
+/// The processes, their addresses and files.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    pub(crate) plan: Plan,
+    pub(crate) files: Files,
+    processes: Mutex<BTreeMap<Role, Process>>,
+}
+
+impl Role {
+    /// Everything that a mesh runs, in the order in which it starts.
+    fn all() -> impl Iterator<Item = Self> {
+        let services =
+            Service::ALL.into_iter().flat_map(|service| [Self::Service(service), Self::Sidecar(service)]);
+        [Self::Control].into_iter().chain(services)
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Control => "control".to_owned(),
+            Self::Service(service) => service.name().to_owned(),
+            Self::Sidecar(service) => format!("{service}-sidecar"),
+        }
+    }
+}
+
+impl Mesh {
+    /// A mesh of which nothing runs yet.
+    pub(crate) fn new(plan: Plan, files: Files) -> Self {
+        Self { plan, files, processes: Mutex::default() }
+    }
+
+    /// Starts everything and waits until all of it is ready.
+    pub(crate) async fn come_up(&self) -> Result<(), Failure> {
+        self.start(Role::Control).await?;
+        self.ready(Role::Control).await?;
+        self.hand_out_trust().await?;
+        for role in Role::all().filter(|role| *role != Role::Control) {
+            self.start(role).await?;
+        }
+        for role in Role::all() {
+            self.ready(role).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts one process; it need not be ready when this returns.
+    pub(crate) async fn start(&self, role: Role) -> Result<(), Failure> {
+        let name = role.name();
+        let owned = self.arguments(role);
+        let arguments: Vec<&str> = owned.iter().map(String::as_str).collect();
+        let started = Process::start(&name, &arguments, self.files.log(&name))?;
+        self.processes.lock().await.insert(role, started);
+        Ok(())
+    }
+
+    /// Waits until a process says that it is ready, and gives how long that took.
+    pub(crate) async fn ready(&self, role: Role) -> Result<Duration, Failure> {
+        let begun = Instant::now();
+        let mut last = String::from("nothing listens there");
+        while begun.elapsed() < READY_DEADLINE {
+            let (client, path) = match role {
+                Role::Control => (Client::tcp(self.plan.control_health()), "/ready"),
+                Role::Sidecar(service) => (Client::tcp(self.plan.health(service)), "/ready"),
+                Role::Service(service) => (Client::tcp(self.plan.service(service)), "/demo/about"),
+            };
+            match client.get(path, &[]).await {
+                Ok(reply) if reply.status.is_success() => return Ok(begun.elapsed()),
+                Ok(reply) => last = format!("{path} says {}: {}", reply.status.as_u16(), reply.excerpt()),
+                Err(error) => last = error.to_string(),
+            }
+            self.still_runs(role).await?;
+            sleep(READY_POLL).await;
+        }
+        let processes = self.processes.lock().await;
+        let words = processes.get(&role).map(Process::last_words).unwrap_or_default();
+        Err(Failure::new(format!("{} is not ready after {READY_DEADLINE:?}: {last}; {words}", role.name())))
+    }
+
+    /// Ends a process as a crash would.
+    pub(crate) async fn crash(&self, role: Role) -> Result<(), Failure> {
+        let removed = self.processes.lock().await.remove(&role);
+        removed.explain(format!("{} does not run", role.name()))?.kill().await
+    }
+
+    /// Fails if any process ended by itself or panicked.
+    pub(crate) async fn all_well(&self) -> Result<String, Failure> {
+        let mut processes = self.processes.lock().await;
+        for role in Role::all() {
+            let process = processes.get_mut(&role).explain(format!("{} does not run", role.name()))?;
+            if let Some(status) = process.exited() {
+                return Err(Failure::new(format!(
+                    "{} ended ({status}): {}",
+                    process.name(),
+                    process.last_words()
+                )));
+            }
+            if let Some(line) = process.panic_line() {
+                return Err(Failure::new(format!("{} panicked: {line}", process.name())));
+            }
+        }
+        Ok(format!("{} processes, none ended or panicked", processes.len()))
+    }
+
+    /// Stops everything, sidecars before the services they serve.
+    pub(crate) async fn shut_down(&self) {
+        let mut processes = self.processes.lock().await;
+        for process in processes.values_mut() {
+            process.ask_to_stop();
+        }
+        for process in processes.values_mut() {
+            process.stop().await;
+        }
+        processes.clear();
+    }
+
+    /// A client whose calls go through a service's sidecar, as the service's own would.
+    pub(crate) fn through(&self, service: Service) -> Client {
+        Client::tcp(self.plan.outbound(service))
+    }
+
+    /// A client of the service itself, past its sidecar: on loopback nothing hinders that.
+    pub(crate) fn direct(&self, service: Service) -> Client {
+        Client::tcp(self.plan.service(service))
+    }
+
+    /// The admin socket of a service's sidecar.
+    pub(crate) fn admin(&self, service: Service) -> Admin {
+        Admin::new(service, self.files.admin_socket(service))
+    }
+
+    async fn still_runs(&self, role: Role) -> Result<(), Failure> {
+        let mut processes = self.processes.lock().await;
+        let process = processes.get_mut(&role).explain(format!("{} does not run", role.name()))?;
+        match process.exited() {
+            Some(status) => {
+                Err(Failure::new(format!("{} ended ({status}): {}", role.name(), process.last_words())))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn arguments(&self, role: Role) -> Vec<String> {
+        let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
+        match role {
+            Role::Control => vec!["control".into(), "--config".into(), text(self.files.control_config())],
+            Role::Sidecar(service) => {
+                vec!["sidecar".into(), "--config".into(), text(self.files.sidecar_config(service))]
+            }
+            Role::Service(service) => vec![
+                "demo-service".into(),
+                service.name().into(),
+                format!("--listen={}", self.plan.service(service)),
+                format!("--http-proxy={}", self.plan.outbound(service)),
+                format!("--demo={} in {}", process::id(), self.files.root().display()),
+            ],
+        }
+    }
+
+    /// What an operator does once: the root to every sidecar, a join token to each.
+    async fn hand_out_trust(&self) -> Result<(), Failure> {
+        let config = self.files.control_config();
+        let config = config.to_string_lossy();
+        std::fs::copy(self.files.published_bundle(), self.files.trust_bundle())
+            .explain("cannot copy the trust bundle")?;
+        for service in Service::ALL {
+            let out = self.files.token(service);
+            let out = out.to_string_lossy();
+            let id = service.spiffe_id();
+            run_to_end(&[
+                "ca", "token", "create", "--config", &config, "--id", &id, "--ttl", "10m", "--out", &out,
+            ])
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that every address of the plan can be had, before anything starts.
+pub(crate) async fn addresses_are_free(plan: &Plan) -> Result<(), Failure> {
+    for (address, what) in plan.listeners() {
+        let Err(error) = TcpListener::bind(address) else { continue };
+        let other = other_demo(plan).await;
+        let advice = match other {
+            Some(other) => format!(
+                "another demo is running (process {other}): stop it, or give this one addresses of its own with --subnet 127.0.1"
+            ),
+            None => format!(
+                "`ss -ltnp 'sport = :{}'` shows who holds it; --subnet 127.0.1 moves the whole demo to other addresses",
+                address.port()
+            ),
+        };
+        return Err(Failure::new(format!("{address} ({what}) cannot be used: {error}. {advice}")));
+    }
+    Ok(())
+}
+
+/// The demo that already runs on these addresses, if its services answer.
+async fn other_demo(plan: &Plan) -> Option<String> {
+    for service in Service::ALL {
+        if let Ok(reply) = Client::tcp(plan.service(service)).get("/demo/about", &[]).await
+            && let Some(demo) = reply.json()["demo"].as_str()
+        {
+            return Some(demo.to_owned());
+        }
+    }
+    None
+}
+
+/// Nothing in the demo may hang: `ensure!` on a deadline, in one place.
+pub(crate) async fn within<T, F>(limit: Duration, what: &str, condition: F) -> Result<(T, Duration), Failure>
+where
+    F: AsyncFn() -> Result<T, Failure>,
+{
+    let begun = Instant::now();
+    loop {
+        match condition().await {
+            Ok(value) => return Ok((value, begun.elapsed())),
+            Err(failure) => {
+                ensure!(begun.elapsed() < limit, "{what}: not within {limit:?}, last seen: {failure}")
+            }
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
