@@ -62,8 +62,8 @@ pub(crate) struct Ca {
     pub(crate) seen: Mutex<Vec<Seen>>,
     pub(crate) reports: Mutex<Vec<api::Report>>,
     pub(crate) bundle: watch::Sender<api::Bundle>,
-    /// The next answer is lost on the way.
-    pub(crate) lose_answer: AtomicBool,
+    /// Requests are taken and not answered.
+    pub(crate) keep_answers: AtomicBool,
     /// Answers name this id instead.
     pub(crate) other_id: Mutex<Option<String>>,
     /// Answers hold an SVID that has just ended.
@@ -108,7 +108,7 @@ impl Ca {
             seen: Mutex::default(),
             reports: Mutex::default(),
             bundle,
-            lose_answer: AtomicBool::new(false),
+            keep_answers: AtomicBool::new(false),
             other_id: Mutex::new(None),
             stale: AtomicBool::new(false),
             refuse: Mutex::new(None),
@@ -199,25 +199,10 @@ async fn accept(ca: Arc<Ca>, listener: TcpListener, tls: TlsAcceptor) {
                 request.extensions_mut().insert(peer.clone());
                 IdentityServer::new(Api(ca.clone())).call(request)
             });
-            // A lost answer is a connection that ends in its middle.
-            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::select! {
-                _ = serving => {}
-                () = lost(&ca) => {}
-            }
+            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
-    }
-}
-
-async fn lost(ca: &Ca) {
-    let before = ca.seen.lock().len();
-    loop {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if ca.lose_answer.load(Ordering::SeqCst) && ca.seen.lock().len() > before {
-            ca.lose_answer.store(false, Ordering::SeqCst);
-            return;
-        }
     }
 }
 
@@ -250,7 +235,7 @@ impl Identity for Api {
         if let Some(status) = ca.refuse.lock().clone() {
             return Err(status);
         }
-        while ca.lose_answer.load(Ordering::SeqCst) {
+        while ca.keep_answers.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let now = millis(ca.clock.wall());
