@@ -1,5 +1,7 @@
 //! A foreign judge: OpenSSL verifies every kind of certificate that the CA makes, with its strictest rules.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -41,8 +41,9 @@ const LOCK: &str = "control.lock";
 const BUNDLE: &str = "bundle.pem";
 /// How long calls under way may take when we stop.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Calls and streams per connection: a sidecar needs two.
-const STREAMS: u32 = 16;
+/// Calls and streams per connection. A sidecar needs two; fewer than a hundred would break clients that open streams before
+/// they have heard of a limit (RFC 9113, 6.5.2).
+const STREAMS: u32 = 100;
 /// PING interval and answer.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
 /// Finished handshakes that wait for the server.

@@ -70,6 +70,7 @@ pub(crate) fn key_and_csr() -> (rcgen::KeyPair, Vec<u8>) {
     (key, csr)
 }
 
+#[derive(Clone)]
 pub(crate) struct Client(Grpc<Channel>);
 
 impl Client {
@@ -204,4 +205,15 @@ where
         }
     }
     Dial(dial)
+}
+
+/// The chain that the identity API presents.
+pub(crate) async fn served_chain(running: &Running) -> Vec<CertificateDer<'static>> {
+    let expected = [trust_domain().control_plane()];
+    let config =
+        tls::client_config(None, &bundles(running), &expected, Arc::new(SystemClock), &[b"h2"]).unwrap();
+    let tcp = TcpStream::connect(running.identity_address()).await.unwrap();
+    let name = ServerName::try_from("control.invalid").unwrap();
+    let stream = TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap().iter().map(|c| c.clone().into_owned()).collect()
 }

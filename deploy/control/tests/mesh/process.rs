@@ -1,0 +1,76 @@
+//! Starting and stopping.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, Instant};
+
+use postern_control::StartError;
+use postern_svid::TrustDomain;
+
+use crate::common::*;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn files_have_their_modes() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    let running = start(&state, HOUR).await;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&state), 0o700);
+    for entry in fs::read_dir(&state).unwrap().map(|e| e.unwrap()) {
+        let wanted = if entry.file_name() == "bundle.pem" { 0o644 } else { 0o600 };
+        assert_eq!(mode(&entry.path()), wanted, "{:?}", entry.file_name());
+    }
+    running.shutdown().await;
+}
+
+#[tokio::test]
+async fn refusals_at_the_start_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    let running = start(&state, HOUR).await;
+    let second = postern_control::start(config(&state, HOUR)).await.err().unwrap();
+    assert!(matches!(second, StartError::InUse(_)), "{second}");
+
+    let mut taken = config(&dir.path().join("other"), HOUR);
+    taken.listen = running.identity_address();
+    let error = postern_control::start(taken).await.err().unwrap().to_string();
+    assert!(error.starts_with("listen: cannot listen on 127.0.0.1:"), "{error}");
+    running.shutdown().await;
+
+    let mut other = config(&state, HOUR);
+    other.trust_domain = TrustDomain::parse("other").unwrap();
+    let error = postern_control::start(other).await.err().unwrap().to_string();
+    assert!(error.contains("belongs to the trust domain demo.postern"), "{error}");
+
+    let mut open = config(&state, HOUR);
+    open.mesh_admin = "0.0.0.0:0".parse().unwrap();
+    let error = postern_control::start(open).await.err().unwrap();
+    assert!(matches!(error, StartError::Config(_)), "{error}");
+
+    for name in fs::read_dir(&state).unwrap().map(|e| e.unwrap().path()) {
+        if name.extension().is_some_and(|e| e == "key") {
+            fs::set_permissions(&name, fs::Permissions::from_mode(0o640)).unwrap();
+            let error = postern_control::start(config(&state, HOUR)).await.err().unwrap().to_string();
+            assert!(error.contains("chmod 600"), "{error}");
+            fs::set_permissions(&name, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+    start(&state, HOUR).await.shutdown().await;
+}
+
+#[tokio::test]
+async fn stopping_is_quick_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    let running = start(&state, HOUR).await;
+    let svid = join(&running, &state, "orders").await;
+    let mut client = Client::connect(&running, Some(&svid)).await.unwrap();
+    let mut directives = client.watch(tokio_stream::pending()).await.unwrap();
+    directives.message().await.unwrap().unwrap();
+    let began = Instant::now();
+    let (status, ()) = tokio::join!(directives.message(), running.shutdown());
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(status.unwrap_err().code(), tonic::Code::Unavailable);
+}
