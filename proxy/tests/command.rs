@@ -1,0 +1,36 @@
+//! The command line of the real binary. That this test exists also makes `cargo test --workspace` build the binary, which
+//! the whole-mesh tests run.
+
+use std::process::{Command, Output};
+
+fn postern_proxy(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_postern-proxy")).args(arguments).output().expect("cargo has built it")
+}
+
+#[test]
+fn a_wrong_command_line_is_told_from_a_failure() {
+    for wrong in [&[][..], &["run"], &["run", "--config"], &["--config", "a.yaml", "run"], &["walk"]] {
+        let refused = postern_proxy(wrong);
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("Usage:"), "{wrong:?}");
+        assert!(refused.stdout.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named() {
+    for verb in ["run", "check"] {
+        let refused = postern_proxy(&[verb, "--config", "/nowhere/sidecar.yaml"]);
+        assert_eq!(refused.status.code(), Some(2), "{verb}");
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(told.contains("/nowhere/sidecar.yaml"), "{verb}: {told}");
+    }
+}
+
+#[test]
+fn it_tells_its_version() {
+    let version = postern_proxy(&["--version"]);
+    assert!(version.status.success());
+    let expected = concat!("postern-proxy ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8_lossy(&version.stdout), expected);
+}
