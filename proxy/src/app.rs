@@ -21,7 +21,7 @@ use crate::observe::{admin, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::Sidecar;
 use crate::worker::Worker;
-use crate::{documents, identity, inbound, outbound};
+use crate::{documents, identity, inbound, outbound, pressure};
 
 /// Why a sidecar did not start.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     serve_health(&sidecar, &doors.health)?;
     spawn(admin::run(Arc::clone(&sidecar), doors.admin));
     spawn(signals(Arc::clone(&sidecar)));
+    spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
     let identities = agent.identity();
     *sidecar.agent.lock() = Some(agent.observer());

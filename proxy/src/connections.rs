@@ -235,7 +235,7 @@ impl Stream {
     }
 
     /// Accounts for the end.
-    pub fn finish(mut self: Box<Self>, end: End) {
+    pub fn finish(mut self, end: End) {
         self.account(end);
     }
 

@@ -40,6 +40,7 @@ pub mod net;
 pub mod observe;
 pub mod outbound;
 pub mod pool;
+pub mod pressure;
 pub mod retry;
 pub mod runtime;
 pub mod sidecar;

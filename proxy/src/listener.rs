@@ -139,6 +139,13 @@ pub async fn accept_loop<F, Fut>(
                 }
             }
         };
+        if !sidecar.pressure.allows_connections() {
+            sidecar.metrics.limit("descriptors");
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next()) => continue,
+                () = &mut closing => return,
+            }
+        }
         // The whole result is matched: `Ok(x) = accept()` would switch the branch off for good on the first error.
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -213,7 +220,7 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 /// The soft limit of open files, as the kernel states it.
-fn nofile() -> usize {
+pub fn nofile() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     limits
         .lines()

@@ -39,8 +39,11 @@ const ALPN_FOREIGN: [&[u8]; 1] = [b"h2"];
 /// One worker's connections to other sidecars.
 #[derive(Debug, Default)]
 pub struct MeshPool {
-    slots: Mutex<HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>>>,
+    slots: Mutex<Slots>,
 }
+
+/// Several slots at one address differ in who is expected there.
+type Slots = HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>>;
 
 #[derive(Debug)]
 struct Slot {
@@ -84,6 +87,17 @@ impl MeshPool {
             }
         }
         slot.dial(sidecar, &own).await
+    }
+
+    /// Streams that run towards `endpoint` from this worker.
+    pub fn in_flight(&self, endpoint: &Endpoint, kind: Kind) -> usize {
+        let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
+        let slots = self.slots.lock();
+        let at_address = slots.get(&(address, kind));
+        let streams = |slot: &Arc<Slot>| -> usize {
+            slot.open.lock().iter().map(|open| open.connection.in_flight()).sum()
+        };
+        at_address.map_or(0, |slots| slots.iter().map(streams).sum())
     }
 
     /// After a renewal: every peer with live streams gets a connection under the new certificate, so that it may keep

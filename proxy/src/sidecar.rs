@@ -14,6 +14,7 @@ use crate::documents::History;
 use crate::drain::Drain;
 use crate::error::{Error, Reason, Side};
 use crate::observe::metrics::Metrics;
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshots;
 
 /// The sidecar's shared state. The data path reads it without waiting for anyone.
@@ -36,6 +37,8 @@ pub struct Sidecar {
     pub history: Mutex<History>,
     /// What the agent says of itself.
     pub agent: Mutex<Option<postern_agent::Observer>>,
+    /// How tight memory and descriptors are.
+    pub pressure: Pressure,
     in_flight: AtomicUsize,
 }
 
@@ -59,6 +62,7 @@ impl Sidecar {
             drain,
             history: Mutex::new(History::default()),
             agent: Mutex::new(None),
+            pressure: Pressure::default(),
             in_flight: AtomicUsize::new(0),
         }
     }
@@ -66,7 +70,13 @@ impl Sidecar {
     /// A place among the requests in flight, if one is free.
     pub fn admit(self: &Arc<Self>) -> Result<Admitted, Error> {
         let admitted = Admitted(Arc::clone(self));
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= self.config.limits.in_flight {
+        // Counted first: the guard above takes back what is refused below.
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if !self.pressure.allows_streams() {
+            self.metrics.limit("memory");
+            return Err(Error::unsent(Side::Us, Reason::Overloaded, "memory is nearly full"));
+        }
+        if before >= self.config.limits.in_flight {
             self.metrics.limit("in_flight");
             return Err(Error::unsent(Side::Us, Reason::Overloaded, "limits.inFlight is reached"));
         }

@@ -130,7 +130,8 @@ impl WorkloadPool {
                 connection
             }
         };
-        connection.send(head, body).await
+        let end = body.is_end_stream();
+        connection.open(head, end).await?.exchange(body).await
     }
 
     /// Lets go of connections that have been idle for `age`.

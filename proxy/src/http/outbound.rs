@@ -184,15 +184,25 @@ impl Target {
     }
 
     /// The next endpoint to try, and its index.
-    fn pick(&self, tried: &[usize]) -> Result<(usize, &Endpoint), Error> {
+    fn pick(&self, worker: &Worker, kind: Kind, tried: &[usize]) -> Result<(usize, &Endpoint), Error> {
+        let endpoints = &self.port.endpoints;
         let mut random = [0_u8; 8];
-        if self.port.endpoints.len() > 1 {
+        if endpoints.len() > 1 {
             let _ = aws_lc_rs::rand::fill(&mut random);
         }
-        let loads = vec![0; self.port.endpoints.len()];
-        balance::pick(&loads, tried, u64::from_le_bytes(random))
-            .map(|at| (at, &self.port.endpoints[at]))
-            .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))
+        let loads: Vec<usize> =
+            endpoints.iter().map(|endpoint| worker.mesh.in_flight(endpoint, kind)).collect();
+        let at = balance::pick(&loads, tried, u64::from_le_bytes(random))
+            .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))?;
+        if loads[at] >= worker.sidecar.config.limits.in_flight_per_destination {
+            worker.sidecar.metrics.limit("in_flight_per_destination");
+            return Err(Error::unsent(
+                Side::Us,
+                Reason::Overloaded,
+                "limits.inFlightPerDestination is reached",
+            ));
+        }
+        Ok((at, &endpoints[at]))
     }
 }
 
@@ -260,7 +270,7 @@ async fn mesh_connection(
     tried: &mut Vec<usize>,
 ) -> Result<(MeshConnection, Endpoint), Error> {
     loop {
-        let (at, endpoint) = target.pick(tried)?;
+        let (at, endpoint) = target.pick(worker, kind, tried)?;
         tried.push(at);
         match worker.mesh.connection(&worker.sidecar, endpoint, kind).await {
             Ok(connection) => return Ok((connection, endpoint.clone())),
@@ -285,22 +295,24 @@ async fn send(
     let Operation::Http { path, .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
     };
-    let has_body = !body.is_end_stream();
-    let mut body = Some(body);
+    let end = body.is_end_stream();
+    let mut body = body;
     let mut attempts = 0;
     loop {
         attempts += 1;
         let mut tried = Vec::new();
         let (connection, endpoint) = mesh_connection(worker, target, Kind::Http, &mut tried).await?;
         let head = mesh_head(target, &endpoint, &parts, path)?;
-        let sent = connection.send(head, body.take().unwrap_or_else(Body::empty)).await;
-        match sent {
-            // A connection that closed under us: the same request on a fresh one.
-            Err(error) if should_retry(&error, attempts, !has_body) => {
-                tracing::debug!(%error, "a mesh connection closed, trying a fresh one");
-            }
-            sent => return sent,
-        }
+        let error = match connection.open(head, end).await {
+            Ok(opened) => match opened.exchange(std::mem::replace(&mut body, Body::empty())).await {
+                // A body that has begun to flow cannot flow twice.
+                Err(error) if should_retry(&error, attempts, end) => error,
+                sent => return sent,
+            },
+            Err(error) if should_retry(&error, attempts, true) => error,
+            Err(error) => return Err(error),
+        };
+        tracing::debug!(%error, "a mesh connection closed under a request, trying a fresh one");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Responses of the sidecar's own.
 
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, Response, StatusCode};
 
 use super::body::Body;
@@ -34,8 +34,10 @@ pub fn error(error: &Error, decision: Option<DecisionId>, is_grpc: bool) -> Resp
         response
     } else {
         text.push('\n');
+        let length = HeaderValue::from(text.len());
         let mut response = Response::new(Body::full(text));
         *response.status_mut() = reason.status();
+        response.headers_mut().insert(CONTENT_LENGTH, length);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         response
     };

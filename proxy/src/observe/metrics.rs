@@ -34,13 +34,14 @@ const TLS_REFUSALS: [&str; 12] = [
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 6] = [
+const LIMITS: [&str; 7] = [
     "connections",
     "handshakes",
     "handshakes_per_source",
     "in_flight",
     "in_flight_per_destination",
     "descriptors",
+    "memory",
 ];
 /// Powers of four from a quarter of a millisecond: a proxy's own time and a slow service both fit.
 const SECONDS: [f64; 9] = [0.000_25, 0.001, 0.004, 0.016, 0.064, 0.256, 1.024, 4.096, 16.384];

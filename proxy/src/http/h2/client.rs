@@ -9,7 +9,6 @@ use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason as Code, SendStream};
 use http::{Request, Response};
-use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
@@ -90,24 +89,11 @@ impl Connection {
         self.state.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Sends a request; its body goes on being sent while the response is read.
-    pub async fn send(&self, head: Request<()>, body: Body) -> Result<Response<Body>, Error> {
-        let (response, stream, in_flight) = self.open(head, body.is_end_stream()).await?;
-        let pump = if body.is_end_stream() {
-            None
-        } else {
-            let stall = self.settings.stall;
-            Some(Owned::spawn(async move {
-                // Its failure reaches the caller as the failure of the response.
-                let _ = send::pump(body, stream, stall).await;
-            }))
-        };
-        let response = response.await.map_err(|error| self.stream_error(&error))?;
-        let (parts, recv) = response.into_parts();
-        let exchange = Exchange { _pump: pump, _in_flight: in_flight };
-        // Also a body that has ended is kept as one: dropping the exchange now would abort a request body that the
-        // peer still reads.
-        Ok(Response::from_parts(parts, Body::h2(RecvBody::response(recv, self.side, exchange))))
+    /// Opens a stream with a request's head; `end` says that no body follows. As long as this fails nothing was sent,
+    /// and the body is still with the caller.
+    pub async fn open(&self, head: Request<()>, end: bool) -> Result<Opened, Error> {
+        let (response, stream, in_flight) = self.start(head, end).await?;
+        Ok(Opened { connection: self.clone(), response, stream: (!end).then_some(stream), in_flight })
     }
 
     /// Opens a CONNECT stream. On 2xx the stream is a tunnel, returned with its head; any other answer is returned with
@@ -119,7 +105,7 @@ impl Connection {
         if head.extensions().get::<h2::ext::Protocol>().is_some() {
             self.await_extended_connect().await?;
         }
-        let (response, stream, in_flight) = self.open(head, false).await?;
+        let (response, stream, in_flight) = self.start(head, false).await?;
         let response = response.await.map_err(|error| self.stream_error(&error))?;
         let (parts, recv) = response.into_parts();
         if parts.status.is_success() {
@@ -130,7 +116,7 @@ impl Connection {
         Ok(Err(Response::from_parts(parts, body)))
     }
 
-    async fn open(
+    async fn start(
         &self,
         head: Request<()>,
         end: bool,
@@ -176,6 +162,34 @@ impl Connection {
             self.state.closed.store(true, Ordering::Relaxed);
         }
         Error::new(self.side, reset_reason(self.side), error.to_string())
+    }
+}
+
+/// A stream whose head is on its way.
+#[derive(Debug)]
+pub struct Opened {
+    connection: Connection,
+    response: ResponseFuture,
+    /// Where the body goes; none if the head was all.
+    stream: Option<SendStream<Bytes>>,
+    in_flight: InFlight,
+}
+
+impl Opened {
+    /// Sends the body, which goes on being sent while the response is read, and waits for the response's head.
+    pub async fn exchange(self, body: Body) -> Result<Response<Body>, Error> {
+        let Self { connection, response, stream, in_flight } = self;
+        let stall = connection.settings.stall;
+        let pump = stream.map(|stream| {
+            // Its failure reaches the caller as the failure of the response.
+            Owned::spawn(async move { drop(send::pump(body, stream, stall).await) })
+        });
+        let response = response.await.map_err(|error| connection.stream_error(&error))?;
+        let (parts, recv) = response.into_parts();
+        let exchange = Exchange { _pump: pump, _in_flight: in_flight };
+        // A body that has ended is kept as one too: dropping the exchange now would abort a request body that the peer
+        // still reads.
+        Ok(Response::from_parts(parts, Body::h2(RecvBody::response(recv, connection.side, exchange))))
     }
 }
 

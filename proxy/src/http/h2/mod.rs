@@ -9,7 +9,7 @@ mod send;
 mod server;
 mod tunnel;
 
-pub use client::Connection;
+pub use client::{Connection, Opened};
 pub use recv::RecvBody;
 pub use server::{Closing, serve};
 pub use tunnel::TunnelIo;
