@@ -117,6 +117,17 @@ impl<I> Rewound<I> {
     pub fn new(prefix: Bytes, io: I) -> Self {
         Self { prefix, io }
     }
+
+    /// The same stream with more bytes in front of those already put back.
+    #[must_use]
+    pub fn preceded_by(self, bytes: Bytes) -> Self {
+        if self.prefix.is_empty() {
+            return Self { prefix: bytes, io: self.io };
+        }
+        let mut prefix = BytesMut::from(bytes);
+        prefix.extend_from_slice(&self.prefix);
+        Self { prefix: prefix.freeze(), io: self.io }
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Rewound<I> {

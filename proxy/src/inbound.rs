@@ -201,7 +201,7 @@ pub async fn serve_tunnel(
             let (stream, id) = judge_tunnel(worker, connection, port)?;
             *decision = Some(id);
             let workload = match worker.workload.connect(port, &sidecar.config.limits).await {
-                Ok(workload) => Io::Tcp(workload),
+                Ok(workload) => Io::tcp(workload),
                 Err(error) => {
                     stream.answered(error.reason.status().as_u16());
                     stream.finish(End::Failed(error.reason));
@@ -291,7 +291,7 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
                 Err(_) => None,
             };
             match workload {
-                Some((stream, workload)) => relay(&worker, stream, io, Io::Tcp(workload)).await,
+                Some((stream, workload)) => relay(&worker, stream, io, Io::tcp(workload)).await,
                 None => tcp::Duplex::reset(&mut io),
             }
         }

@@ -9,10 +9,18 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::net::{self, TcpStream};
+
 /// A byte stream that can be ended rudely.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {
     /// Makes the peer see a reset instead of an end.
     fn reset(&mut self);
+}
+
+impl Duplex for TcpStream {
+    fn reset(&mut self) {
+        net::reset_on_close(self);
+    }
 }
 
 /// What a relay carried and how it ended.

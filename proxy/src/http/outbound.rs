@@ -250,6 +250,8 @@ fn mesh_head(
     let fields = head.headers_mut();
     headers::strip_hop_by_hop(fields);
     headers::strip_postern(fields);
+    // A peer of ours would strip it; one of somebody else's mesh might believe it.
+    fields.remove(headers::FORWARDED_CLIENT_CERT);
     fields.remove(HOST);
     if endpoint.transport == Transport::Postern {
         fields.insert(headers::POSTERN_PORT, HeaderValue::from(target.port.target_port));

@@ -99,11 +99,19 @@ impl Drop for Serving {
 }
 
 /// Fails reads once a head has taken longer than it may.
-struct HeadClock<I> {
+#[derive(Debug)]
+pub(super) struct HeadClock<I> {
     io: I,
     state: Arc<HeadState>,
     limit: Duration,
     clock: Option<Pin<Box<Sleep>>>,
+}
+
+impl<I> HeadClock<I> {
+    /// What is underneath.
+    pub(super) fn into_inner(self) -> I {
+        self.io
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for HeadClock<I> {

@@ -4,13 +4,16 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::h2::TunnelIo;
-use crate::net::{self, TcpStream};
+use super::server::HeadClock;
+use crate::detect::Rewound;
+use crate::net::TcpStream;
 use crate::tcp::Duplex;
 
 /// An exchange that becomes a byte stream once its 101 or 200 is on the wire.
@@ -27,7 +30,7 @@ impl Pending {
     pub async fn io(self) -> io::Result<Io> {
         match self {
             Self::H1(upgrade) => match upgrade.await {
-                Ok(upgraded) => Ok(Io::H1(TokioIo::new(upgraded))),
+                Ok(upgraded) => Ok(Io::from_hyper(upgraded)),
                 Err(error) => Err(io::Error::other(error)),
             },
             Self::H2(take) => take.await.map(Io::H2).map_err(|_| io::ErrorKind::ConnectionAborted.into()),
@@ -38,22 +41,40 @@ impl Pending {
 /// One end of a relay.
 #[derive(Debug)]
 pub enum Io {
-    /// What was an HTTP/1 connection.
+    /// What was an HTTP/1 exchange inside a tunnel.
     H1(TokioIo<Upgraded>),
     /// An HTTP/2 stream.
     H2(TunnelIo),
-    /// A plain connection.
-    Tcp(TcpStream),
+    /// A connection of our own, perhaps with bytes that hyper had already read.
+    Tcp(Rewound<TcpStream>),
+}
+
+impl Io {
+    /// A connection without a past.
+    pub fn tcp(stream: TcpStream) -> Self {
+        Self::Tcp(Rewound::new(Bytes::new(), stream))
+    }
+
+    /// Takes the socket back out of hyper: behind its `Upgraded` a connection could be closed, but not reset.
+    fn from_hyper(upgraded: Upgraded) -> Self {
+        let upgraded = match upgraded.downcast::<TokioIo<HeadClock<Rewound<TcpStream>>>>() {
+            Ok(caller) => return Self::Tcp(caller.io.into_inner().into_inner().preceded_by(caller.read_buf)),
+            Err(upgraded) => upgraded,
+        };
+        match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(workload) => Self::Tcp(Rewound::new(workload.read_buf, workload.io.into_inner())),
+            Err(upgraded) => Self::H1(TokioIo::new(upgraded)),
+        }
+    }
 }
 
 impl Duplex for Io {
     fn reset(&mut self) {
         match self {
-            // hyper does not lend its socket: dropping it without a shutdown is all there is. The relay never shuts
-            // down a failed side, and a socket with unread bytes resets by itself.
+            // Dropped without a shutdown, it resets the tunnel that it lives in.
             Self::H1(_) => {}
             Self::H2(tunnel) => tunnel.reset(),
-            Self::Tcp(stream) => net::reset_on_close(stream),
+            Self::Tcp(stream) => stream.reset(),
         }
     }
 }

@@ -122,6 +122,7 @@ async fn stream<H, F>(
 {
     let since = Instant::now();
     let (parts, recv) = request.into_parts();
+    let head_only = parts.method == Method::HEAD;
     let mut tunnel = None;
     let (body, pending) = if parts.method == Method::CONNECT {
         let (give, take) = oneshot::channel();
@@ -137,7 +138,10 @@ async fn stream<H, F>(
         // Dropping the handler's future takes the call back upstream as well.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return resets.count(since),
     };
-    let (parts, body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
+    if head_only {
+        body = Body::empty();
+    }
     let is_tunnel = tunnel.is_some() && parts.status.is_success();
     let end = body.is_end_stream() && !is_tunnel;
     let Ok(stream) = respond.send_response(Response::from_parts(parts, ()), end) else { return };
