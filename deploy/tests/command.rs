@@ -9,7 +9,9 @@ fn postern(arguments: &[&str]) -> Output {
 
 #[test]
 fn a_wrong_command_line_is_told_from_a_failure() {
-    for wrong in [&[][..], &["dmeo"], &["control"], &["ca", "token", "create"], &["demo", "--subnet", "10.0.0"]] {
+    for wrong in
+        [&[][..], &["dmeo"], &["control"], &["ca", "token", "create"], &["demo", "--subnet", "10.0.0"]]
+    {
         let refused = postern(wrong);
         assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
         assert!(!refused.stderr.is_empty() && refused.stdout.is_empty(), "{wrong:?}");

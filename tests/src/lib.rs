@@ -1,1 +1,46 @@
-//! Not written yet.
+//! Whole-mesh tests: the real binaries as real processes on loopback, and peers that were not written here.
+//!
+//! A test draws a [`Plan`], starts it as a [`Mesh`], and lets foreign programs ([`foreign`]) talk through it to each
+//! other or to a recording [`Origin`], the only workload written here. Every mesh has loopback addresses of its own, so
+//! tests run side by side, and beside a demo.
+//!
+//! ```no_run
+//! let mut plan = postern_tests::Plan::new();
+//! plan.sidecar("web");
+//! plan.sidecar("orders").serves(80, 8080, "http");
+//! plan.document("policy.yaml", "apiVersion: …");
+//! let origin = postern_tests::Origin::http((plan.address("orders"), 8080));
+//! let mesh = plan.start();
+//! let answer = mesh.curl("web", &["http://orders.shop/"]);
+//! assert_eq!((answer.status, origin.requests().len()), (200, 1));
+//! ```
+//!
+//! The binaries must have been built: `cargo build --workspace --bins`, or `cargo test --workspace`, which does it.
+
+mod binaries;
+mod curl;
+mod documents;
+pub mod foreign;
+mod loopback;
+mod mesh;
+mod metrics;
+mod origin;
+mod plan;
+mod process;
+pub mod wait;
+pub mod wire;
+
+pub use binaries::{postern, postern_proxy, target_directory};
+pub use curl::Answer;
+pub use documents::{Documents, digest};
+pub use loopback::Block;
+pub use mesh::{ControlPlane, Mesh, Sidecar};
+pub use metrics::Metrics;
+pub use origin::{Ended, Origin, Seen};
+pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
+pub use process::Process;
+
+/// Whether the long forms of tests are asked for (`POSTERN_TEST_LONG=1`, as the nightly run does).
+pub fn is_long() -> bool {
+    std::env::var_os("POSTERN_TEST_LONG").is_some_and(|value| value == "1")
+}

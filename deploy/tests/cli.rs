@@ -1,0 +1,128 @@
+//! The command line of `postern`: exit codes and what it tells people.
+
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_postern")).args(arguments).output().expect("the binary starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn file(name: &str, content: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = directory.path().join(name);
+    std::fs::write(&path, content).expect("the directory can be written to");
+    let path = path.display().to_string();
+    (directory, path)
+}
+
+#[test]
+fn version_and_help_are_success() {
+    let version = run(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(text(&version.stdout), format!("postern {}\n", env!("CARGO_PKG_VERSION")));
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    for verb in ["ca", "control", "demo", "policy", "proxy", "sidecar"] {
+        assert!(text(&help.stdout).contains(&format!("\n  {verb} ")), "{verb}: {}", text(&help.stdout));
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    for wrong in [&[][..], &["contorl"], &["control"], &["ca", "token", "create"], &["proxy", "drain"]] {
+        assert_eq!(run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert!(text(&run(&["contorl"]).stderr).contains("control"), "the right word is suggested");
+}
+
+#[test]
+fn a_wrong_configuration_is_2_and_shown_with_its_place() {
+    let (_directory, path) = file(
+        "control.yaml",
+        "trustDomain: Demo\nstateDir: /tmp/nowhere\nlisten: {address: \"127.0.0.1:1\"}\nsvid: {ttl: 1s}\n",
+    );
+    for verb in [
+        &["control", "--config", &path][..],
+        &["ca", "token", "create", "--id", "spiffe://a/ns/b/sa/c", "--out", "/tmp/x", "--config", &path],
+    ] {
+        let refused = run(verb);
+        assert_eq!(refused.status.code(), Some(2), "{verb:?}");
+        let said = text(&refused.stderr);
+        assert!(said.contains("control.yaml:1:14") && said.contains("control.yaml:4:13"), "{verb:?}: {said}");
+    }
+}
+
+#[test]
+fn policies_are_checked_offline() {
+    let good = "apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {selector: {app: orders}}
+  action: Allow
+  rules:
+  - name: web
+    from: [{serviceAccounts: [web]}]
+";
+    let (_directory, path) = file("policy.yaml", good);
+    let checked = run(&["policy", "check", &path]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    let (_directory, path) = file("policy.yaml", &good.replace("action: Allow", "action: Alow"));
+    let refused = run(&["policy", "check", &path]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    let said = text(&refused.stderr) + &text(&refused.stdout);
+    assert!(said.contains("policy.yaml:6:11") && said.contains('^'), "{said}");
+}
+
+#[test]
+fn what_fails_is_1() {
+    let nobody = run(&["proxy", "--socket", "/nonexistent/admin.sock", "ready"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("/nonexistent/admin.sock"), "{}", text(&nobody.stderr));
+    // A sidecar through `postern` ends as one through `postern-proxy` does.
+    assert_eq!(run(&["sidecar", "--config", "/nonexistent.yaml"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_token_is_written_once_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).expect("it is ours");
+    let state = directory.path().join("state").display().to_string();
+    let out = directory.path().join("token").display().to_string();
+    let arguments = [
+        "ca",
+        "token",
+        "create",
+        "--id",
+        "spiffe://demo.postern/ns/shop/sa/web",
+        "--state-dir",
+        &state,
+        "--out",
+        &out,
+    ];
+    let made = run(&arguments);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let secret = std::fs::read_to_string(&out).expect("the token was written");
+    assert!(!(text(&made.stdout) + &text(&made.stderr)).contains(secret.trim()), "a token is never printed");
+    let mode = std::fs::metadata(&out).expect("the token was written").permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    let again = run(&arguments);
+    assert_eq!(again.status.code(), Some(1), "an existing file is never replaced");
+    assert_eq!(std::fs::read_to_string(&out).expect("it is still there"), secret);
+    let control = run(&[
+        "ca",
+        "token",
+        "create",
+        "--id",
+        "spiffe://demo.postern/postern/control",
+        "--state-dir",
+        &state,
+        "--out",
+        &(out.clone() + "2"),
+    ]);
+    assert_eq!(control.status.code(), Some(1), "nobody is ever made the control plane");
+}

@@ -1,0 +1,102 @@
+//! The command line of `postern-proxy`: exit codes and what it tells people.
+
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_postern-proxy")).args(arguments).output().expect("the binary starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A configuration in a directory of its own, so that its paths can be real.
+fn config(edit: impl FnOnce(String) -> String) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let root = directory.path().display();
+    let good = format!(
+        "identity: spiffe://demo.postern/ns/shop/sa/orders
+stateDir: {root}
+controlPlane:
+  address: 127.0.0.1:1
+  spiffeId: spiffe://demo.postern/postern/control
+  trustBundle: {root}/bundle.pem
+  joinToken: {root}/token
+workload:
+  address: 127.0.0.1
+  ports: [{{port: 8080, protocol: http}}]
+inbound: {{address: \"127.0.0.1:24143\"}}
+outbound: {{address: \"127.0.0.1:24140\"}}
+health: {{address: \"127.0.0.1:24191\"}}
+admin: {{socket: {root}/admin.sock}}
+documents: {root}
+"
+    );
+    let path = directory.path().join("sidecar.yaml");
+    std::fs::write(&path, edit(good)).expect("the directory can be written to");
+    let path = path.display().to_string();
+    (directory, path)
+}
+
+#[test]
+fn version_and_help_are_success() {
+    let version = run(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(text(&version.stdout), format!("postern-proxy {}\n", env!("CARGO_PKG_VERSION")));
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    assert!(text(&help.stdout).contains("run --config"), "{}", text(&help.stdout));
+}
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    for wrong in [&[][..], &["run"], &["run", "--config"], &["walk"], &["run", "--config", "a", "b"]] {
+        let run = run(wrong);
+        assert_eq!(run.status.code(), Some(2), "{wrong:?}");
+        assert!(text(&run.stderr).contains("Usage"), "{wrong:?}: {}", text(&run.stderr));
+    }
+}
+
+#[test]
+fn a_good_configuration_is_checked_without_running() {
+    let (_directory, path) = config(|good| good);
+    let checked = run(&["check", "--config", &path]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    assert!(text(&checked.stdout).contains("spiffe://demo.postern/ns/shop/sa/orders"));
+}
+
+#[test]
+fn every_mistake_is_shown_with_its_place() {
+    let (_directory, path) = config(|good| {
+        good.replace("protocol: http", "protocol: htpt")
+            .replace("spiffe://demo.postern/ns/shop/sa/orders", "spiffe://demo.postern/orders")
+    });
+    for verb in ["check", "run"] {
+        let refused = run(&[verb, "--config", &path]);
+        assert_eq!(refused.status.code(), Some(2), "{verb}");
+        let said = text(&refused.stderr);
+        assert!(said.contains("sidecar.yaml:1:11"), "{verb}: {said}");
+        assert!(said.contains("sidecar.yaml:10:34"), "{verb}: {said}");
+        assert!(said.contains("one of http, http2, grpc, tcp, tls"), "{verb}: {said}");
+        assert!(said.contains('^'), "{verb}: a caret stands under the mistake: {said}");
+    }
+}
+
+#[test]
+fn a_field_that_does_not_exist_is_a_mistake() {
+    let (_directory, path) = config(|good| good.replace("inbound:", "inbuond:"));
+    let refused = run(&["run", "--config", &path]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("sidecar.yaml:11:1"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_machine_that_does_not_let_it_is_1() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("a listener has an address").to_string();
+    let (_directory, path) = config(|good| good.replace("127.0.0.1:24143", &address));
+    let failed = run(&["run", "--config", &path]);
+    assert_eq!(failed.status.code(), Some(1), "{}", text(&failed.stderr));
+    let said = text(&failed.stderr);
+    assert!(said.contains("inbound.address") && said.contains(&address), "{said}");
+}

@@ -1,0 +1,69 @@
+#!/bin/sh
+# Installs the foreign programs that the whole-mesh tests talk to, as far as this machine lets it, and writes which of
+# them there are. Called by the tests themselves; safe to call at any time, by many at once, and quick when there is
+# nothing to do.
+#
+# Usage: tests/setup.sh TARGET-DIRECTORY
+# Writes TARGET-DIRECTORY/foreign/status, a line each: `<tool> ok` or `<tool> <why it is missing>`.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+place=$1/foreign
+mkdir -p "$place"
+exec 9>"$place/lock"
+flock 9
+
+# The same script, the same requirements, everything there: nothing to do.
+mark=$(cat "$0" "$here/requirements.txt" | cksum)
+if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
+    missing=
+    for program in curl openssl h2load nghttpd nginx "$place/venv/bin/python"; do
+        command -v "$program" >/dev/null 2>&1 || missing=1
+    done
+    [ -n "$missing" ] || exit 0
+fi
+log=$place/setup.log
+: >"$log"
+: >"$place/status.new"
+
+updated=
+install() { # program package
+    command -v "$1" >/dev/null 2>&1 && { echo "$1 ok" >>"$place/status.new"; return; }
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "$1 not installed, and this user cannot install it: apt-get install $2" >>"$place/status.new"
+        return
+    fi
+    if [ -z "$updated" ]; then
+        apt-get update >>"$log" 2>&1 || true
+        updated=1
+    fi
+    if DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >>"$log" 2>&1; then
+        echo "$1 ok" >>"$place/status.new"
+    else
+        echo "$1 could not be installed: see $log" >>"$place/status.new"
+    fi
+}
+install curl curl
+install openssl openssl
+install h2load nghttp2-client
+install nghttp nghttp2-client
+install nghttpd nghttp2-server
+install nginx nginx-light
+
+# A virtual environment of our own: nothing of the system's Python is touched.
+python() {
+    if [ ! -x "$place/venv/bin/python" ]; then
+        rm -rf "$place/venv"
+        python3 -m venv "$place/venv" || return 1
+    fi
+    "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$here/requirements.txt"
+}
+if python >>"$log" 2>&1; then why=ok; else why="not installed: see $log (needs python3 with venv, and PyPI)"; fi
+for module in grpc websockets; do
+    if [ "$why" = ok ] && ! "$place/venv/bin/python" -c "import $module" >>"$log" 2>&1; then
+        echo "$module cannot be imported: see $log" >>"$place/status.new"
+    else
+        echo "$module $why" >>"$place/status.new"
+    fi
+done
+mv "$place/status.new" "$place/status"
+echo "$mark" >"$place/mark"

@@ -1,0 +1,252 @@
+//! What a mesh shall look like, before anything runs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::loopback::Block;
+use crate::mesh::Mesh;
+
+/// The trust domain of every test's mesh.
+pub const TRUST_DOMAIN: &str = "demo.postern";
+
+/// A mesh to be: a control plane, sidecars, documents.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) block: Block,
+    pub(crate) ttl: String,
+    pub(crate) sidecars: Vec<SidecarPlan>,
+    pub(crate) documents: BTreeMap<String, String>,
+    pub(crate) without_services: bool,
+}
+
+/// A sidecar to be, and what its workload serves.
+#[derive(Clone, Debug)]
+pub struct SidecarPlan {
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) limits: BTreeMap<String, String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) log: String,
+    pub(crate) workers: usize,
+    pub(crate) token_ttl: String,
+}
+
+/// A port: as the Service names it, as the workload serves it, and what is spoken there.
+#[derive(Clone, Debug)]
+pub(crate) struct Port {
+    service: u16,
+    workload: u16,
+    protocol: String,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Plan {
+    /// A control plane and nothing else, on a block of addresses of its own.
+    pub fn new() -> Self {
+        Self {
+            block: Block::take(),
+            ttl: "1h".to_owned(),
+            sidecars: Vec::new(),
+            documents: BTreeMap::new(),
+            without_services: false,
+        }
+    }
+
+    /// Life of the SVIDs; under five minutes all processes run with `test: true`.
+    pub fn ttl(&mut self, ttl: &str) -> &mut Self {
+        ttl.clone_into(&mut self.ttl);
+        self
+    }
+
+    /// Adds a sidecar for the workload `spiffe://demo.postern/ns/shop/sa/<name>`, with the label `app: <name>`.
+    pub fn sidecar(&mut self, name: &str) -> &mut SidecarPlan {
+        let address = self.block.address(1 + self.sidecars.len());
+        self.sidecars.push(SidecarPlan {
+            name: name.to_owned(),
+            address,
+            ports: Vec::new(),
+            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            limits: BTreeMap::new(),
+            environment: Vec::new(),
+            log: "info".to_owned(),
+            workers: 1,
+            token_ttl: "10m".to_owned(),
+        });
+        self.sidecars.last_mut().expect("one was just pushed")
+    }
+
+    /// The address of a sidecar and its workload.
+    pub fn address(&self, name: &str) -> IpAddr {
+        let found = self.sidecars.iter().find(|sidecar| sidecar.name == name);
+        found.unwrap_or_else(|| panic!("the plan has no sidecar {name}")).address
+    }
+
+    /// An address of the mesh's block at which no sidecar sits.
+    pub fn spare_address(&self, at: usize) -> IpAddr {
+        self.block.address(14 - at)
+    }
+
+    /// Adds a document. `services.yaml` is written from the sidecars' ports unless it is given here.
+    pub fn document(&mut self, name: &str, text: &str) -> &mut Self {
+        self.documents.insert(name.to_owned(), text.to_owned());
+        self
+    }
+
+    /// Leaves `services.yaml` out.
+    pub fn without_services(&mut self) -> &mut Self {
+        self.without_services = true;
+        self
+    }
+
+    /// Writes all files and starts nothing.
+    pub fn prepare(self) -> Mesh {
+        Mesh::prepare(self)
+    }
+
+    /// Starts everything and waits until it is ready.
+    pub fn start(self) -> Mesh {
+        let mesh = self.prepare();
+        mesh.control.start();
+        for sidecar in &mesh.sidecars {
+            sidecar.create_token();
+            sidecar.start();
+        }
+        for sidecar in &mesh.sidecars {
+            sidecar.wait_ready();
+        }
+        mesh
+    }
+
+    pub(crate) fn is_test(&self) -> bool {
+        let minutes =
+            self.ttl.ends_with('m') && self.ttl.trim_end_matches('m').parse::<u32>().unwrap_or(0) >= 5;
+        !(minutes || self.ttl.ends_with('h'))
+    }
+
+    pub(crate) fn control_yaml(&self, directory: &Path) -> String {
+        let address = self.block.address(0);
+        format!(
+            "trustDomain: {TRUST_DOMAIN}\nstateDir: {state}\nlisten: {{address: \"{address}:24150\"}}\n\
+             health: {{address: \"{address}:24191\"}}\nmeshAdmin: {{address: \"{address}:24192\"}}\n\
+             svid: {{ttl: {ttl}}}\ntest: {test}\n",
+            state = directory.join("control").display(),
+            ttl = self.ttl,
+            test = self.is_test(),
+        )
+    }
+
+    pub(crate) fn services_yaml(&self) -> String {
+        let mut text = String::new();
+        for sidecar in self.sidecars.iter().filter(|sidecar| !sidecar.ports.is_empty()) {
+            let name = &sidecar.name;
+            let _ = write!(
+                text,
+                "---\napiVersion: postern.dev/v1alpha1\nkind: Service\n\
+                 metadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+                 identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  ports:\n",
+            );
+            for Port { service, workload, protocol } in &sidecar.ports {
+                let _ =
+                    writeln!(text, "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}}}");
+            }
+            let _ = writeln!(text, "  endpoints: [{{address: {}}}]", sidecar.address);
+        }
+        text
+    }
+
+    pub(crate) fn sidecar_yaml(&self, directory: &Path, sidecar: &SidecarPlan) -> String {
+        let (name, address) = (&sidecar.name, sidecar.address);
+        let ports: Vec<String> = sidecar
+            .ports
+            .iter()
+            .map(|port| format!("{{port: {}, protocol: {}}}", port.workload, port.protocol))
+            .collect();
+        let mut text = format!(
+            "identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
+             address: {control}:24150\n  spiffeId: spiffe://{TRUST_DOMAIN}/postern/control\n  \
+             trustBundle: {bundle}\n  joinToken: {token}\n\
+             workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
+             inbound: {{address: \"{address}:24143\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
+             health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}}}\ndocuments: {documents}\n\
+             workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
+            state = directory.join(name).display(),
+            control = self.block.address(0),
+            bundle = directory.join("control/bundle.pem").display(),
+            token = directory.join(format!("{name}.token")).display(),
+            ports = ports.join(", "),
+            labels = flow_map(&sidecar.labels),
+            socket = directory.join(format!("{name}.sock")).display(),
+            documents = directory.join("documents").display(),
+            workers = sidecar.workers,
+            test = self.is_test(),
+            log = sidecar.log,
+        );
+        if !sidecar.limits.is_empty() {
+            let _ = writeln!(text, "limits: {}", flow_map(&sidecar.limits));
+        }
+        text
+    }
+}
+
+impl SidecarPlan {
+    /// The workload serves `workload`, which the Service shows as `service`: `http`, `http2`, `grpc`, `tcp` or `tls`.
+    pub fn serves(&mut self, service: u16, workload: u16, protocol: &str) -> &mut Self {
+        self.ports.push(Port { service, workload, protocol: protocol.to_owned() });
+        self
+    }
+
+    /// Overrides a limit: `limit("head", "500ms")`.
+    pub fn limit(&mut self, name: &str, value: &str) -> &mut Self {
+        self.limits.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a label.
+    pub fn label(&mut self, name: &str, value: &str) -> &mut Self {
+        self.labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets a variable of the process's environment.
+    pub fn environment(&mut self, name: &str, value: &str) -> &mut Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The level of the log.
+    pub fn log(&mut self, level: &str) -> &mut Self {
+        level.clone_into(&mut self.log);
+        self
+    }
+
+    /// Threads of the data path.
+    pub fn workers(&mut self, workers: usize) -> &mut Self {
+        self.workers = workers;
+        self
+    }
+
+    /// How long its join token may be used.
+    pub fn token_ttl(&mut self, ttl: &str) -> &mut Self {
+        ttl.clone_into(&mut self.token_ttl);
+        self
+    }
+
+    /// Its address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+}
+
+fn flow_map(map: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = map.iter().map(|(name, value)| format!("{name}: \"{value}\"")).collect();
+    format!("{{{}}}", pairs.join(", "))
+}
