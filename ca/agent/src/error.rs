@@ -134,6 +134,15 @@ pub(crate) enum AttemptError {
 
 impl AttemptError {
     pub(crate) fn from_status(status: &tonic::Status) -> Self {
+        // With a source it was made on our side, of an error of the connection; the interesting part lies deepest.
+        if let Some(mut cause) = std::error::Error::source(status) {
+            let mut text = cause.to_string();
+            while let Some(deeper) = cause.source() {
+                text = format!("{text}: {deeper}");
+                cause = deeper;
+            }
+            return Self::Connection(text);
+        }
         // Even an authenticated peer does not get to write into our log as it likes.
         let message: String = status.message().chars().filter(|c| !c.is_control()).take(300).collect();
         Self::Refused { code: status.code(), message }

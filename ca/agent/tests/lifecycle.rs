@@ -254,6 +254,8 @@ async fn renewal_with_a_new_key_and_the_old_svid() {
         ca.last_report().is_some_and(|report| report.held[0].serial == second.svid.serial())
     })
     .await;
+    // The stream does not rest on an SVID that ends before it does.
+    assert_eq!(ca.streams.load(Ordering::SeqCst), 2);
     assert!(!place.state("pending-key.pem").exists());
     drop(agent);
     eventually("the lock is free", || place.start().is_ok()).await;

@@ -70,8 +70,10 @@ pub(crate) struct Ca {
     pub(crate) stale: AtomicBool,
     /// Answers have this refusal instead.
     pub(crate) refuse: Mutex<Option<Status>>,
-    /// Decrypted bytes that clients sent.
+    /// Requests that arrived.
     pub(crate) received: AtomicU64,
+    /// Streams that were opened.
+    pub(crate) streams: AtomicU64,
 }
 
 impl Ca {
@@ -113,6 +115,7 @@ impl Ca {
             stale: AtomicBool::new(false),
             refuse: Mutex::new(None),
             received: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
         })
     }
 
@@ -256,6 +259,7 @@ impl Identity for Api {
         if request.extensions().get::<Peer>().and_then(|peer| peer.0.clone()).is_none() {
             return Err(Status::unauthenticated("no SVID"));
         }
+        self.0.streams.fetch_add(1, Ordering::SeqCst);
         let mut reports = request.into_inner();
         let ca = self.0.clone();
         tokio::spawn(async move {
