@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use postern_svid::{Bundle, PeerSvid, SpiffeId};
 
+use crate::issue::MAX_TTL;
 use crate::lineage::LineageId;
 use crate::proto;
 
@@ -95,9 +96,10 @@ impl Acknowledgements {
             holder.serial.clone_from(&held.serial);
             holder.issuer.clone_from(&held.issuer_key_id);
             let ms = u64::try_from(held.not_after_unix_ms).unwrap_or(0);
-            if let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms)) {
-                holder.not_after = at;
-            }
+            let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+            // Nothing lives longer than that; a claim to would keep a dead sidecar in the list for ever.
+            let most = now + MAX_TTL;
+            holder.not_after = at.map_or(most, |at| at.min(most));
         }
     }
 
@@ -132,5 +134,49 @@ fn make_room(holders: &mut BTreeMap<LineageId, Holder>, now: SystemTime) {
             holders.values().filter(|h| h.streams == 0).min_by_key(|h| h.reported).map(|h| h.lineage);
         let Some(oldest) = silent.or_else(|| holders.keys().next().copied()) else { return };
         holders.remove(&oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HOUR, Home, id, key, peer, start};
+
+    #[test]
+    fn what_a_sidecar_may_say() {
+        let home = Home::new();
+        let ca = home.ca();
+        let svid = peer(&ca.join(&id("orders"), &ca.token(&id("orders")), &key()).unwrap());
+        let (mine, other) = (LineageId::random().unwrap(), LineageId::random().unwrap());
+        let ledger = Acknowledgements::default();
+        let held = |name: &str, ms| proto::Held {
+            spiffe_id: id(name).as_str().to_owned(),
+            serial: vec![5; 16],
+            not_after_unix_ms: ms,
+            issuer_key_id: vec![6; 20],
+        };
+        let report = |bundle_sequence, held| proto::Report { bundle_sequence, held };
+        ledger.report(other, &report(1, Vec::new()), 1, start());
+        assert!(ledger.holders(start()).is_empty(), "no stream, no entry");
+
+        ledger.opened(mine, &svid, start());
+        assert_eq!(ledger.behind(1, start()), 1);
+        // About others nothing, about the future nothing, about its own certificate nothing impossible.
+        ledger.report(mine, &report(99, vec![held("store", 1), held("orders", i64::MAX)]), 1, start());
+        let one = &ledger.holders(start())[0];
+        assert_eq!((one.bundle_sequence, one.serial.as_slice()), (1, &[5; 16][..]));
+        assert_eq!(one.not_after, start() + MAX_TTL);
+        assert_eq!((ledger.behind(1, start()), ledger.behind(2, start())), (0, 1));
+        let long = proto::Held { serial: vec![7; 21], ..held("orders", 1) };
+        ledger.report(mine, &report(1, vec![long]), 1, start());
+        assert_eq!(ledger.holders(start())[0].serial, [5; 16]);
+
+        // Gone, but shown until its certificate has been over for a while.
+        ledger.closed(mine);
+        let end = start() + MAX_TTL;
+        assert_eq!(ledger.behind(2, end), 1);
+        assert_eq!(ledger.behind(2, end + HOUR / 2), 0);
+        assert_eq!(ledger.holders(end + HOUR / 2).len(), 1);
+        assert!(ledger.holders(end + HOUR * 2).is_empty());
     }
 }

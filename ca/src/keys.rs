@@ -103,7 +103,11 @@ pub fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, KeyEr
 /// Writes a new file that only its owner may read, and makes it and its name durable. Never overwrites.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     let io = |error| KeyError::Io(path.to_owned(), error);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => KeyError::Exists(path.to_owned()),
+        _ => io(error),
+    })?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
     sync_parent(path).map_err(io)
 }
@@ -131,6 +135,9 @@ pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), KeyError> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
+    /// Something has this name already.
+    #[error("{}: exists already and is not overwritten; delete it or choose another name", .0.display())]
+    Exists(PathBuf),
     /// The random source or the library failed.
     #[error("making a key failed: the system's random source or the cryptographic library refused")]
     Generate,
@@ -215,7 +222,7 @@ mod tests {
         let loaded = files.load("a", ISSUING_KEY).unwrap();
         assert_eq!(made.public_key_raw(), loaded.public_key_raw());
         assert_eq!(fs::metadata(dir.path().join("a.key")).unwrap().mode() & 0o7777, 0o600);
-        assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Io(..))), "never overwritten");
+        assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Exists(_))), "never overwritten");
         assert!(matches!(files.load("a", ROOT_KEY), Err(KeyError::NoKey(_))));
         files.remove("a").unwrap();
         files.remove("a").unwrap();

@@ -66,6 +66,20 @@ fn a_missed_preparation_is_made_up_for() {
 }
 
 #[test]
+fn leaves_that_are_long_for_their_ca_make_it_turn_earlier() {
+    let home = Home::new();
+    let lives = Lives { root: 365 * DAY, issuing: 4 * HOUR, leaf: HOUR + HOUR / 2 };
+    let keys = Arc::new(crate::keys::KeyFiles::new(&home.path()));
+    let authority =
+        Authority::open(crate::testing::td(), home.store(), keys, Arc::new(home.clock.clone()), lives)
+            .unwrap();
+    assert_eq!(authority.maintain().unwrap(), None);
+    home.clock.advance(HOUR + Duration::from_secs(1));
+    assert_eq!(authority.maintain().unwrap(), Some(Turn::Prepared));
+    assert_eq!(authority.maintain().unwrap(), Some(Turn::Activated));
+}
+
+#[test]
 fn a_year_of_turns_never_stops_issuing() {
     let home = Home::new();
     let ca = home.ca();

@@ -24,7 +24,7 @@ pub enum IssueError {
     Check(#[from] CheckError),
     /// The clock went back.
     #[error(
-        "the clock is {} s behind the last certificate issued, or before 2024; nothing is issued until it has caught up. Correct the clock",
+        "the clock is {} s behind the last certificate issued, or before 2024; nothing is issued until it has caught up. Correct the clock; if it leapt ahead earlier, restore the state directory from before",
         .behind.as_secs()
     )]
     Clock {

@@ -125,8 +125,11 @@ fn a_short_lived_first_certificate_is_made_again_for_its_token() {
     assert_ne!(one.chain[0], two.chain[0]);
     assert!(two.not_after > home.clock.wall());
     // Once the lineage has moved on to another key, the token is worth nothing.
-    ca.renew(&peer(&two), &key()).unwrap();
+    let second = key();
+    ca.renew(&peer(&two), &second).unwrap();
     assert_eq!(reason(short(&ca)), "unauthenticated");
+    // Not even for that other key: it was not the one that spent the token.
+    assert_eq!(reason(ca.join(&id("orders"), &token, &second)), "unauthenticated");
 }
 
 #[test]
@@ -272,6 +275,7 @@ fn a_clock_that_goes_back_stops_issuing() {
     assert_eq!(reason(ca.renew(&svid, &key())), "clock");
     assert_eq!(reason(ca.join(&id("store"), &token, &key())), "clock");
     assert_eq!(reason(ca.issuer.issue_own(&key())), "clock");
+    assert_eq!(reason(ca.issuer.self_test()), "clock");
     // A restart does not make it forget.
     drop(ca);
     let ca = home.ca();

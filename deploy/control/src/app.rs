@@ -28,7 +28,7 @@ use crate::admin::Admin;
 use crate::config::{Config, Log, LogFormat, LogLevel};
 use crate::connection::Connection;
 use crate::health::Health;
-use crate::identity::Api;
+use crate::identity::{Api, CALL};
 use crate::net::TcpListener;
 use crate::own::{Own, OwnError};
 use crate::site::{Site, serve};
@@ -317,7 +317,7 @@ fn local(listener: &TcpListener, field: &'static str) -> Result<SocketAddr, Star
 
 async fn grpc(api: Api, connections: mpsc::Receiver<Result<Connection, Infallible>>, tasks: Tasks) {
     let served = Server::builder()
-        .timeout(DRAIN)
+        .timeout(CALL)
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(PING.0))
         .http2_keepalive_timeout(Some(PING.1))

@@ -24,7 +24,7 @@ use crate::task::{self, Tasks};
 /// The longest message that is read: a request of 4 KiB, an id of 2 KiB and room.
 const MESSAGE: usize = 16 * 1024;
 /// For one call; a stream has this long to be set up.
-const CALL: Duration = Duration::from_secs(5);
+pub(crate) const CALL: Duration = Duration::from_secs(5);
 /// A sidecar that does not read for so long is gone.
 const STALLED: Duration = Duration::from_secs(30);
 /// Reports a second that an honest sidecar stays far below: it reports when something changed.

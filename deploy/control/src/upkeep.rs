@@ -92,7 +92,7 @@ impl Upkeep {
             Ok(()) => self.health.tested(None),
             Err(error) => {
                 tracing::error!(%error, "the CA cannot issue");
-                self.health.tested(Some("self_test_failed"));
+                self.health.tested(Some(error.reason()));
             }
         }
         self.issuer.publish_metrics();

@@ -268,3 +268,22 @@ fn another_process_may_write_meanwhile() {
     b.add_token(TokenRecord { hash, id: id("orders"), created: start(), expires, bound: None }).unwrap();
     assert_eq!(a.token(hash).unwrap().unwrap().id, id("orders"));
 }
+
+#[test]
+fn a_step_that_fails_halfway_leaves_nothing() {
+    let home = Home::new();
+    let store = home.store();
+    let mut change = add(root("a"));
+    change.set = vec![("nobody".to_owned(), State::Retired)];
+    assert!(matches!(store.change_authorities(change), Err(StoreError::Conflict(_))));
+    assert!(store.authorities().unwrap().is_empty());
+
+    // The token is bound first, then the row with a serial that exists already fails.
+    store.record(issued(1, LineageId::random().unwrap()), Grant::New(Attestor::JoinToken)).unwrap();
+    let hash = Token::random().unwrap().hash();
+    let expires = start() + HOUR;
+    store.add_token(TokenRecord { hash, id: id("orders"), created: start(), expires, bound: None }).unwrap();
+    let twice = store.record(issued(1, LineageId::random().unwrap()), Grant::Token(hash));
+    assert!(matches!(twice, Err(StoreError::Database(_))));
+    assert_eq!(store.token(hash).unwrap().unwrap().bound, None);
+}
