@@ -11,6 +11,7 @@
 //! | `/duplex` | every piece of the request's body, at once, as it comes |
 //! | `/endless` | a piece every 20 ms until the caller goes |
 //! | `/hold` | nothing, until the caller goes |
+//! | `/forged` | fields that only sidecars may set |
 //! | `/cut` | half of the promised body, then a reset |
 //! | anything else | JSON: method, target, version, headers, bytes of the body, their sum |
 
@@ -315,6 +316,15 @@ impl Exchange<'_, '_> {
             ["hold"] => loop {
                 self.fail_if_gone(Duration::from_millis(20))?;
             },
+            ["forged"] => self.head(
+                "200",
+                &[
+                    ("content-length", "0"),
+                    ("postern-decision", "9-bad-9"),
+                    ("postern-error", "policy_denied"),
+                    ("postern-other", "1"),
+                ],
+            ),
             ["cut"] => {
                 self.head("200", &[("content-length", "1000")])?;
                 self.write(&[b'x'; 500])?;

@@ -1,6 +1,11 @@
-//! HTTP through a sidecar pair, between curl and an origin that tells exactly what reached it.
+//! HTTP through a sidecar pair, between curl (or bytes that no client would send) and an origin that tells exactly what
+//! reached it; and between curl and servers that were not written here.
 
-use postern_tests::{Mesh, Origin, Plan, foreign};
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use postern_tests::{Ended, Mesh, Origin, Plan, Process, foreign, wait, wire};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -26,11 +31,17 @@ spec:
     to: [{pathPrefix: ["/admin"], ports: [8080, 8081]}]
 "#;
 
-fn pair() -> (Mesh, Origin) {
+/// web, which calls, and orders, with HTTP on 8080, HTTP/2 on 8081 and opaque TCP on 9000.
+fn plan() -> Plan {
     let mut plan = Plan::new();
     plan.sidecar("web");
     plan.sidecar("orders").serves(80, 8080, "http").serves(8081, 8081, "http2").serves(9000, 9000, "tcp");
     plan.document("policy.yaml", POLICY);
+    plan
+}
+
+fn pair() -> (Mesh, Origin) {
+    let plan = plan();
     let origin = Origin::http((plan.address("orders"), 8080));
     (plan.start(), origin)
 }
@@ -49,6 +60,503 @@ fn versions_of_http() {
         assert_eq!(seen["version"], "HTTP/1.1", "{flag}: the workload is spoken to in its own version");
         let said = if version == "1.0" { ["1.0", "1.1"].as_slice() } else { &[version] };
         assert!(said.contains(&answer.version.as_str()), "{flag}: answered in {}", answer.version);
+        assert_eq!(
+            answer.header("connection").filter(|value| *value == "keep-alive" && version == "2"),
+            None
+        );
     }
     assert_eq!(origin.requests().len(), 3);
+}
+
+#[test]
+fn connections_are_kept_alive_on_both_ends() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    let url = "http://orders.shop/one";
+    let answer =
+        mesh.curl("web", &["-w", "|%{num_connects}|", "-o", "/dev/null", url, "-o", "/dev/null", url]);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "|1||0|"), "the workload's own connection");
+    assert_eq!(origin.requests().len(), 2);
+    assert_eq!(origin.connections(), 1, "the connection to the workload");
+    assert_eq!(mesh.sidecar("web").metrics().value("postern_mesh_dials_total"), 1.0, "the mesh leg");
+}
+
+#[test]
+fn bodies_of_ten_mebibytes() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    const SIZE: usize = 10 << 20;
+    let (mesh, origin) = pair();
+    let body: Vec<u8> = (0..SIZE).map(|at| (at % 251) as u8).collect();
+    let sum: u64 = body.iter().map(|byte| u64::from(*byte)).sum();
+    let file = mesh.directory().join("body");
+    std::fs::write(&file, &body).expect("the mesh's directory can be written to");
+    let data = format!("@{}", file.display());
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (framing, header) in [("sized", "x-none: 1"), ("chunked", "transfer-encoding: chunked")] {
+            if version != "--http1.1" && framing == "chunked" {
+                continue;
+            }
+            let arguments = [version, "-H", header, "--data-binary", &data, "http://orders.shop/upload"];
+            let answer = mesh.curl_by_host("web", &arguments);
+            assert_eq!(answer.status, 200, "{version} {framing}: {}", answer.stderr);
+            let seen = answer.json();
+            assert_eq!((&seen["body"], &seen["sum"]), (&SIZE.into(), &sum.into()), "{version} {framing}");
+            let lengths = origin.last().header("content-length").len();
+            assert_eq!(lengths, usize::from(framing == "sized"), "{version} {framing}: the framing is kept");
+        }
+        for path in ["bytes", "chunked"] {
+            let answer = mesh.curl_by_host("web", &[version, &format!("http://orders.shop/{path}/{SIZE}")]);
+            assert_eq!((answer.status, answer.exit, answer.body.len()), (200, 0, SIZE), "{version} {path}");
+            let length = (path == "bytes").then(|| SIZE.to_string());
+            assert_eq!(answer.header("content-length").map(str::to_owned), length, "{version} {path}");
+        }
+    }
+}
+
+#[test]
+fn responses_without_a_body() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    let head = mesh.curl("web", &["--head", "http://orders.shop/bytes/4096"]);
+    assert_eq!((head.status, head.exit), (200, 0), "{}", head.stderr);
+    assert_eq!(head.header("content-length"), Some("4096"), "HEAD tells what GET would");
+    assert_eq!(origin.last().method, "HEAD");
+    for status in [204, 304] {
+        let answer = mesh.curl("web", &[&format!("http://orders.shop/status/{status}")]);
+        assert_eq!((answer.status, answer.exit, answer.body.len()), (status, 0, 0), "{}", answer.stderr);
+        assert_eq!(answer.header("etag"), Some("\"one\""));
+        assert_eq!(answer.header("transfer-encoding"), None, "{status} has no body to frame");
+    }
+    // A connection that carried them carries on.
+    assert_eq!(mesh.curl("web", &["http://orders.shop/"]).status, 200);
+    assert_eq!(origin.connections(), 1);
+}
+
+#[test]
+fn trailers_both_ways() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let answer =
+            mesh.curl_by_host("web", &[version, "-H", "TE: trailers", "http://orders.shop/trailers"]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{version}");
+        assert_eq!(answer.header("x-checksum"), Some("42"), "{version}: {:?}", answer.headers);
+    }
+    let request = "POST / HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\
+                   Trailer: x-sum\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 17\r\n\r\n";
+    let answer = wire::exchange(mesh.sidecar("web").outbound(), request.as_bytes());
+    assert_eq!(wire::status(&answer), 200, "{}", String::from_utf8_lossy(&answer));
+    assert_eq!((origin.last().body, origin.last().header("x-sum")), (5, vec!["17"]));
+}
+
+#[test]
+fn services_are_found_by_name_and_port_only() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    let names = [
+        "orders.shop",
+        "orders",
+        "orders.shop.svc",
+        "orders.shop.svc.cluster.local",
+        "ORDERS.shop",
+        "orders.shop.",
+    ];
+    for name in names {
+        for answer in [
+            mesh.curl("web", &[&format!("http://{name}/absolute")]),
+            mesh.curl_by_host("web", &[&format!("http://{name}/origin-form")]),
+        ] {
+            assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+        }
+    }
+    let reached = origin.requests().len();
+    assert_eq!(reached, 2 * names.len());
+    for (url, status, reason) in [
+        ("http://nobody.shop/", 403, "unknown_service"),
+        ("http://orders.other/", 403, "unknown_service"),
+        ("http://orders.shop:8080/", 403, "unknown_service"),
+        ("http://example.com/", 403, "unknown_service"),
+        ("http://127.0.0.1/", 403, "unknown_service"),
+        ("http://[::1]/", 403, "unknown_service"),
+        ("http://orders.shop:9000/", 403, "http_to_tcp"),
+    ] {
+        let answer = mesh.curl("web", &[url]);
+        assert_eq!((answer.status, answer.header("postern-error")), (status, Some(reason)), "{url}");
+        let metric = format!("postern_failures_total{{direction=\"outbound\",reason=\"{reason}\"}}");
+        assert!(mesh.sidecar("web").metrics().value(&metric) >= 1.0, "{url}");
+    }
+    assert_eq!(origin.requests().len(), reached, "nothing of it reached a workload");
+    assert_eq!(mesh.sidecar("orders").metrics().sum("postern_requests_total"), reached as f64);
+}
+
+#[test]
+fn bodies_stream_both_ways_without_waiting() {
+    let (mesh, _origin) = pair();
+    let mut stream = wire::connect(mesh.sidecar("web").outbound());
+    write!(
+        stream,
+        "POST http://orders.shop/duplex HTTP/1.1\r\nHost: orders.shop\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    .expect("the sidecar reads");
+    // Each piece is answered before the next is sent: whoever collects bodies first never gets past the first.
+    let mut slowest = Duration::ZERO;
+    let mut head = None;
+    for piece in ["first", "second", "third"] {
+        let start = Instant::now();
+        write!(stream, "{:x}\r\n{piece}\r\n", piece.len()).expect("the sidecar reads");
+        let head = head.get_or_insert_with(|| wire::read_head(&mut stream));
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let mut chunk = vec![0; format!("{:x}\r\n{piece}\r\n", piece.len()).len()];
+        stream.read_exact(&mut chunk).expect("the piece comes back while the request is still being sent");
+        assert_eq!(String::from_utf8_lossy(&chunk), format!("{:x}\r\n{piece}\r\n", piece.len()));
+        slowest = slowest.max(start.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "a piece took {slowest:?} there and back");
+    stream.write_all(b"0\r\n\r\n").expect("the sidecar reads");
+    let mut end = [0; 5];
+    stream.read_exact(&mut end).expect("the response ends with the request");
+    assert_eq!(&end, b"0\r\n\r\n");
+}
+
+#[test]
+fn a_caller_that_goes_away_cancels_the_call() {
+    let (mesh, origin) = pair();
+    for (path, answered) in [("/hold", false), ("/endless", true)] {
+        let mut stream = wire::connect(mesh.sidecar("web").outbound());
+        write!(stream, "GET http://orders.shop{path} HTTP/1.1\r\nHost: orders.shop\r\n\r\n")
+            .expect("the sidecar reads");
+        if answered {
+            assert!(wire::read_head(&mut stream).starts_with("HTTP/1.1 200"), "{path}");
+            stream.read_exact(&mut [0; 8]).expect("the first bytes come while the response runs");
+        } else {
+            wait::until("the request arrives", wait::PATIENCE, || {
+                origin.requests().iter().any(|seen| seen.target == path)
+            });
+        }
+        let left = Instant::now();
+        stream.shutdown(Shutdown::Both).expect("an open socket can be shut down");
+        drop(stream);
+        let (ended, at) = wait::for_some(&format!("{path}: the origin notices"), wait::PATIENCE, || {
+            origin.requests().iter().find(|seen| seen.target == path)?.ended
+        });
+        assert_eq!(ended, Ended::Gone, "{path}");
+        let took = at.duration_since(left);
+        assert!(took < Duration::from_millis(500), "{path}: the origin learnt of it after {took:?}");
+    }
+    wait::until("no stream is left", wait::PATIENCE, || {
+        ["web", "orders"].iter().all(|name| mesh.sidecar(name).metrics().sum("postern_streams_active") == 0.0)
+    });
+}
+
+#[test]
+fn a_response_that_breaks_never_looks_whole() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, _origin) = pair();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let answer = mesh.curl_by_host("web", &[version, "http://orders.shop/cut"]);
+        assert!(
+            [18, 56, 92].contains(&answer.exit),
+            "{version}: curl took half a body for whole: {answer:?}"
+        );
+        assert!(answer.body.len() <= 500);
+    }
+}
+
+#[test]
+fn forged_headers_do_not_arrive() {
+    let (mesh, origin) = pair();
+    let identity = "URI=spiffe://demo.postern/ns/shop/sa/web";
+    let forgeries = [
+        "X-Forwarded-Client-Cert: URI=spiffe://demo.postern/ns/shop/sa/admin\r\n",
+        "x-forwarded-client-cert: URI=a\r\nX-Forwarded-Client-Cert: URI=b\r\n",
+        "X_Forwarded_Client_Cert: URI=spiffe://demo.postern/ns/shop/sa/admin\r\n",
+        "X-Forwarded_Client-Cert: URI=spiffe://demo.postern/ns/shop/sa/admin\r\n",
+        // Nominated as hop-by-hop: a proxy that adds first and strips after would remove its own.
+        "Connection: x-forwarded-client-cert, keep-alive\r\n",
+        "Connection: close\r\nConnection: X-Forwarded-Client-Cert\r\nX-Forwarded-Client-Cert: URI=a\r\n",
+        "Postern-Port: 9000\r\nPostern-Version: 2\r\nPostern-Decision: 1-a-1\r\nPostern-Anything: 1\r\n",
+        "postern_port: 9000\r\n",
+        "Connection: postern-port, postern-version\r\n",
+    ];
+    for forgery in forgeries {
+        origin.forget();
+        let request = format!("GET / HTTP/1.1\r\nHost: orders.shop\r\n{forgery}X-Mine: kept\r\n\r\n");
+        let mut stream = wire::connect(mesh.sidecar("web").outbound());
+        stream.write_all(request.as_bytes()).expect("the sidecar reads");
+        let head = wire::read_head(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 200"), "{forgery}: {head}");
+        let seen = origin.last();
+        assert_eq!(seen.header("x-forwarded-client-cert"), [identity], "{forgery}");
+        assert_eq!(seen.header("x-mine"), ["kept"], "{forgery}");
+        for (name, value) in &seen.headers {
+            assert!(!name.contains('_'), "{forgery}: {name}: {value} arrived");
+            assert!(!name.to_ascii_lowercase().starts_with("postern-"), "{forgery}: {name}: {value} arrived");
+            assert!(!value.contains("sa/admin"), "{forgery}: {name}: {value} arrived");
+        }
+    }
+}
+
+#[test]
+fn a_workload_cannot_speak_for_its_sidecar() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, _origin) = pair();
+    let answer = mesh.curl("web", &["http://orders.shop/forged"]);
+    assert_eq!(answer.status, 200);
+    let decision = answer.header("postern-decision").expect("every judged response names its decision");
+    assert!(decision.starts_with("1-") && !decision.contains("bad"), "{decision}");
+    assert_eq!((answer.header("postern-error"), answer.header("postern-other")), (None, None));
+}
+
+/// Percent-decoding and dot segments as a careless server would resolve them: the most that a path can mean.
+fn most_it_can_mean(target: &str) -> String {
+    let mut path = target.split(['?', '#']).next().unwrap_or_default().to_owned();
+    for _ in 0..3 {
+        let mut decoded = String::new();
+        let mut rest = path.as_str();
+        while let Some(at) = rest.find('%') {
+            decoded.push_str(&rest[..at]);
+            match rest.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => {
+                    decoded.push(char::from(byte));
+                    rest = &rest[at + 3..];
+                }
+                None => {
+                    decoded.push('%');
+                    rest = &rest[at + 1..];
+                }
+            }
+        }
+        decoded.push_str(rest);
+        path = decoded;
+    }
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in path.split(['/', '\\']) {
+        match segment.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            plain => segments.push(plain),
+        }
+    }
+    format!("/{}", segments.join("/")).to_ascii_lowercase()
+}
+
+#[test]
+fn what_the_origin_sees_is_what_was_judged() {
+    let (mesh, origin) = pair();
+    let send = |target: &str| {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n");
+        wire::exchange(mesh.sidecar("web").outbound(), request.as_bytes())
+    };
+    let plain =
+        ["/public", "/public/", "/public/a%20b", "/public?next=/admin", "/administrator", "/x/admin", "/"];
+    for target in plain {
+        assert_eq!(wire::status(&send(target)), 200, "{target}");
+        let seen = origin.last().target;
+        assert_eq!(most_it_can_mean(&seen), most_it_can_mean(target), "{target} became {seen}");
+    }
+    let sneaky = [
+        "/admin",
+        "/admin/",
+        "/admin/users",
+        "//admin",
+        "///admin//users",
+        "/./admin",
+        "/public/../admin",
+        "/public/./../admin",
+        "/%61dmin",
+        "/%61%64%6d%69%6e",
+        "/admin%2fusers",
+        "/admin%2Fusers",
+        "/%2fadmin",
+        "/public/%2e%2e/admin",
+        "/public/%2E%2e/admin",
+        "/public/..%2fadmin",
+        "/public/.%2e/admin",
+        "/%252e%252e/admin",
+        "/public\\..\\admin",
+        "/public/%5c..%5cadmin",
+        "/public/..;/admin",
+        "/public/..;a=b/admin",
+        "/admin;v=1/users",
+        "/admin;v=1",
+        "/admin%00",
+        "/admin%09",
+        "/admin?x=1",
+        "/admin#x",
+        "/public/../../admin",
+        "/..//admin",
+        "http://orders.shop/admin",
+        "http://orders.shop//admin",
+        "http://orders.shop/public/..%2fadmin",
+    ];
+    origin.forget();
+    let mut passed = Vec::new();
+    for target in sneaky {
+        let before = origin.requests().len();
+        let answer = send(target);
+        let status = wire::status(&answer);
+        let arrived = origin.requests().get(before).map(|seen| seen.target.clone());
+        match (status, &arrived) {
+            (400 | 403, None) => {}
+            // Allowed as something else: then it must be something else, however it is read.
+            (200, Some(seen)) => {
+                let means = most_it_can_mean(seen);
+                assert!(
+                    means != "/admin" && !means.starts_with("/admin/"),
+                    "{target} passed and arrived as {seen}"
+                );
+                passed.push(target);
+            }
+            other => panic!("{target}: {other:?}: {}", String::from_utf8_lossy(&answer)),
+        }
+    }
+    let refused = sneaky.len() - passed.len();
+    assert!(refused >= 25, "hardly anything was refused; these passed: {passed:?}");
+}
+
+#[test]
+fn ambiguous_requests_are_refused() {
+    let (mesh, origin) = pair();
+    for (what, request) in [
+        ("two Host lines", "GET / HTTP/1.1\r\nHost: orders.shop\r\nHost: orders.shop\r\n\r\n"),
+        ("two different Hosts", "GET / HTTP/1.1\r\nHost: orders.shop\r\nHost: other.shop\r\n\r\n"),
+        ("target and Host differ", "GET http://orders.shop/ HTTP/1.1\r\nHost: other.shop\r\n\r\n"),
+        ("no Host", "GET / HTTP/1.1\r\n\r\n"),
+        (
+            "a user in the authority",
+            "GET http://orders.shop@evil/ HTTP/1.1\r\nHost: orders.shop@evil\r\n\r\n",
+        ),
+        (
+            "two lengths",
+            "POST / HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        ),
+        (
+            "a length and chunks, smuggling",
+            "POST / HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: 4\r\nTransfer-Encoding: identity\r\n\r\nab\r\n",
+        ),
+        ("a folded line", "GET / HTTP/1.1\r\nHost: orders.shop\r\nA: b\r\n c\r\n\r\n"),
+        ("a space before the colon", "GET / HTTP/1.1\r\nHost : orders.shop\r\n\r\n"),
+        ("https through a plain proxy", "GET https://orders.shop/ HTTP/1.1\r\nHost: orders.shop\r\n\r\n"),
+    ] {
+        let answer = wire::exchange(
+            mesh.sidecar("web").outbound(),
+            request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").as_bytes(),
+        );
+        assert_eq!(wire::status(&answer), 400, "{what}: {}", String::from_utf8_lossy(&answer));
+    }
+    assert!(origin.requests().is_empty(), "{:?}", origin.requests());
+}
+
+#[test]
+fn encodings_are_left_alone() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    let direct = mesh.curl_directly(&[
+        "-H",
+        "Accept-Encoding: gzip, br",
+        &format!("http://{}/gzip", origin.address()),
+    ]);
+    let through = mesh.curl("web", &["-H", "Accept-Encoding: gzip, br", "http://orders.shop/gzip"]);
+    assert_eq!(through.body, direct.body, "not a byte is different");
+    for name in ["content-encoding", "content-length", "etag"] {
+        assert_eq!(through.header(name), direct.header(name), "{name}");
+    }
+    assert_eq!(origin.last().header("accept-encoding"), ["gzip, br"]);
+    let plain = mesh.curl("web", &["--compressed", "http://orders.shop/gzip"]);
+    assert_eq!(plain.text(), "postern\n", "{}", plain.stderr);
+}
+
+#[test]
+fn an_origin_that_speaks_http2() {
+    if !foreign::need(&["curl", "nghttpd"]) {
+        return;
+    }
+    let plan = plan();
+    let address = plan.address("orders");
+    let mesh = plan.start();
+    let root = mesh.directory().join("www");
+    std::fs::create_dir(&root).expect("the mesh's directory can be written to");
+    std::fs::write(root.join("file.txt"), "over two").expect("it was just made");
+    let server =
+        Process::start("nghttpd", "nghttpd".as_ref(), &mesh.directory().join("nghttpd.log"), |command| {
+            command.args([
+                "--no-tls",
+                "--verbose",
+                "--trailer",
+                "x-checksum: 42",
+                "-a",
+                &address.to_string(),
+                "-d",
+            ]);
+            command.arg(&root).arg("8081");
+        });
+    wait::until("nghttpd listens", wait::PATIENCE, || std::net::TcpStream::connect((address, 8081)).is_ok());
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let url = "http://orders.shop:8081/file.txt";
+        let answer = mesh.curl_by_host("web", &[version, "-H", "TE: trailers", url]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "over two"), "{version}: {answer:?}");
+        let body = "x".repeat(100_000);
+        let answer = mesh.curl_by_host("web", &[version, "--data-binary", &body, url]);
+        assert_eq!(answer.status, 200, "{version}: {answer:?}");
+    }
+    let log = server.log();
+    assert!(log.contains(":authority: orders.shop:8081"), "{log}");
+    assert!(log.contains("x-forwarded-client-cert: URI=spiffe://demo.postern/ns/shop/sa/web"), "{log}");
+    assert!(!log.contains("] connection: ") && !log.contains(" transfer-encoding"), "{log}");
+}
+
+#[test]
+fn nginx_as_the_workload() {
+    if !foreign::need(&["curl", "nginx"]) {
+        return;
+    }
+    let plan = plan();
+    let address = plan.address("orders");
+    let mesh = plan.start();
+    let root = mesh.directory().join("nginx");
+    std::fs::create_dir(&root).expect("the mesh's directory can be written to");
+    let body: String = (0..100_000).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
+    std::fs::write(root.join("file.txt"), &body).expect("it was just made");
+    let place = root.display();
+    let config = format!(
+        "daemon off; master_process off; pid {place}/pid; error_log stderr;\nevents {{}}\nhttp {{\n\
+         access_log off; client_body_temp_path {place}/body; proxy_temp_path {place}/proxy;\n\
+         fastcgi_temp_path {place}/fastcgi; uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;\n\
+         gzip on; gzip_types text/plain; types {{ text/plain txt; }}\n\
+         server {{ listen {address}:8080; root {place}; }} }}\n"
+    );
+    std::fs::write(root.join("nginx.conf"), config).expect("it was just made");
+    let _server = Process::start("nginx", "nginx".as_ref(), &mesh.directory().join("nginx.log"), |command| {
+        command.arg("-c").arg(root.join("nginx.conf")).arg("-p").arg(&root);
+    });
+    wait::until("nginx listens", wait::PATIENCE, || std::net::TcpStream::connect((address, 8080)).is_ok());
+    let url = "http://orders.shop/file.txt";
+    let whole = mesh.curl("web", &[url]);
+    assert_eq!((whole.status, whole.text()), (200, body.clone()));
+    let etag = format!("If-None-Match: {}", whole.header("etag").expect("nginx names versions"));
+    let unchanged = mesh.curl("web", &["-H", &etag, url]);
+    assert_eq!((unchanged.status, unchanged.body.len(), unchanged.exit), (304, 0, 0));
+    let part = mesh.curl("web", &["-r", "26-51", url]);
+    assert_eq!((part.status, part.text().as_str()), (206, &body[26..52]));
+    let squeezed = mesh.curl("web", &["-H", "Accept-Encoding: gzip", url]);
+    assert_eq!((squeezed.status, squeezed.header("content-encoding")), (200, Some("gzip")));
+    assert!(squeezed.body.len() < body.len() && squeezed.body.starts_with(&[0x1f, 0x8b]));
+    let not_there = mesh.curl("web", &["http://orders.shop/nothing"]);
+    assert_eq!((not_there.status, not_there.header("postern-error")), (404, None));
 }
