@@ -75,11 +75,11 @@ fn start(path: &Path) -> Result<(), StartError> {
 
 /// Everything but the data path, and the order of a sidecar's life.
 async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
-    let doors = bind(&sidecar)?;
+    let Doors { inbound, outbound, health, admin } = bind(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
-    serve_health(&sidecar, &doors.health)?;
-    spawn(admin::run(Arc::clone(&sidecar), doors.admin));
+    serve_health(&sidecar, &health)?;
+    spawn(admin::run(Arc::clone(&sidecar), admin));
     spawn(signals(Arc::clone(&sidecar)));
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
@@ -95,7 +95,9 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         () = wait_for_identity(&sidecar, first_load) => {}
         () = sidecar.drain.begun() => return Ok(()),
     }
-    let workers = start_workers(&sidecar, &doors.inbound, &doors.outbound)?;
+    let workers = start_workers(&sidecar, &inbound, &outbound)?;
+    // The workers' copies are the last: when they stop accepting, callers are refused instead of waiting for nobody.
+    drop((inbound, outbound));
     tracing::info!(identity = %sidecar.config.identity, "ready");
 
     let metrics = &sidecar.metrics;
