@@ -19,6 +19,8 @@ use crate::net::TcpStream;
 
 /// Whoever has no certificate needs one call of at most five seconds; more time would only serve to hold connections.
 const STRANGER_LIFE: Duration = Duration::from_secs(30);
+/// Past the end of a peer's certificate, so that its stream can say why before the line is cut. Calls are refused at the end itself.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Wall time is read again at least this often: monotonic time stands still while a machine is suspended.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -36,7 +38,7 @@ pub(crate) struct Connection {
     io: TlsStream<TcpStream>,
     peer: Peer,
     clock: Arc<dyn Clock>,
-    /// End of the peer's certificate; `None` for a stranger.
+    /// End of the peer's certificate and [`GOODBYE`]; `None` for a stranger.
     ends: Option<SystemTime>,
     look: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
@@ -49,7 +51,7 @@ impl Connection {
         clock: Arc<dyn Clock>,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        let ends = peer.svid.as_ref().map(|svid| svid.not_after());
+        let ends = peer.svid.as_ref().map(|svid| svid.not_after() + GOODBYE);
         let first = match ends {
             Some(ends) => until(ends, clock.as_ref()),
             None => STRANGER_LIFE,

@@ -196,8 +196,11 @@ async fn short_lives() {
     let ended = tokio::time::timeout(Duration::from_secs(10), directives.message()).await.unwrap();
     let over = SystemClock.wall();
     assert!(over >= svid.not_after() && over < svid.not_after() + Duration::from_secs(2));
-    // Told, or cut off by the connection's own end; either way not served any more.
-    assert!(ended.is_err(), "{ended:?}");
+    let told = ended.unwrap_err();
+    assert_eq!(told.code(), Code::Unauthenticated, "it is told why: {told}");
+    // Neither does the connection serve calls any more, nor does it last.
+    let (_, csr) = key_and_csr();
+    assert!(client.issue(renewal(&svid, csr)).await.is_err());
     assert!(renewed.not_after() > svid.not_after());
     eventually("the control plane's certificate is renewed", || async {
         served_serial(&running).await != before
