@@ -3,6 +3,8 @@
 //! No root, no Kubernetes, nothing faked: a control plane, three services and their sidecars, each a process of its own,
 //! started from this very binary. What must hold is listed in [`expectations`].
 
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -153,10 +155,11 @@ fn opening(mesh: &Mesh) -> String {
 impl Home {
     fn open(given: Option<&Path>) -> Result<Self, Failure> {
         let Some(given) = given else {
-            let made = tempfile::Builder::new().prefix("postern-demo-").tempdir();
+            let private = Permissions::from_mode(0o700);
+            let made = tempfile::Builder::new().prefix("postern-demo-").permissions(private).tempdir();
             return Ok(Self::Temporary(made.explain("cannot make a temporary directory")?));
         };
-        let made = std::fs::create_dir_all(given);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(given);
         made.explain(format!("cannot make the directory {}", given.display()))?;
         Ok(Self::Given(given.to_owned()))
     }

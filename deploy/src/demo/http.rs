@@ -113,17 +113,12 @@ impl Client {
                 },
             }
         };
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, BODY_LIMIT)
-            .collect()
-            .await
-            .map_err(|e| CallError::Body(chain(&*e)))?
-            .to_bytes();
+        let reply = Reply::read(response).await?;
         let mut idle = self.idle.lock();
         if !sender.is_closed() && idle.len() < IDLE_LIMIT {
             idle.push(sender);
         }
-        Ok(Reply { status: head.status, headers: head.headers, body })
+        Ok(reply)
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
@@ -139,6 +134,14 @@ impl Client {
 }
 
 impl Reply {
+    /// Reads an answer to its end.
+    pub(crate) async fn read(response: Response<Incoming>) -> Result<Self, CallError> {
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, BODY_LIMIT).collect().await;
+        let body = body.map_err(|error| CallError::Body(chain(&*error)))?.to_bytes();
+        Ok(Self { status: head.status, headers: head.headers, body })
+    }
+
     /// A header's value, if it is there once and is text.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.get_all(name).iter();

@@ -29,9 +29,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::demo::admin::serial;
 use crate::demo::failure::{Explain, Failure};
-use crate::demo::http::chain;
+use crate::demo::http::{Reply, chain};
 use crate::demo::plan::SERVICE_PORT;
-use crate::demo_service::MARKER;
 
 /// Longer than a sidecar gives a connection to start TLS (5 s): one that is merely left alone has not been refused.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -48,7 +47,7 @@ pub(crate) enum Outcome {
     /// No answer, and the connection is gone; how it went.
     Refused(String),
     /// An HTTP answer: the listener let it in.
-    Answered(u16),
+    Answered(Reply),
 }
 
 impl Credential {
@@ -76,6 +75,8 @@ impl Credential {
         let mut leaf = CertificateParams::default();
         leaf.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
         leaf.is_ca = IsCa::ExplicitNoCa;
+        // As in our own: nothing but the root may be wrong with it.
+        leaf.use_authority_key_identifier_extension = true;
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -101,16 +102,16 @@ pub(crate) async fn plaintext(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u
     timeout(PATIENCE, exchange).await.explain("the listener neither answers nor closes the connection")?
 }
 
-/// A mesh request over TLS with the given credential or none.
+/// A mesh request over TLS with the given credential or none, and these header fields.
 pub(crate) async fn tls_request(
     address: SocketAddr,
     credential: Option<&Credential>,
     path: &str,
-    marker: &str,
+    fields: &[(&str, &str)],
 ) -> Result<Outcome, Failure> {
     let exchange = async {
         let alert = alert(address, credential).await;
-        Ok(match request(address, credential, path, marker).await? {
+        Ok(match request(address, credential, path, fields).await? {
             Outcome::Refused(how) => Outcome::Refused(alert.unwrap_or(how)),
             answered @ Outcome::Answered(_) => answered,
         })
@@ -147,26 +148,25 @@ async fn request(
     address: SocketAddr,
     credential: Option<&Credential>,
     path: &str,
-    marker: &str,
+    fields: &[(&str, &str)],
 ) -> Result<Outcome, Failure> {
     let stream = match connect(address, credential).await {
         Ok(stream) => stream,
         Err(refusal) => return Ok(Outcome::Refused(refusal)),
     };
     let uri = format!("http://{}:{SERVICE_PORT}{path}", address.ip());
-    let request = Request::get(uri)
-        .header("postern-port", SERVICE_PORT)
-        .header("postern-version", "1.1")
-        .header(MARKER, marker)
-        .body(Full::<Bytes>::default())
-        .explain("cannot build the request")?;
+    let mut request = Request::get(uri).header("postern-port", SERVICE_PORT).header("postern-version", "1.1");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<Bytes>::default()).explain("cannot build the request")?;
     let (mut sender, connection) = match http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await {
         Ok(ready) => ready,
         Err(error) => return Ok(Outcome::Refused(chain(&error))),
     };
     tokio::spawn(connection);
     Ok(match sender.send_request(request).await {
-        Ok(response) => Outcome::Answered(response.status().as_u16()),
+        Ok(response) => Outcome::Answered(Reply::read(response).await.explain("reading the answer")?),
         Err(error) => Outcome::Refused(chain(&error)),
     })
 }

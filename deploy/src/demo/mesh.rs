@@ -208,17 +208,16 @@ impl Mesh {
 pub(crate) async fn addresses_are_free(plan: &Plan) -> Result<(), Failure> {
     for (address, what) in plan.listeners() {
         let Err(error) = TcpListener::bind(address) else { continue };
-        let other = other_demo(plan).await;
-        let advice = match other {
-            Some(other) => format!(
-                "another demo is running (process {other}): stop it, or give this one addresses of its own with --subnet 127.0.1"
-            ),
+        let port = address.port();
+        let who = match other_demo(plan).await {
+            Some(other) => format!("Another demo is running, process {other}: stop it"),
             None => format!(
-                "`ss -ltnp 'sport = :{}'` shows who holds it; --subnet 127.0.1 moves the whole demo to other addresses",
-                address.port()
+                "See who holds it with `ss -ltnp 'sport = :{port}'`; a demo that was killed with SIGKILL leaves its \
+                 `postern sidecar` and `postern control` processes behind"
             ),
         };
-        return Err(Failure::new(format!("{address} ({what}) cannot be used: {error}. {advice}")));
+        let elsewhere = "or let this demo use other addresses, for example with --subnet 127.0.1";
+        return Err(Failure::new(format!("{address}, {what}, cannot be used: {error}. {who}, {elsewhere}.")));
     }
     Ok(())
 }
@@ -235,7 +234,7 @@ async fn other_demo(plan: &Plan) -> Option<String> {
     None
 }
 
-/// Nothing in the demo may hang: `ensure!` on a deadline, in one place.
+/// Tries until the condition gives a value, or fails with what it said last; tells how long it took.
 pub(crate) async fn within<T, F>(limit: Duration, what: &str, condition: F) -> Result<(T, Duration), Failure>
 where
     F: AsyncFn() -> Result<T, Failure>,

@@ -120,8 +120,9 @@ async fn other_identity(mesh: &Mesh) -> Finding {
     for (thief_of, expected, arrivals) in [(Service::Orders, 200, 1), (Service::Storefront, 403, 0)] {
         let marker = marker();
         let stolen = Credential::stolen_from(&mesh.files.svid(thief_of))?;
-        let outcome = tls_request(mesh.plan.mesh(Service::Store), Some(&stolen), path, &marker).await?;
-        let as_expected = matches!(outcome, Outcome::Answered(status) if status == expected);
+        let fields = [(MARKER, marker.as_str())];
+        let outcome = tls_request(mesh.plan.mesh(Service::Store), Some(&stolen), path, &fields).await?;
+        let as_expected = matches!(&outcome, Outcome::Answered(reply) if reply.status.as_u16() == expected);
         ensure!(as_expected, "with {thief_of}'s key in hand: {outcome:?}, expected {expected}");
         let seen = mesh.seen(Service::Store, &marker).await?;
         ensure!(seen == arrivals, "with {thief_of}'s key in hand the store saw the request {seen} times");

@@ -67,10 +67,11 @@ async fn foreign_certificate(mesh: &Mesh) -> Finding {
 
 async fn tls_refused(mesh: &Mesh, credential: Option<&Credential>) -> Finding {
     let marker = marker();
-    let how = match tls_request(mesh.plan.mesh(Service::Store), credential, PATH, &marker).await? {
+    let fields = [(MARKER, marker.as_str())];
+    let how = match tls_request(mesh.plan.mesh(Service::Store), credential, PATH, &fields).await? {
         Outcome::Refused(how) => how,
-        Outcome::Answered(status) => {
-            return Err(Failure::new(format!("the listener lets it in and answers {status}")));
+        Outcome::Answered(reply) => {
+            return Err(Failure::new(format!("the listener lets it in and answers {}", reply.status)));
         }
     };
     let seen = mesh.seen(Service::Store, &marker).await?;

@@ -36,19 +36,12 @@ pub(super) const WRONG_ENDPOINT: Scene = Scene {
 
 /// By a name nobody has, and by the address of a real server that would answer anybody.
 async fn unknown_service(mesh: &Mesh) -> Finding {
-    let named = refused(mesh, &format!("http://warehouse.{NAMESPACE}/")).await?;
+    let named = unknown(mesh, &format!("http://warehouse.{NAMESPACE}/")).await?;
     let outsider = Outsider::open(mesh).await?;
-    let addressed = refused(mesh, &format!("http://{}/", outsider.address)).await?;
+    let addressed = unknown(mesh, &format!("http://{}/", outsider.address)).await?;
     let connections = outsider.connections.load(Ordering::Relaxed);
     ensure!(connections == 0, "a server outside the mesh got {connections} connections");
-    let reason = |reply: &Reply| format!("{}: {}", reply.status.as_u16(), reply.excerpt());
-    ensure!(
-        named.status == addressed.status,
-        "by name {}, by address {}",
-        reason(&named),
-        reason(&addressed)
-    );
-    Ok(reason(&named))
+    Ok(format!("by name: {named}; by the address of a live server: {addressed}"))
 }
 
 /// `payments` points at the store's endpoint. Orders may call the store, so only the identity check can refuse this.
@@ -62,17 +55,28 @@ async fn wrong_endpoint(mesh: &Mesh) -> Finding {
     let marker = marker();
     let uri = format!("http://{PAYMENTS}.{NAMESPACE}/v1/stock/1");
     let reply = caller.get(&uri, &[(MARKER, &marker)]).await.explain(format!("GET {uri}"))?;
-    ensure!(reply.status.is_server_error(), "{uri} gives {}: {}", reply.status, reply.excerpt());
+    let told = refusal(&uri, &reply, 502, "remote_identity")?;
     let seen = mesh.seen(Service::Store, &marker).await?;
     ensure!(seen == 0, "the store saw a request meant for {PAYMENTS}");
-    Ok(format!("{}: {}", reply.status.as_u16(), reply.excerpt()))
+    Ok(told)
 }
 
-async fn refused(mesh: &Mesh, uri: &str) -> Result<Reply, Failure> {
+async fn unknown(mesh: &Mesh, uri: &str) -> Finding {
     let reply = mesh.through(Service::Storefront).get(uri, &[]).await.explain(format!("GET {uri}"))?;
-    ensure!(reply.status.as_u16() == 403, "{uri} gives {}: {}", reply.status, reply.excerpt());
-    ensure!(!reply.body.is_empty(), "{uri} is refused without a reason");
-    Ok(reply)
+    refusal(uri, &reply, 403, "unknown_service")
+}
+
+/// The caller's own sidecar tells its workload the reason, in a header and in words.
+fn refusal(uri: &str, reply: &Reply, status: u16, reason: &str) -> Finding {
+    let given = reply.header("postern-error");
+    let expected = reply.status.as_u16() == status && given == Some(reason) && !reply.body.is_empty();
+    ensure!(
+        expected,
+        "{uri} gives {} {given:?} {}, expected {status} {reason}",
+        reply.status,
+        reply.excerpt()
+    );
+    Ok(format!("{status} {reason}"))
 }
 
 /// A server outside the mesh that counts who comes.
