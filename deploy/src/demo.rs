@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod admin;
+mod credential;
 mod documents;
 mod expectations;
 pub(crate) mod failure;

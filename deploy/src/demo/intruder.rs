@@ -3,7 +3,6 @@
 //! None of this trusts anything: the server's certificate is looked at, never verified. It exists to be refused.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,9 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
-};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,18 +22,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::demo::admin::serial;
+use crate::demo::credential::Credential;
 use crate::demo::failure::{Explain, Failure};
 use crate::demo::http::{Reply, chain};
 use crate::demo::plan::SERVICE_PORT;
 
 /// Longer than a sidecar gives a connection to start TLS (5 s): one that is merely left alone has not been refused.
 const PATIENCE: Duration = Duration::from_secs(8);
-
-/// What a client shows in the handshake.
-pub(crate) struct Credential {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
 
 /// What came of an intruder's request.
 #[derive(Debug)]
@@ -48,45 +37,6 @@ pub(crate) enum Outcome {
     Refused(String),
     /// An HTTP answer: the listener let it in.
     Answered(Reply),
-}
-
-impl Credential {
-    /// A certificate for `spiffe_id` in the mesh's own shape, from a CA that the mesh has never heard of.
-    pub(crate) fn from_another_ca(spiffe_id: &str) -> Result<Self, Failure> {
-        Self::forge(spiffe_id).explain("cannot make a certificate of another CA")
-    }
-
-    /// The certificate and key that a sidecar keeps in its state directory, as a thief would read them.
-    pub(crate) fn stolen_from(state_file: &Path) -> Result<Self, Failure> {
-        let bytes = std::fs::read(state_file).explain(format!("cannot read {}", state_file.display()))?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-        let chain = chain.explain(format!("no certificates in {}", state_file.display()))?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&bytes).explain(format!("no key in {}", state_file.display()))?;
-        Ok(Self { chain, key })
-    }
-
-    fn forge(spiffe_id: &str) -> Result<Self, rcgen::Error> {
-        let mut root = CertificateParams::default();
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let root_key = KeyPair::generate()?;
-        let root_certificate = root.self_signed(&root_key)?;
-        let mut leaf = CertificateParams::default();
-        leaf.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
-        leaf.is_ca = IsCa::ExplicitNoCa;
-        // As in our own: nothing but the root may be wrong with it.
-        leaf.use_authority_key_identifier_extension = true;
-        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        leaf.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let leaf_key = KeyPair::generate()?;
-        let leaf_certificate = leaf.signed_by(&leaf_key, &Issuer::new(root, root_key))?;
-        Ok(Self {
-            chain: vec![leaf_certificate.der().clone(), root_certificate.der().clone()],
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der())),
-        })
-    }
 }
 
 /// Sends bytes in plaintext and gives everything that comes back until the connection closes.

@@ -6,10 +6,11 @@ use hyper::{Method, StatusCode};
 
 use super::{Expectation, Finding, Scene, marker};
 use crate::demo::admin::Decision;
+use crate::demo::credential::Credential;
 use crate::demo::documents::DELETION_GUARD;
 use crate::demo::failure::{Explain, Failure, ensure};
 use crate::demo::http::request;
-use crate::demo::intruder::{Credential, Outcome, tls_request};
+use crate::demo::intruder::{Outcome, tls_request};
 use crate::demo::mesh::{Mesh, within};
 use crate::demo::plan::{NAMESPACE, Service};
 use crate::demo_service::MARKER;

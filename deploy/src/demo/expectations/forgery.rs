@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Expectation, Finding, Scene};
+use crate::demo::credential::Credential;
 use crate::demo::failure::{Explain, Failure, ensure};
 use crate::demo::http::Reply;
-use crate::demo::intruder::{Credential, Outcome, tls_request};
+use crate::demo::intruder::{Outcome, tls_request};
 use crate::demo::mesh::Mesh;
 use crate::demo::plan::{NAMESPACE, Service, spiffe_id};
 

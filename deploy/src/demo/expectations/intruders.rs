@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{Expectation, Finding, Scene, marker};
+use crate::demo::credential::Credential;
 use crate::demo::failure::{Explain, Failure, ensure};
-use crate::demo::intruder::{Credential, Outcome, plaintext, tls_request};
+use crate::demo::intruder::{Outcome, plaintext, tls_request};
 use crate::demo::mesh::Mesh;
 use crate::demo::plan::Service;
 use crate::demo_service::MARKER;
