@@ -198,8 +198,7 @@ pub async fn serve_tunnel(
             Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
         }
         Some(_) => {
-            let (stream, id) = judge_tunnel(worker, connection, port)?;
-            *decision = Some(id);
+            let (stream, id) = judge_tunnel(worker, connection, port, decision)?;
             let workload = match worker.workload.connect(port, &sidecar.config.limits).await {
                 Ok(workload) => Io::tcp(workload),
                 Err(error) => {
@@ -233,10 +232,12 @@ fn judge_tunnel(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
     port: u16,
+    decision: &mut Option<DecisionId>,
 ) -> Result<(Box<Stream>, DecisionId), Error> {
     let facts = Facts { port, operation: Operation::Tcp, destination: None };
     let mut stream = Box::new(Stream::open(&worker.sidecar, connection, facts));
     let judgement = authorize::stream(&worker.sidecar, &stream);
+    *decision = Some(judgement.id);
     if let Some(reason) = judgement.refused {
         stream.answered(reason.status().as_u16());
         stream.finish(End::Failed(reason));
@@ -280,7 +281,7 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
             let _ = h2::serve(io, Settings::EDGE, handler, std::future::pending()).await;
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
-            let workload = match judge_tunnel(&worker, &connection, port) {
+            let workload = match judge_tunnel(&worker, &connection, port, &mut None) {
                 Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
                     Ok(workload) => Some((stream, workload)),
                     Err(error) => {
