@@ -78,7 +78,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     let Doors { inbound, outbound, health, admin } = bind(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
-    serve_health(&sidecar, &health)?;
+    serve_health(&sidecar, health)?;
     spawn(admin::run(Arc::clone(&sidecar), admin));
     spawn(signals(Arc::clone(&sidecar)));
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
@@ -157,7 +157,7 @@ fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
         .map_err(|error| StartError::Machine(error.to_string()))
 }
 
-fn serve_health(sidecar: &Arc<Sidecar>, bound: &Bound) -> Result<(), StartError> {
+fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartError> {
     let listener = bound.listener().map_err(|error| StartError::Machine(format!("health: {error}")))?;
     let sidecar = Arc::clone(sidecar);
     spawn(async move {

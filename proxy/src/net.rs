@@ -45,8 +45,8 @@ impl Bound {
     }
 
     /// A listener for the calling worker; all workers accept from the same queue.
-    pub fn listener(&self) -> io::Result<TcpListener> {
-        TcpListener::from_std(self.0.try_clone()?)
+    pub fn listener(self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.0)
     }
 }
 
