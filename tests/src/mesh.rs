@@ -214,6 +214,22 @@ impl ControlPlane {
         wire::page((self.address, 24_191), path)
     }
 
+    /// Every certificate that this CA has made, root and issuing CAs first: kind or SPIFFE id, and DER.
+    pub fn certificates(&self) -> Vec<(String, Vec<u8>)> {
+        let database = crate::forge::database(&self.state);
+        let mut all = Vec::new();
+        for query in [
+            "SELECT kind, certificate FROM authority ORDER BY number",
+            "SELECT spiffe_id, certificate FROM issued ORDER BY issued",
+        ] {
+            let mut statement = database.prepare(query).expect("the schema is known");
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("the schema is known");
+            all.extend(rows.map(|row| row.expect("the columns are known")));
+        }
+        all
+    }
+
     /// A page of the mesh admin endpoint.
     pub fn admin(&self, path: &str) -> Value {
         let (status, text) =

@@ -20,16 +20,17 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` with both outputs appended to `log`.
+    /// Starts `program` with both outputs appended to `log`, and no input unless `shape` pipes one, which then stays open.
     ///
     /// Should the test itself be killed, the kernel kills the child (it does so when the *thread* that started it ends:
     /// start children from the test's own thread).
     pub fn start(name: &str, program: &Path, log: &Path, shape: impl FnOnce(&mut Command)) -> Self {
         let mut command = tied(program);
+        command.stdin(Stdio::null());
         shape(&mut command);
         let out = append(log);
         let err = out.try_clone().expect("a descriptor can be duplicated");
-        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        command.stdout(out).stderr(err);
         let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {}: {error}", program.display()));
         Self { name: name.to_owned(), child: Mutex::new(child), log: log.to_owned() }
     }
