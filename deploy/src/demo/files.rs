@@ -15,8 +15,8 @@ use crate::demo::plan::{Plan, SERVICE_PORT, Service, TRUST_DOMAIN};
 /// be dead through one whole renewal window (45-55 % of life) and its first retries, and come back in time.
 pub(crate) const SVID_TTL_S: u64 = 20;
 
-/// `sun_path` of a Unix socket holds 108 bytes, the last one NUL.
-const SOCKET_PATH_LIMIT: usize = 107;
+/// `sun_path` of a Unix socket holds 107 bytes and a NUL; a sidecar binds it under a name up to 8 bytes longer, then renames it.
+const SOCKET_PATH_LIMIT: usize = 99;
 
 /// The directory of one demo.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl Files {
         let longest = Service::ALL.map(|service| files.admin_socket(service).as_os_str().len());
         ensure!(
             longest.iter().all(|length| *length <= SOCKET_PATH_LIMIT),
-            "{} is too long a path: an admin socket in it would exceed the {SOCKET_PATH_LIMIT} bytes of a Unix socket's name",
+            "{} is too long a path: the names of admin sockets in it would exceed the {SOCKET_PATH_LIMIT} bytes that they can have",
             files.root.display()
         );
         files.write_all(plan).explain(format!("cannot write to {}", files.root.display()))?;

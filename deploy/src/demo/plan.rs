@@ -160,9 +160,9 @@ impl Plan {
         ];
         for service in Service::ALL {
             all.push((self.service(service), format!("the service {service}")));
-            all.push((self.outbound(service), format!("outbound of {service}'s sidecar")));
-            all.push((self.mesh(service), format!("inbound of {service}'s sidecar")));
-            all.push((self.health(service), format!("health of {service}'s sidecar")));
+            all.push((self.outbound(service), format!("outbound of the sidecar of {service}")));
+            all.push((self.mesh(service), format!("inbound of the sidecar of {service}")));
+            all.push((self.health(service), format!("health of the sidecar of {service}")));
         }
         all
     }
