@@ -78,7 +78,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     let Doors { inbound, outbound, health, admin } = bind(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
-    serve_health(&sidecar, health)?;
+    serve_health(&sidecar, health).await?;
     spawn(admin::run(Arc::clone(&sidecar), admin));
     spawn(signals(Arc::clone(&sidecar)));
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
@@ -157,8 +157,8 @@ fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
         .map_err(|error| StartError::Machine(error.to_string()))
 }
 
-fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartError> {
-    let listener = bound.listener().map_err(|error| StartError::Machine(format!("health: {error}")))?;
+async fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartError> {
+    let listener = bound.listener().await.map_err(|error| StartError::Machine(format!("health: {error}")))?;
     let sidecar = Arc::clone(sidecar);
     spawn(async move {
         loop {
@@ -201,7 +201,7 @@ fn start_workers(
 
 /// One worker, from its first accept to the end of the drain.
 async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound: Bound) {
-    let (inbound, outbound) = match (inbound.listener(), outbound.listener()) {
+    let (inbound, outbound) = match (inbound.listener().await, outbound.listener().await) {
         (Ok(inbound), Ok(outbound)) => (inbound, outbound),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "a worker cannot accept");

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -158,6 +158,11 @@ impl Entry {
     /// Bytes of the response's body so far.
     pub fn response_bytes(&self) -> u64 {
         self.response_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a request that began less than `age` ago.
+    fn is_young(&self, age: Duration) -> bool {
+        matches!(self.facts.operation, Operation::Http { .. }) && self.since.elapsed() < age
     }
 
     /// Withdraws permission: whoever carries the stream resets it.
@@ -318,11 +323,12 @@ impl Registry {
         })
     }
 
-    /// Asks `generation` again about every inbound stream and revokes what lost permission. Returns how many did.
-    pub fn rejudge(&self, generation: &Generation) -> usize {
+    /// Asks `generation` again about every inbound stream and revokes what lost permission, requests younger than `young`
+    /// excepted. Returns how many it revoked.
+    pub fn rejudge(&self, generation: &Generation, young: Duration) -> usize {
         let mut revoked = 0;
         for entry in self.streams() {
-            if entry.connection.direction == Direction::Outbound {
+            if entry.connection.direction == Direction::Outbound || entry.is_young(young) {
                 continue;
             }
             let resolved = entry.connection.resolved(generation);

@@ -31,6 +31,9 @@ const QUIET: Duration = Duration::from_millis(20);
 const AT_MOST: Duration = Duration::from_millis(100);
 /// How often the directory is read without any event.
 const POLL: Duration = Duration::from_secs(2);
+/// A request that ends within this is no stream. Changes are in force for all streams within a second, the time to read
+/// the documents included.
+const YOUNG: Duration = Duration::from_millis(500);
 
 /// What was in force lately, and what became of the last load.
 #[derive(Debug, Default)]
@@ -211,33 +214,31 @@ impl Loader {
     }
 }
 
-/// Resets what lost permission: at once, or after the grace that the documents give.
+/// Resets what lost permission: at once, or after the grace that the documents give. A request that is just being
+/// answered was allowed when it was judged; cutting it would protect nothing and break an answer in the middle. So it is
+/// asked about once more when it has run so long that it is a stream.
 fn rejudge(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
     let grace = generation.defaults().on_change.grace;
-    let apply = |sidecar: &Sidecar, generation: &Generation| {
-        let revoked = sidecar.registry.rejudge(generation);
-        if revoked > 0 {
-            sidecar.metrics.policy_revoked.inc_by(revoked as u64);
-            tracing::info!(
-                revoked,
-                generation = generation.number(),
-                "streams lost permission and are reset"
-            );
-        }
-    };
     if grace.is_zero() {
-        apply(sidecar, generation);
-        return;
+        revoke(sidecar, generation);
     }
     let sidecar = Arc::clone(sidecar);
     spawn(async move {
-        tokio::time::sleep(grace).await;
+        tokio::time::sleep(grace.max(YOUNG)).await;
         // Whatever is in force by then decides: a change that was taken back resets nothing.
         let current = sidecar.snapshots.load().policy.clone();
         if let Some(current) = current {
-            apply(&sidecar, &current);
+            revoke(&sidecar, &current);
         }
     });
+}
+
+fn revoke(sidecar: &Sidecar, generation: &Generation) {
+    let revoked = sidecar.registry.rejudge(generation, YOUNG);
+    if revoked > 0 {
+        sidecar.metrics.policy_revoked.inc_by(revoked as u64);
+        tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");
+    }
 }
 
 fn scope(sidecar: &Sidecar) -> Scope {

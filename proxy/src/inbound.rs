@@ -22,7 +22,7 @@ use crate::http::h2::{self, Closing, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
 use crate::listener::HandshakePermit;
-use crate::net::TcpStream;
+use crate::net::{self, TcpStream};
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 use crate::tcp;
@@ -67,9 +67,13 @@ pub async fn serve_connection(
 type Accepted = (TlsStream<TcpStream>, Peer, SystemTime);
 
 /// The handshake, whole, within its deadlines. A failure is a metric's label; a peer is told nothing but TLS's alert.
-async fn accept(sidecar: &Sidecar, stream: TcpStream, address: SocketAddr) -> Result<Accepted, &'static str> {
+async fn accept(
+    sidecar: &Sidecar,
+    mut stream: TcpStream,
+    address: SocketAddr,
+) -> Result<Accepted, &'static str> {
     let limits = &sidecar.config.limits;
-    match timeout(limits.first_byte, stream.peek(&mut [0])).await {
+    match timeout(limits.first_byte, net::first_byte(&mut stream)).await {
         Ok(Ok(1..)) => {}
         Ok(_) => return Err("closed"),
         Err(_) => return Err("timeout"),

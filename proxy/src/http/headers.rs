@@ -4,7 +4,7 @@
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use postern_svid::SpiffeId;
 
@@ -132,12 +132,6 @@ pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
             .iter()
             .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
             .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-}
-
-/// `Trailer` announces fields, it does not belong to the hop; but a request that is framed anew without trailers must
-/// not announce any.
-pub fn strip_trailer_announcement(headers: &mut HeaderMap) {
-    headers.remove(TRAILER);
 }
 
 #[cfg(test)]

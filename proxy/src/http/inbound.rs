@@ -146,6 +146,10 @@ async fn forward(
             Ok(answer)
         }
         Err(error) => {
+            if error.reason == Reason::Revoked {
+                // The verdict that allowed it is not the one that ends it.
+                *decision = Some(authorize::stream(sidecar, &stream).id);
+            }
             stream.answered(error.reason.status().as_u16());
             stream.finish(End::Failed(error.reason));
             Err(error)

@@ -25,7 +25,6 @@ use super::http::{json as answer_json, serve};
 use super::{health, log};
 use crate::connections::Entry;
 use crate::decisions::Decision;
-use crate::drain::Phase;
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 
@@ -360,11 +359,6 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
         _ => return bad("give method and path for a request, or neither for opaque TCP".to_owned()),
     };
     ok(&json!({ "explanation": explanation, "text": explanation.to_string() }))
-}
-
-/// Whether the sidecar is on its way out.
-pub fn is_draining(sidecar: &Sidecar) -> bool {
-    sidecar.drain.phase() != Phase::Serving
 }
 
 fn hex(bytes: &[u8]) -> String {
