@@ -307,25 +307,9 @@ fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
     if path.is_dir() { read_directory(path) } else { Ok(vec![read_file(path)?]) }
 }
 
-/// The documents of a directory, as a sidecar reads it: `*.yaml` and `*.yml` by name, hidden ones and Kubernetes'
-/// `..data` skipped, links followed, directories inside not.
+/// The documents of a directory, read by the sidecar's own code.
 fn read_directory(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    let refused = |error: std::io::Error| {
-        Diagnostics::from(Diagnostic::whole(&path.display().to_string(), error.to_string()))
-    };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(refused)? {
-        let name = entry.map_err(refused)?.file_name();
-        let text = name.to_string_lossy();
-        if !text.starts_with('.') && (text.ends_with(".yaml") || text.ends_with(".yml")) {
-            names.push(path.join(&name));
-        }
-    }
-    names.sort();
-    let mut files = Vec::with_capacity(names.len());
-    for name in names.iter().filter(|name| !name.is_dir()) {
-        files.push(read_file(name)?);
-    }
+    let files = postern_proxy::documents::read_directory(path)?;
     if files.is_empty() {
         let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
             .with_help("documents are files whose names end in .yaml or .yml");
