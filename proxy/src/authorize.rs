@@ -27,8 +27,7 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream) -> Judgement {
         );
         return Judgement { id, refused: Some(Reason::NoPolicy) };
     };
-    let resolved = entry.connection.resolved(generation);
-    let verdict = generation.decide(&resolved, entry.facts.port, entry.facts.policy_operation());
+    let verdict = entry.connection.judge(generation, &entry.facts);
     let id = sidecar.decisions.id(generation.number());
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };

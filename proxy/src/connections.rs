@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Generation, Source, Upgrade};
+use postern_policy::{Generation, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use slab::Slab;
 
@@ -73,8 +73,18 @@ impl Connection {
         Source { identity: self.peer.identity.as_ref(), address: self.peer.address.ip() }
     }
 
+    /// Judges one stream of this connection. What is certain about every stream is answered from the connection stage;
+    /// only what that defers costs a look at the stream itself.
+    pub fn judge(&self, generation: &Generation, facts: &Facts) -> Verdict {
+        let resolved = self.resolved(generation);
+        match resolved.stage() {
+            Stage::Allow(verdict) | Stage::Deny(verdict) => verdict,
+            Stage::Defer => generation.decide(&resolved, facts.port, facts.policy_operation()),
+        }
+    }
+
     /// The peer resolved for `generation`; resolved again when the generation is another.
-    pub fn resolved(&self, generation: &Generation) -> Arc<postern_policy::Connection> {
+    fn resolved(&self, generation: &Generation) -> Arc<postern_policy::Connection> {
         let mut resolved = self.resolved.lock();
         match resolved.as_ref() {
             Some(known) if known.generation() == generation.number() => Arc::clone(known),
@@ -331,9 +341,7 @@ impl Registry {
             if entry.connection.direction == Direction::Outbound || entry.is_young(young) {
                 continue;
             }
-            let resolved = entry.connection.resolved(generation);
-            let verdict = generation.decide(&resolved, entry.facts.port, entry.facts.policy_operation());
-            if !verdict.is_allowed() {
+            if !entry.connection.judge(generation, &entry.facts).is_allowed() {
                 entry.revoke();
                 revoked += 1;
             }
