@@ -105,7 +105,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Explain { from, port, request } => {
             let question = match request.as_slice() {
                 [] => serde_json::json!({ "from": from, "port": port }),
-                [method, path] => serde_json::json!({ "from": from, "port": port, "method": method, "path": path }),
+                [method, path] => {
+                    serde_json::json!({ "from": from, "port": port, "method": method, "path": path })
+                }
                 _ => {
                     eprintln!("postern proxy explain: give METHOD and PATH, or neither");
                     return ExitCode::from(2);
@@ -144,7 +146,11 @@ fn ask(socket: &Path, method: &str, path: &str, question: &str) -> std::io::Resu
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: postern\r\nContent-Length: {}\r\n\r\n{question}", question.len())?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: postern\r\nContent-Length: {}\r\n\r\n{question}",
+        question.len()
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let bad = || std::io::Error::other("the answer is not HTTP");

@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use nix::fcntl::OFlag;
 use notify::{RecursiveMode, Watcher as _};
 use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, Workload};
 use tokio::sync::watch;
@@ -115,8 +117,25 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
 /// The operating system's word that something changed; never trusted to be complete.
 struct Watched {
     watcher: Option<notify::RecommendedWatcher>,
-    /// Where the directory really was when the watch was set: a swapped symbolic link leaves the watch behind.
-    real: Option<PathBuf>,
+    /// What the watch was set on.
+    set_on: Option<Place>,
+}
+
+/// A directory itself, not its name: a watch stays with the directory, whatever is put under the name afterwards, be it
+/// by a swapped symbolic link or by a rename.
+#[derive(Eq, PartialEq)]
+struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    fn of(directory: &Path) -> Option<Self> {
+        let path = fs::canonicalize(directory).ok()?;
+        let found = fs::metadata(&path).ok()?;
+        Some(Self { path, device: found.dev(), inode: found.ino() })
+    }
 }
 
 impl Watched {
@@ -130,24 +149,24 @@ impl Watched {
         let watcher = watcher
             .map_err(|error| tracing::warn!(%error, "no file events: the documents are read every 2 s"))
             .ok();
-        let mut watched = Self { watcher, real: None };
+        let mut watched = Self { watcher, set_on: None };
         watched.renew(directory);
         watched
     }
 
     fn renew(&mut self, directory: &Path) {
-        let real = fs::canonicalize(directory).ok();
+        let place = Place::of(directory);
         let Some(watcher) = &mut self.watcher else { return };
-        if real == self.real {
+        if place == self.set_on {
             return;
         }
-        if let Some(old) = self.real.take() {
-            let _ = watcher.unwatch(&old);
+        if let Some(old) = self.set_on.take() {
+            let _ = watcher.unwatch(&old.path);
         }
-        if let Some(real) = real
-            && watcher.watch(&real, RecursiveMode::NonRecursive).is_ok()
+        if let Some(place) = place
+            && watcher.watch(&place.path, RecursiveMode::NonRecursive).is_ok()
         {
-            self.real = Some(real);
+            self.set_on = Some(place);
         }
     }
 }
@@ -313,7 +332,8 @@ fn is_document(path: &Path) -> bool {
 
 fn read_bounded(path: &Path, left: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
-    let file = fs::File::open(path)?;
+    // Opening a pipe waits for a writer otherwise, for ever.
+    let file = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
     }

@@ -26,6 +26,11 @@ impl Documents {
 
     /// Puts a file there, or replaces it, in one step.
     pub fn write(&self, name: &str, text: &str) {
+        self.write_bytes(name, text.as_bytes());
+    }
+
+    /// The same for what may be no text.
+    pub fn write_bytes(&self, name: &str, text: &[u8]) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let fresh = self.directory.join(format!(".{name}.{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::write(&fresh, text).unwrap_or_else(|error| panic!("{}: {error}", fresh.display()));

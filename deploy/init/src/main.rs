@@ -4,6 +4,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eprintln!("postern-init: this version redirects nothing: point the workload's http_proxy at its sidecar's outbound listener");
+    eprintln!(
+        "postern-init: this version redirects nothing: point the workload's http_proxy at its sidecar's outbound listener"
+    );
     ExitCode::FAILURE
 }
