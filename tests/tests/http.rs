@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use postern_tests::{Ended, Mesh, Origin, Plan, Process, foreign, wait, wire};
+use postern_tests::{Ended, Mesh, Nginx, Origin, Plan, Process, foreign, wait, wire};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -529,23 +529,9 @@ fn nginx_as_the_workload() {
     let plan = plan();
     let address = plan.address("orders");
     let mesh = plan.start();
-    let root = mesh.directory().join("nginx");
-    std::fs::create_dir(&root).expect("the mesh's directory can be written to");
+    let nginx = Nginx::start(&mesh, (address, 8080), "");
     let body: String = (0..100_000).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
-    std::fs::write(root.join("file.txt"), &body).expect("it was just made");
-    let place = root.display();
-    let config = format!(
-        "daemon off; master_process off; pid {place}/pid; error_log stderr;\nevents {{}}\nhttp {{\n\
-         access_log off; client_body_temp_path {place}/body; proxy_temp_path {place}/proxy;\n\
-         fastcgi_temp_path {place}/fastcgi; uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;\n\
-         gzip on; gzip_types text/plain; types {{ text/plain txt; }}\n\
-         server {{ listen {address}:8080; root {place}; }} }}\n"
-    );
-    std::fs::write(root.join("nginx.conf"), config).expect("it was just made");
-    let _server = Process::start("nginx", "nginx".as_ref(), &mesh.directory().join("nginx.log"), |command| {
-        command.arg("-c").arg(root.join("nginx.conf")).arg("-p").arg(&root);
-    });
-    wait::until("nginx listens", wait::PATIENCE, || std::net::TcpStream::connect((address, 8080)).is_ok());
+    std::fs::write(nginx.root.join("file.txt"), &body).expect("nginx's root can be written to");
     let url = "http://orders.shop/file.txt";
     let whole = mesh.curl("web", &[url]);
     assert_eq!((whole.status, whole.text()), (200, body.clone()));
