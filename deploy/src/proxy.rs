@@ -42,9 +42,13 @@ enum Verb {
     },
     /// Why a call is, or would be, allowed or denied.
     Explain {
-        /// The caller's SPIFFE id; without it, a peer that has proven nothing.
+        /// The caller: a SPIFFE id, or NAMESPACE/SERVICE-ACCOUNT of the sidecar's own trust domain; without it, a peer that
+        /// has proven nothing.
         #[arg(long)]
         from: Option<String>,
+        /// The caller's address, for rules with `cidrs`. Default: 127.0.0.1.
+        #[arg(long)]
+        address: Option<std::net::IpAddr>,
         /// The workload's port.
         #[arg(long)]
         port: u16,
@@ -98,47 +102,79 @@ impl Show {
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let (method, path, question, field) = match &args.verb {
-        Verb::Show(show) => ("GET", show.path(), String::new(), None),
-        Verb::SetLog { level } => ("PUT", "/v1/log", serde_json::json!({ "level": level }).to_string(), None),
-        Verb::Drain => ("POST", "/v1/drain", String::new(), None),
-        Verb::Explain { from, port, request } => {
-            let question = match request.as_slice() {
-                [] => serde_json::json!({ "from": from, "port": port }),
-                [method, path] => {
-                    serde_json::json!({ "from": from, "port": port, "method": method, "path": path })
-                }
+    let socket = args.socket;
+    let asked = match args.verb {
+        Verb::Show(show) => ask(&socket, "GET", show.path(), ""),
+        Verb::SetLog { level } => {
+            ask(&socket, "PUT", "/v1/log", &serde_json::json!({ "level": level }).to_string())
+        }
+        Verb::Drain => ask(&socket, "POST", "/v1/drain", ""),
+        Verb::Explain { from, address, port, request } => {
+            let (method, path) = match request.as_slice() {
+                [] => (None, None),
+                [method, path] => (Some(method), Some(path)),
                 _ => {
                     eprintln!("postern proxy explain: give METHOD and PATH, or neither");
                     return ExitCode::from(2);
                 }
             };
-            ("POST", "/v1/policy/explain", question.to_string(), Some("text"))
+            caller(&socket, from).and_then(|from| {
+                let question = serde_json::json!({
+                    "from": from, "address": address, "port": port, "method": method, "path": path,
+                });
+                ask(&socket, "POST", "/v1/policy/explain", &question.to_string())
+            })
         }
     };
-    match ask(&args.socket, method, path, &question) {
-        Ok((status, answer)) => print(status, &answer, field),
+    match asked {
+        Ok((status, answer)) => print(status, &answer),
         Err(error) => {
             eprintln!(
                 "postern proxy: {}: {error} (is the sidecar running, and are you its user?)",
-                args.socket.display()
+                socket.display()
             );
             ExitCode::from(1)
         }
     }
 }
 
-fn print(status: u16, answer: &str, field: Option<&str>) -> ExitCode {
-    let shown = match serde_json::from_str::<serde_json::Value>(answer) {
-        Ok(value) => match field.and_then(|field| value.get(field)?.as_str()) {
-            Some(text) => text.to_owned(),
-            None => serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned()),
-        },
-        Err(_) => answer.to_owned(),
+/// `shop/web` is short for the id in the trust domain of the sidecar that is asked.
+fn caller(socket: &Path, from: Option<String>) -> std::io::Result<Option<String>> {
+    let Some(from) = from else { return Ok(None) };
+    let Some((namespace, account)) = from.split_once('/').filter(|_| !from.contains(':')) else {
+        return Ok(Some(from));
     };
+    let (_, answer) = ask(socket, "GET", "/v1/identity", "")?;
+    let identity: serde_json::Value = serde_json::from_str(&answer).map_err(std::io::Error::other)?;
+    let own = identity["id"].as_str().and_then(|id| id.strip_prefix("spiffe://")?.split('/').next());
+    let trust_domain = own.ok_or_else(|| std::io::Error::other("the sidecar does not say who it is"))?;
+    Ok(Some(format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}")))
+}
+
+/// Shows an answer, and says by the exit code what it means: a refused question is the asker's mistake (2), and a call
+/// that is denied is no success (1), as with `postern policy explain`.
+fn print(status: u16, answer: &str) -> ExitCode {
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(answer) else {
+        show(answer);
+        return ExitCode::from(u8::from(!(200..300).contains(&status)));
+    };
+    if status == 400
+        && let Some(error) = value["error"].as_str()
+    {
+        eprintln!("postern proxy: {error}");
+        return ExitCode::from(2);
+    }
+    match value["text"].as_str().filter(|_| value.get("explanation").is_some()) {
+        Some(text) => show(text),
+        None => show(&serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned())),
+    }
+    let is_denied = value["explanation"]["verdict"]["allowed"] == false;
+    ExitCode::from(u8::from(is_denied || !(200..300).contains(&status)))
+}
+
+fn show(text: &str) {
     // A reader that has seen enough (`| head`) is no failure.
-    let _ = writeln!(std::io::stdout(), "{}", shown.trim_end());
-    if (200..300).contains(&status) { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
 /// One request over the socket. HTTP/1.0: the answer ends with the connection.

@@ -12,6 +12,7 @@ use postern_svid::SpiffeId;
 use serde::Deserialize;
 
 use crate::limits::Limits;
+use crate::observe::log;
 
 /// Everything a sidecar is told.
 #[derive(Clone, Debug)]
@@ -68,8 +69,7 @@ pub struct WorkloadConfig {
 }
 
 /// Level and shape of the log.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct LogConfig {
     /// A filter such as `info` or `info,postern_proxy=debug`.
     pub level: String,
@@ -86,12 +86,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
-    }
 }
 
 impl Config {
@@ -137,13 +131,19 @@ impl Config {
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
-        let limits = match Limits::from_overrides(&raw.limits) {
-            Ok(limits) => limits,
-            Err(text) => {
-                wrong.push(Diagnostic::whole(&file.name, text));
-                Limits::default()
+        let mut limits = Limits::default();
+        for (name, value) in &raw.limits {
+            if let Err(text) = limits.set(name, &value.value) {
+                wrong.push(yaml::at(file, value, text));
             }
-        };
+        }
+        if let Some(level) = &raw.log.level
+            && let Err(text) = log::check(&level.value)
+        {
+            wrong.push(yaml::at(file, level, text));
+        }
+        listeners(file, &raw, &mut wrong);
+        control_plane(file, &raw.control_plane.address, &mut wrong);
         let (Some(identity), Some(control_plane_id), Some((namespace, service_account)), Some(trust)) =
             (identity, control_plane_id, account, trust)
         else {
@@ -157,20 +157,23 @@ impl Config {
             namespace,
             service_account,
             state_dir: raw.state_dir,
-            control_plane: raw.control_plane.address,
+            control_plane: raw.control_plane.address.value,
             control_plane_id,
             trust,
             attestation: Attestation::JoinToken(raw.control_plane.join_token),
             workload: WorkloadConfig { address: raw.workload.address, ports, labels: raw.workload.labels },
-            inbound: raw.inbound.address,
-            outbound: raw.outbound.address,
-            health: raw.health.address,
+            inbound: raw.inbound.address.value,
+            outbound: raw.outbound.address.value,
+            health: raw.health.address.value,
             admin_socket: raw.admin.socket,
             documents: raw.documents,
             root_namespace: raw.root_namespace,
             workers: raw.workers.map_or(1, |workers| workers.value),
             test: raw.test,
-            log: raw.log,
+            log: LogConfig {
+                level: raw.log.level.map_or_else(|| "info".to_owned(), |level| level.value),
+                format: raw.log.format,
+            },
             limits,
         })
     }
@@ -201,15 +204,22 @@ struct File {
     #[serde(default)]
     test: bool,
     #[serde(default)]
-    log: LogConfig,
+    log: Log,
     #[serde(default)]
-    limits: BTreeMap<String, String>,
+    limits: BTreeMap<String, Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Log {
+    level: Option<Spanned<String>>,
+    format: LogFormat,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ControlPlane {
-    address: String,
+    address: Spanned<String>,
     spiffe_id: Spanned<String>,
     trust_bundle: Option<PathBuf>,
     root_sha256: Option<Spanned<String>>,
@@ -235,7 +245,7 @@ struct Port {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listener {
-    address: SocketAddr,
+    address: Spanned<SocketAddr>,
 }
 
 #[derive(Deserialize)]
@@ -292,7 +302,7 @@ fn trust(file: &SourceFile, raw: &ControlPlane, wrong: &mut Diagnostics) -> Opti
 }
 
 fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16, Protocol> {
-    let own = [raw.inbound.address, raw.outbound.address, raw.health.address];
+    let own = [&raw.inbound, &raw.outbound, &raw.health].map(|listener| listener.address.value);
     let mut ports = BTreeMap::new();
     for entry in &raw.workload.ports {
         let port = entry.port.value;
@@ -314,6 +324,40 @@ fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16
         }
     }
     ports
+}
+
+/// Two doors cannot stand in one place; the machine would only say so when the second one is opened.
+fn listeners(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
+    let named = [("inbound", &raw.inbound), ("outbound", &raw.outbound), ("health", &raw.health)];
+    for (at, (name, one)) in named.iter().enumerate() {
+        let (one, taken) = (&one.address, &named[..at]);
+        let same = |other: &SocketAddr| {
+            other.port() == one.value.port()
+                && (other.ip() == one.value.ip()
+                    || other.ip().is_unspecified()
+                    || one.value.ip().is_unspecified())
+        };
+        if one.value.port() == 0 {
+            wrong.push(yaml::at(file, one, format!("{name}: port 0 is no port")));
+        } else if let Some((other, _)) = taken.iter().find(|(_, other)| same(&other.address.value)) {
+            wrong.push(yaml::at(file, one, format!("{name} and {other} cannot both listen here")));
+        }
+    }
+}
+
+fn control_plane(file: &SourceFile, address: &Spanned<String>, wrong: &mut Diagnostics) {
+    let parts = address.value.rsplit_once(':');
+    let is_good = parts.is_some_and(|(host, port)| {
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if !is_good {
+        let what = format!("{:?} is no host:port", address.value);
+        wrong.push(
+            yaml::at(file, address, what)
+                .with_help("write the control plane's address, such as 10.0.0.10:24150"),
+        );
+    }
 }
 
 fn parse_sha256(hex: &str) -> Option<[u8; 32]> {

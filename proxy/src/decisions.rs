@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use postern_policy::Verdict;
+use postern_policy::{Generation, Verdict};
 
 use crate::connections::Entry;
 
@@ -41,7 +41,8 @@ pub struct Decision {
     pub entry: Arc<Entry>,
     /// The answer; `None` if no policy was in force.
     pub verdict: Option<Verdict>,
-    /// The rule's full name, for denials; allowances resolve theirs from the generation when they are looked at.
+    /// The rule's full name: for denials, and for allowances of generations that are not kept any more. Other allowances
+    /// resolve theirs when they are looked at.
     pub rule: Option<String>,
 }
 
@@ -84,6 +85,16 @@ impl DecisionLog {
         kept.push_back(decision);
         drop(kept);
         drop(forgotten);
+    }
+
+    /// Writes the rules' names to the allowances of a generation that is about to be forgotten, and their names with it.
+    pub fn name_rules(&self, forgotten: &Generation) {
+        for decision in self.allowed.lock().iter_mut() {
+            if decision.id.generation == forgotten.number() && decision.rule.is_none() {
+                let rule = decision.verdict.and_then(|verdict| verdict.rule);
+                decision.rule = rule.map(|rule| forgotten.rule(rule).to_string());
+            }
+        }
     }
 
     /// What is remembered, newest first.

@@ -79,15 +79,19 @@ impl History {
         self.remembered.iter().rev()
     }
 
-    fn push(&mut self, generation: Arc<Generation>, digest: String, loaded_at: SystemTime) {
+    /// Returns the generation that is not kept any more.
+    fn push(
+        &mut self,
+        generation: Arc<Generation>,
+        digest: String,
+        loaded_at: SystemTime,
+    ) -> Option<Arc<Generation>> {
         self.remembered.push_back(Remembered { number: generation.number(), digest, loaded_at });
         self.kept.push_back(generation);
-        if self.kept.len() > KEPT {
-            self.kept.pop_front();
-        }
         if self.remembered.len() > REMEMBERED {
             self.remembered.pop_front();
         }
+        if self.kept.len() > KEPT { self.kept.pop_front() } else { None }
     }
 }
 
@@ -208,10 +212,13 @@ impl Loader {
             Ok(generation) => {
                 self.number = generation.number();
                 let generation = Arc::new(generation);
-                {
+                let forgotten = {
                     let mut history = sidecar.history.lock();
-                    history.push(Arc::clone(&generation), digest, now);
                     history.refused = None;
+                    history.push(Arc::clone(&generation), digest, now)
+                };
+                if let Some(forgotten) = forgotten {
+                    sidecar.decisions.name_rules(&forgotten);
                 }
                 sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(&generation)));
                 sidecar.metrics.policy_loads[0].inc();

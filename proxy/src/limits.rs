@@ -75,16 +75,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The defaults with overrides by name; durations are written like `500ms`, `10s`, `5m`.
-    pub fn from_overrides(overrides: &BTreeMap<String, String>) -> Result<Self, String> {
-        let mut limits = Self::default();
-        for (name, value) in overrides {
-            limits.set(name, value)?;
-        }
-        Ok(limits)
-    }
-
-    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+    /// Overrides one by its name; durations are written like `500ms`, `10s`, `5m`.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let duration = match name {
             "firstByte" => &mut self.first_byte,
             "handshake" => &mut self.handshake,
@@ -100,10 +92,42 @@ impl Limits {
             "drainMax" => &mut self.drain_max,
             _ => return self.set_number(name, value),
         };
-        *duration = Span::parse(value)
-            .ok_or_else(|| format!("limits.{name}: {value:?} is no duration (write 500ms, 10s or 5m)"))?
-            .0;
+        let span = Span::parse(value)
+            .ok_or_else(|| format!("limits.{name}: {value:?} is no duration (write 500ms, 10s or 5m)"))?;
+        // A deadline of nothing is one that nobody can keep; only waits may be left out.
+        if span.0.is_zero() && !matches!(name, "drainMin" | "drainMax" | "expiryGrace") {
+            return Err(format!("limits.{name}: a deadline of 0 lets nothing pass"));
+        }
+        *duration = span.0;
         Ok(())
+    }
+
+    /// All of them by name: durations in seconds, the rest as numbers.
+    pub fn shown(&self) -> BTreeMap<&'static str, serde_json::Number> {
+        let seconds = |duration: Duration| {
+            serde_json::Number::from_f64(duration.as_secs_f64()).unwrap_or_else(|| 0.into())
+        };
+        BTreeMap::from([
+            ("firstByte", seconds(self.first_byte)),
+            ("handshake", seconds(self.handshake)),
+            ("handshakes", self.handshakes.into()),
+            ("handshakesPerSource", self.handshakes_per_source.into()),
+            ("head", seconds(self.head)),
+            ("headBytes", self.head_bytes.into()),
+            ("headFields", self.head_fields.into()),
+            ("detect", seconds(self.detect)),
+            ("idle", seconds(self.idle)),
+            ("workloadIdle", seconds(self.workload_idle)),
+            ("connectWorkload", seconds(self.connect_workload)),
+            ("connectMesh", seconds(self.connect_mesh)),
+            ("stall", seconds(self.stall)),
+            ("connections", self.connections.into()),
+            ("inFlight", self.in_flight.into()),
+            ("inFlightPerDestination", self.in_flight_per_destination.into()),
+            ("expiryGrace", seconds(self.expiry_grace)),
+            ("drainMin", seconds(self.drain_min)),
+            ("drainMax", seconds(self.drain_max)),
+        ])
     }
 
     fn set_number(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -135,12 +159,15 @@ mod tests {
     #[test]
     fn overrides() {
         let of = |name: &str, value: &str| {
-            Limits::from_overrides(&BTreeMap::from([(name.to_owned(), value.to_owned())]))
+            let mut limits = Limits::default();
+            limits.set(name, value).map(|()| limits)
         };
         assert_eq!(of("head", "500ms").unwrap().head, Duration::from_millis(500));
         assert_eq!(of("inFlight", "7").unwrap().in_flight, 7);
         assert!(of("head", "soon").unwrap_err().contains("limits.head"));
         assert!(of("inFlight", "0").is_err());
+        assert!(of("stall", "0s").is_err());
+        assert_eq!(of("drainMin", "0s").unwrap().drain_min, Duration::ZERO);
         assert!(of("hed", "1s").unwrap_err().contains("no such limit"));
     }
 }

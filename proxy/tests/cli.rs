@@ -66,6 +66,28 @@ fn a_good_configuration_is_checked_without_running() {
 }
 
 #[test]
+fn what_cannot_run_is_refused_before_it_runs() {
+    for (good, bad, place, says) in [
+        ("127.0.0.1:1\n", "control\n", ":4:12", "no host:port"),
+        ("127.0.0.1:1\n", "control:99999\n", ":4:12", "no host:port"),
+        ("127.0.0.1:24191", "127.0.0.1:24140", ":13:19", "health and outbound cannot both listen here"),
+        ("127.0.0.1:24191", "0.0.0.0:24143", ":13:19", "health and inbound cannot both listen here"),
+        ("documents:", "limits: {stall: 0s}\ndocuments:", ":15:17", "lets nothing pass"),
+        ("documents:", "limits: {stal: 1s}\ndocuments:", ":15:16", "no such limit"),
+        ("documents:", "log: {level: loud}\ndocuments:", ":15:14", "is no level"),
+    ] {
+        let (_directory, path) = config(|text| {
+            assert!(text.contains(good), "{good}");
+            text.replacen(good, bad, 1)
+        });
+        let checked = run(&["check", "--config", &path]);
+        let said = text(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(2), "{bad}: {said}");
+        assert!(said.contains(place) && said.contains(says), "{bad}: {said}");
+    }
+}
+
+#[test]
 fn every_mistake_is_shown_with_its_place() {
     let (_directory, path) = config(|good| {
         good.replace("protocol: http", "protocol: htpt")

@@ -289,6 +289,7 @@ fn forged_headers_do_not_arrive() {
         "Postern-Port: 9000\r\nPostern-Version: 2\r\nPostern-Decision: 1-a-1\r\nPostern-Anything: 1\r\n",
         "postern_port: 9000\r\n",
         "Connection: postern-port, postern-version\r\n",
+        "X-HTTP-Method-Override: DELETE\r\nx-method-override: DELETE\r\nX-Http-Method: DELETE\r\n",
     ];
     for forgery in forgeries {
         origin.forget();
@@ -304,6 +305,10 @@ fn forged_headers_do_not_arrive() {
             assert!(!name.contains('_'), "{forgery}: {name}: {value} arrived");
             assert!(!name.to_ascii_lowercase().starts_with("postern-"), "{forgery}: {name}: {value} arrived");
             assert!(!value.contains("sa/admin"), "{forgery}: {name}: {value} arrived");
+            assert!(
+                !value.contains("DELETE"),
+                "{forgery}: {name}: {value} arrived: another method was judged"
+            );
         }
     }
 }

@@ -45,7 +45,7 @@ fn broken(number: usize) -> Vec<u8> {
     let all = good(number, true);
     match number / 2 % 6 {
         0 => all.replace("action: Allow", "action: Alow").into_bytes(),
-        1 => all[..all.len() / 2].as_bytes().to_vec(),
+        1 => all.as_bytes()[..all.len() / 2].to_vec(),
         2 => all.replace("serviceAccounts", "serviceAcounts").into_bytes(),
         3 => (all.clone() + "---\n" + &all).into_bytes(),
         4 => [all.as_bytes(), b"\xff\xfe"].concat(),

@@ -296,7 +296,7 @@ struct Flood(std::sync::Arc<std::sync::atomic::AtomicBool>);
 
 impl Flood {
     fn start(address: (IpAddr, u16)) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
+        let listener = TcpListener::bind(address).expect("the address is free");
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = std::sync::Arc::clone(&stop);
         std::thread::spawn(move || {
@@ -323,9 +323,9 @@ impl Drop for Flood {
 
 /// Resident memory in bytes.
 fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel writes it");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("it is a number of kB");
     kib << 10
 }
 

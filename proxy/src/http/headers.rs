@@ -25,6 +25,12 @@ pub const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forward
 const PREFIX: &str = "postern-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// What Rails, Express, Spring, Django and Symfony (or their usual middleware) take for a method.
+const METHOD_OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-http-method"),
+];
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Removes what belongs to one hop (RFC 9110, 7.6.1): the names of **every** `Connection` line, the known ones, and
@@ -89,6 +95,14 @@ pub fn strip_forged_identity(headers: &mut HeaderMap) {
         for name in named {
             headers.remove(name);
         }
+    }
+}
+
+/// Removes what asks a workload's framework to act on another method than the one that was judged: a POST with
+/// `X-HTTP-Method-Override: DELETE` would pass a rule about DELETE.
+pub fn strip_method_overrides(headers: &mut HeaderMap) {
+    for name in METHOD_OVERRIDES {
+        headers.remove(name);
     }
 }
 

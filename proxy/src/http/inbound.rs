@@ -111,6 +111,7 @@ async fn forward(
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_postern(&mut parts.headers);
     headers::strip_forged_identity(&mut parts.headers);
+    headers::strip_method_overrides(&mut parts.headers);
     headers::add_identity(&mut parts.headers, connection.peer.identity.as_ref());
     let delivered = match sidecar.admit() {
         Ok(admitted) => {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use postern_agent::Trust;
 use postern_policy::norm::{CanonMethod, CanonPath};
 use postern_policy::{Operation, Source, Upgrade};
 use postern_svid::SpiffeId;
@@ -23,6 +24,7 @@ use tokio::net::UnixListener;
 
 use super::http::{json as answer_json, serve};
 use super::{health, log};
+use crate::config::LogFormat;
 use crate::connections::Entry;
 use crate::decisions::Decision;
 use crate::runtime::spawn;
@@ -122,18 +124,33 @@ fn config(sidecar: &Sidecar) -> Value {
         .iter()
         .map(|(port, protocol)| json!({ "port": port, "protocol": protocol.as_str() }))
         .collect();
+    let trust = match &config.trust {
+        Trust::Bundle(path) => json!({ "trustBundle": path }),
+        Trust::RootSha256(digest) => json!({ "rootSha256": hex(digest) }),
+    };
+    let format = match config.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
     json!({
         "identity": config.identity.as_str(),
         "stateDir": config.state_dir,
-        "controlPlane": { "address": config.control_plane, "spiffeId": config.control_plane_id.as_str() },
+        "controlPlane": {
+            "address": config.control_plane,
+            "spiffeId": config.control_plane_id.as_str(),
+            "trust": trust,
+        },
         "workload": { "address": config.workload.address, "ports": ports, "labels": config.workload.labels },
         "inbound": { "address": config.inbound },
         "outbound": { "address": config.outbound },
         "health": { "address": config.health },
+        "admin": { "socket": config.admin_socket },
         "documents": config.documents,
         "rootNamespace": config.root_namespace,
         "workers": config.workers,
         "test": config.test,
+        "log": { "level": config.log.level, "format": format },
+        "limits": config.limits.shown(),
     })
 }
 

@@ -3,13 +3,15 @@
 use std::str::FromStr as _;
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat};
+
+const WAY_OUT: &str = "write info, or info,postern::access=debug; levels: off error warn info debug trace";
 
 static LEVEL: OnceLock<(Handle<Targets, Registry>, parking_lot::Mutex<String>)> = OnceLock::new();
 
@@ -40,8 +42,34 @@ pub fn set_level(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether `text` is a level, and what is wrong with it if not.
+pub fn check(text: &str) -> Result<(), String> {
+    parse(text).map(drop)
+}
+
 fn parse(text: &str) -> Result<Targets, String> {
-    Targets::from_str(text).map_err(|error| {
-        format!("log level {text:?}: {error} (write info, or info,postern::access=debug; levels: off error warn info debug trace)")
-    })
+    // tracing takes any word for the name of a part: `inof` would log that part and silence everything else.
+    for word in text.split(',').map(str::trim).filter(|part| !part.contains('=')) {
+        if word.is_empty() || LevelFilter::from_str(word).is_err() {
+            return Err(format!("log level {text:?}: {word:?} is no level ({WAY_OUT})"));
+        }
+    }
+    Targets::from_str(text).map_err(|error| format!("log level {text:?}: {error} ({WAY_OUT})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_silences_nothing() {
+        for good in ["info", "off", "warn,postern::access=debug", "postern::access=debug"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["loud", "", "inof,postern::access=debug", "info,postern::access", "info,postern::access=loud"]
+        {
+            assert!(check(bad).is_err_and(|error| error.contains("levels: off")), "{bad}");
+        }
+    }
 }
