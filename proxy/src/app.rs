@@ -215,7 +215,7 @@ async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound:
         move |stream, address: SocketAddr| {
             let (worker, permits) = (Arc::clone(&worker), permits.clone());
             async move {
-                if let Some(permit) = HandshakePermit::take(&permits, &worker.sidecar, address.ip()).await {
+                if let Some(permit) = HandshakePermit::take(&permits, &worker.sidecar, address.ip()) {
                     inbound::serve_connection(worker, stream, address, permit).await;
                 }
             }

@@ -3,16 +3,16 @@
 //! A stream is registered first and judged second. A policy change publishes its snapshot first and walks the registry
 //! second. So whichever comes first, no stream escapes both.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Generation, Source, Stage, Upgrade, Verdict};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{Endpoint, Generation, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use slab::Slab;
 
@@ -46,6 +46,8 @@ pub struct Peer {
     pub identity: Option<SpiffeId>,
     /// Where it connects from.
     pub address: SocketAddr,
+    /// The own address that it reached; none towards the own workload.
+    pub local: Option<IpAddr>,
     /// Serial number of its certificate, in hexadecimal.
     pub serial: Option<String>,
     /// When that certificate ends.
@@ -81,6 +83,11 @@ impl Connection {
             Stage::Allow(verdict) | Stage::Deny(verdict) => verdict,
             Stage::Defer => generation.decide(&resolved, facts.port, facts.policy_operation()),
         }
+    }
+
+    /// Whether nothing at all can be allowed here, whatever a stream may turn out to be.
+    pub fn is_denied_everything(&self, generation: &Generation) -> bool {
+        matches!(self.resolved(generation).stage(), Stage::Deny(_))
     }
 
     /// The peer resolved for `generation`; resolved again when the generation is another.
@@ -122,6 +129,8 @@ pub struct Facts {
     pub operation: Operation,
     /// Outbound: the service's name.
     pub destination: Option<String>,
+    /// Outbound: what the workload asked for, host and port.
+    pub asked: Option<(CanonHost, u16)>,
 }
 
 impl Facts {
@@ -155,6 +164,8 @@ pub struct Entry {
     pub since: Instant,
     status: AtomicU16,
     response_bytes: AtomicU64,
+    /// Outbound: the endpoint that was asked.
+    endpoint: OnceLock<Endpoint>,
     revoked: AtomicBool,
     waker: AtomicWaker,
 }
@@ -173,6 +184,26 @@ impl Entry {
     /// Whether this is a request that began less than `age` ago.
     fn is_young(&self, age: Duration) -> bool {
         matches!(self.facts.operation, Operation::Http { .. }) && self.since.elapsed() < age
+    }
+
+    /// Notes which endpoint is asked.
+    pub fn asks(&self, endpoint: &Endpoint) {
+        let _ = self.endpoint.set(endpoint.clone());
+    }
+
+    /// Outbound: whether the documents no longer lead where this stream runs: its service is gone or outside of the mesh
+    /// now, or its endpoint must prove another identity. An endpoint that is merely no longer listed is leaving, and what
+    /// runs there may end.
+    fn has_lost_its_way(&self, generation: &Generation, namespace: &str) -> bool {
+        let Some((host, port)) = &self.facts.asked else { return false };
+        let Some(port) = generation.services().find(host, *port, namespace).filter(|port| !port.external)
+        else {
+            return true;
+        };
+        let Some(used) = self.endpoint.get() else { return false };
+        let at_address =
+            |listed: &&Endpoint| listed.address == used.address && listed.mesh_port == used.mesh_port;
+        port.endpoints.iter().find(at_address).is_some_and(|listed| listed != used)
     }
 
     /// Withdraws permission: whoever carries the stream resets it.
@@ -212,6 +243,7 @@ impl Stream {
             since: Instant::now(),
             status: AtomicU16::new(0),
             response_bytes: AtomicU64::new(0),
+            endpoint: OnceLock::new(),
             revoked: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
@@ -333,15 +365,19 @@ impl Registry {
         })
     }
 
-    /// Asks `generation` again about every inbound stream and revokes what lost permission, requests younger than `young`
-    /// excepted. Returns how many it revoked.
-    pub fn rejudge(&self, generation: &Generation, young: Duration) -> usize {
+    /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
+    /// excepted. `namespace` is the workload's own. Returns how many it revoked.
+    pub fn rejudge(&self, generation: &Generation, namespace: &str, young: Duration) -> usize {
         let mut revoked = 0;
         for entry in self.streams() {
-            if entry.connection.direction == Direction::Outbound || entry.is_young(young) {
+            if entry.is_young(young) {
                 continue;
             }
-            if !entry.connection.judge(generation, &entry.facts).is_allowed() {
+            let is_allowed = match entry.connection.direction {
+                Direction::Inbound => entry.connection.judge(generation, &entry.facts).is_allowed(),
+                Direction::Outbound => !entry.has_lost_its_way(generation, namespace),
+            };
+            if !is_allowed {
                 entry.revoke();
                 revoked += 1;
             }

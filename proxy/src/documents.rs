@@ -260,7 +260,7 @@ fn rejudge(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
 }
 
 fn revoke(sidecar: &Sidecar, generation: &Generation) {
-    let revoked = sidecar.registry.rejudge(generation, YOUNG);
+    let revoked = sidecar.registry.rejudge(generation, &sidecar.config.namespace, YOUNG);
     if revoked > 0 {
         sidecar.metrics.policy_revoked.inc_by(revoked as u64);
         tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");

@@ -33,10 +33,10 @@ pub async fn serve_connection(
     worker: Arc<Worker>,
     stream: TcpStream,
     address: SocketAddr,
-    permit: HandshakePermit,
+    mut permit: HandshakePermit,
 ) {
     let sidecar = Arc::clone(&worker.sidecar);
-    let (stream, peer, not_before) = match accept(&sidecar, stream, address).await {
+    let (stream, peer, not_before) = match accept(&sidecar, stream, address, &mut permit).await {
         Ok(accepted) => accepted,
         Err(reason) => {
             sidecar.metrics.tls_refusal(reason);
@@ -71,6 +71,7 @@ async fn accept(
     sidecar: &Sidecar,
     mut stream: TcpStream,
     address: SocketAddr,
+    permit: &mut HandshakePermit,
 ) -> Result<Accepted, &'static str> {
     let limits = &sidecar.config.limits;
     match timeout(limits.first_byte, net::first_byte(&mut stream)).await {
@@ -78,6 +79,12 @@ async fn accept(
         Ok(_) => return Err("closed"),
         Err(_) => return Err("timeout"),
     }
+    match timeout(limits.handshake, permit.begin(sidecar)).await {
+        Ok(true) => {}
+        Ok(false) => return Err("overloaded"),
+        Err(_) => return Err("timeout"),
+    }
+    let local = stream.local_addr().ok().map(|local| local.ip().to_canonical());
     let Some(own) = sidecar.snapshots.load().identity.clone() else { return Err("no_identity") };
     if own.identity.svid.not_after() <= sidecar.clock.wall() {
         return Err("no_identity");
@@ -97,6 +104,7 @@ async fn accept(
     let peer = Peer {
         identity: Some(svid.id().clone()),
         address,
+        local,
         serial: Some(serial),
         not_after: Some(svid.not_after()),
     };
@@ -112,9 +120,11 @@ async fn lifetime(sidecar: &Sidecar, connection: &Connection, not_before: System
         not_after.and_then(|end| end.duration_since(not_before).ok()).unwrap_or(Duration::from_secs(600));
     let step = (life / 20).clamp(Duration::from_millis(100), Duration::from_secs(30));
     loop {
+        let left = not_after.and_then(|end| end.duration_since(sidecar.clock.wall()).ok());
+        let nap = left.map_or(step, |left| step.min(left.max(Duration::from_millis(100))));
         tokio::select! {
             () = sidecar.drain.closing() => return Closing::Gracefully(limits.drain_max),
-            () = tokio::time::sleep(step) => {}
+            () = tokio::time::sleep(nap) => {}
         }
         let now = sidecar.clock.wall();
         if not_after.is_some_and(|end| end <= now) && !sidecar.registry.has_newer(connection, now) {
@@ -190,8 +200,11 @@ pub async fn serve_tunnel(
     let target: SocketAddr = authority
         .parse()
         .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
-    let own = [sidecar.config.workload.address, sidecar.config.inbound.ip()];
-    if !own.contains(&target.ip()) {
+    // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
+    let own =
+        [Some(sidecar.config.workload.address), Some(sidecar.config.inbound.ip()), connection.peer.local];
+    let asked = target.ip().to_canonical();
+    if asked.is_unspecified() || !own.contains(&Some(asked)) {
         // Connecting wherever a peer says would make this sidecar its deputy.
         return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
     }
@@ -216,9 +229,20 @@ pub async fn serve_tunnel(
             Ok(opened(Some(id)))
         }
         None => {
-            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies.
-            let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
-            spawn(serve_undeclared(worker, connection, port, pending));
+            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies. What no
+            // bytes could change is answered now, and what is being found out has its place among the requests.
+            let generation = sidecar.snapshots.load().policy.clone();
+            if generation.is_none_or(|generation| connection.is_denied_everything(&generation)) {
+                return Err(judge_tunnel(worker, connection, port, decision).err().unwrap_or_else(|| {
+                    Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
+                }));
+            }
+            let admitted = sidecar.admit()?;
+            let served = serve_undeclared(Arc::clone(worker), Arc::clone(connection), port, pending);
+            spawn(async move {
+                served.await;
+                drop(admitted);
+            });
             Ok(opened(None))
         }
     }
@@ -238,7 +262,7 @@ fn judge_tunnel(
     port: u16,
     decision: &mut Option<DecisionId>,
 ) -> Result<(Box<Stream>, DecisionId), Error> {
-    let facts = Facts { port, operation: Operation::Tcp, destination: None };
+    let facts = Facts { port, operation: Operation::Tcp, destination: None, asked: None };
     let mut stream = Box::new(Stream::open(&worker.sidecar, connection, facts));
     let judgement = authorize::stream(&worker.sidecar, &stream);
     *decision = Some(judgement.id);

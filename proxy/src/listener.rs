@@ -34,6 +34,7 @@ impl Permits {
                 free: Arc::new(Semaphore::new(limits.handshakes)),
                 by_source: Mutex::default(),
                 per_source: limits.handshakes_per_source,
+                share: (limits.handshakes / 4).max(1),
             }),
         }
     }
@@ -43,69 +44,80 @@ impl Permits {
 #[derive(Debug)]
 struct Handshakes {
     free: Arc<Semaphore>,
-    by_source: Mutex<HashMap<IpAddr, usize>>,
+    by_source: Mutex<HashMap<IpAddr, Unfinished>>,
     per_source: usize,
+    /// Of the places in `free`, what one address may take: the rest stays for everybody else.
+    share: usize,
 }
 
-/// A place among the unfinished handshakes.
+/// What one address has begun and not finished.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unfinished {
+    connections: usize,
+    handshakes: usize,
+}
+
+/// A place among the connections that have not finished their handshake. Silence costs a count; only who has begun to
+/// speak gets one of the few places that cost signatures, or strangers who say nothing would keep everybody out.
 #[derive(Debug)]
 pub struct HandshakePermit {
     handshakes: Arc<Handshakes>,
     source: IpAddr,
-    _free: OwnedSemaphorePermit,
+    has_begun: bool,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl HandshakePermit {
-    /// A place for `source`, waiting for a free one. `None` if that address has too many unfinished already.
-    pub async fn take(permits: &Permits, sidecar: &Sidecar, source: IpAddr) -> Option<Self> {
+    /// A place for `source`. `None` if that address has too many unfinished already.
+    pub fn take(permits: &Permits, sidecar: &Sidecar, source: IpAddr) -> Option<Self> {
+        let handshakes = Arc::clone(&permits.handshakes);
         {
-            let mut by_source = permits.handshakes.by_source.lock();
-            let count = by_source.entry(source).or_default();
-            if *count >= permits.handshakes.per_source {
+            let mut by_source = handshakes.by_source.lock();
+            let unfinished = by_source.entry(source).or_default();
+            if unfinished.connections >= handshakes.per_source {
                 sidecar.metrics.limit("handshakes_per_source");
                 return None;
             }
-            *count += 1;
+            unfinished.connections += 1;
         }
-        let counted = Counted { handshakes: Arc::clone(&permits.handshakes), source };
-        let free = Arc::clone(&permits.handshakes.free);
-        let permit = match Arc::clone(&free).try_acquire_owned() {
-            Ok(permit) => permit,
+        Some(Self { handshakes, source, has_begun: false, place: None })
+    }
+
+    /// The first byte is there: waits for one of the places where handshakes are done. False if this address has its
+    /// share of them already; its share of those who wait counts too, or it could keep the others waiting for ever. The
+    /// caller sets the deadline.
+    pub async fn begin(&mut self, sidecar: &Sidecar) -> bool {
+        {
+            let mut by_source = self.handshakes.by_source.lock();
+            let unfinished = by_source.entry(self.source).or_default();
+            if unfinished.handshakes >= self.handshakes.share {
+                sidecar.metrics.limit("handshakes_per_source");
+                return false;
+            }
+            unfinished.handshakes += 1;
+            self.has_begun = true;
+        }
+        let free = Arc::clone(&self.handshakes.free);
+        self.place = match Arc::clone(&free).try_acquire_owned() {
+            Ok(place) => Some(place),
             Err(_) => {
                 sidecar.metrics.limit("handshakes");
-                free.acquire_owned().await.ok()?
+                free.acquire_owned().await.ok()
             }
         };
-        let (handshakes, source) = (Arc::clone(&counted.handshakes), counted.source);
-        std::mem::forget(counted);
-        Some(Self { handshakes, source, _free: permit })
+        self.place.is_some()
     }
 }
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        uncount(&self.handshakes, self.source);
-    }
-}
-
-/// Takes the count back if waiting for the permit is abandoned.
-struct Counted {
-    handshakes: Arc<Handshakes>,
-    source: IpAddr,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        uncount(&self.handshakes, self.source);
-    }
-}
-
-fn uncount(handshakes: &Handshakes, source: IpAddr) {
-    let mut by_source = handshakes.by_source.lock();
-    if let Some(count) = by_source.get_mut(&source) {
-        *count -= 1;
-        if *count == 0 {
-            by_source.remove(&source);
+        let mut by_source = self.handshakes.by_source.lock();
+        if let Some(unfinished) = by_source.get_mut(&self.source) {
+            unfinished.connections -= 1;
+            unfinished.handshakes -= usize::from(self.has_begun);
+            if unfinished.connections == 0 {
+                by_source.remove(&self.source);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use postern_policy::{Endpoint, Transport};
 use postern_svid::tls;
@@ -30,6 +31,8 @@ pub enum Kind {
     Tunnel,
 }
 
+/// Dials at a time after a renewal.
+const DIALS: usize = 32;
 /// Streams on one connection before another is opened; the far end allows 250.
 const STREAMS: usize = 200;
 /// The mesh transport, and plain mutual TLS behind it.
@@ -101,21 +104,27 @@ impl MeshPool {
     }
 
     /// After a renewal: every peer with live streams gets a connection under the new certificate, so that it may keep
-    /// the old ones past the old certificate's end.
+    /// the old ones past the old certificate's end. To be called again and again: a dial that failed is tried again, and
+    /// what has become superfluous is let go.
     pub async fn renew(&self, sidecar: &Sidecar) {
         let Ok(own) = own_identity(sidecar) else { return };
-        let slots: Vec<Arc<Slot>> = self.slots.lock().values().flatten().cloned().collect();
-        for slot in slots {
-            let live = slot.open.lock().iter().any(|open| open.connection.in_flight() > 0);
+        let generation = own.identity.generation;
+        let waiting: Vec<Arc<Slot>> = {
+            let slots = self.slots.lock();
+            slots.values().flatten().filter(|slot| slot.owes_proof(generation)).cloned().collect()
+        };
+        // Side by side: a peer that does not answer must not cost another its proof.
+        let dials = waiting.iter().map(|slot| async {
             let _dialing = slot.dialing.lock().await;
-            if live && slot.find(own.identity.generation).is_none() {
-                // Failing here costs nothing yet: the next request tries again.
+            if slot.owes_proof(generation) {
+                // Failing here costs nothing yet: there is time until the old certificate ends.
                 let _ = slot.dial(sidecar, &own).await;
             }
-        }
+        });
+        futures_util::stream::iter(dials).for_each_concurrent(DIALS, |dial| dial).await;
         self.slots.lock().retain(|_, slots| {
             slots.retain(|slot| {
-                slot.open.lock().retain(|open| open.is_usable(own.identity.generation));
+                slot.sweep(generation);
                 Arc::strong_count(slot) > 1 || !slot.open.lock().is_empty()
             });
             !slots.is_empty()
@@ -141,17 +150,39 @@ impl MeshPool {
 }
 
 impl Open {
+    /// Whether new streams may be put on it.
     fn is_usable(&self, generation: u64) -> bool {
         self.generation == generation && self.connection.is_open()
     }
 }
 
 impl Slot {
-    fn find(&self, generation: u64) -> Option<Connection> {
+    /// Streams run on connections under an older certificate, and the peer has not been shown the one in force.
+    fn owes_proof(&self, generation: u64) -> bool {
+        let open = self.open.lock();
+        let mut older = open.iter().filter(|open| open.generation != generation);
+        older.any(|open| open.connection.in_flight() > 0)
+            && !open.iter().any(|open| open.is_usable(generation))
+    }
+
+    /// Lets go of what carries nothing and may carry nothing new. While streams run on an older connection, the newest
+    /// proof stays open beside it, used or not: it is what keeps them alive at the far end.
+    fn sweep(&self, generation: u64) {
         let mut open = self.open.lock();
-        open.retain(|open| open.is_usable(generation));
+        let newest = open.iter().filter(|open| open.connection.is_open()).map(|open| open.generation).max();
+        let live = open.iter().any(|open| open.connection.in_flight() > 0);
+        open.retain(|open| {
+            open.connection.in_flight() > 0
+                || open.is_usable(generation)
+                || (live && open.connection.is_open() && Some(open.generation) == newest)
+        });
+    }
+
+    fn find(&self, generation: u64) -> Option<Connection> {
+        self.sweep(generation);
+        let open = self.open.lock();
         open.iter()
-            .filter(|open| open.connection.in_flight() < STREAMS)
+            .filter(|open| open.is_usable(generation) && open.connection.in_flight() < STREAMS)
             .min_by_key(|open| open.connection.in_flight())
             .map(|open| open.connection.clone())
     }

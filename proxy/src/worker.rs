@@ -27,18 +27,12 @@ impl Worker {
 
     /// Sweeps idle connections and follows renewals, until the worker's runtime ends.
     pub async fn keep_house(self: Arc<Self>) {
-        let mut renewed = 0;
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             self.workload.sweep(self.sidecar.config.limits.workload_idle);
-            let generation =
-                self.sidecar.snapshots.load().identity.as_ref().map_or(0, |own| own.identity.generation);
-            if generation != renewed {
-                self.mesh.renew(&self.sidecar).await;
-                renewed = generation;
-            }
+            self.mesh.renew(&self.sidecar).await;
         }
     }
 }

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
+
 /// No answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -18,6 +20,14 @@ pub fn connect(address: impl Into<SocketAddr>) -> TcpStream {
     stream.set_write_timeout(Some(PATIENCE)).expect("a positive time is accepted");
     stream.set_nodelay(true).expect("TCP knows nodelay");
     stream
+}
+
+/// The same from an address of loopback that is not everybody's.
+pub fn connect_from(own: IpAddr, address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("sockets can be made");
+    socket.bind(&SocketAddr::new(own, 0).into()).expect("all of 127.0.0.0/8 is loopback");
+    socket.connect(&address.into()).unwrap_or_else(|error| panic!("{address} from {own}: {error}"));
+    socket.into()
 }
 
 /// Sends `bytes` and reads until the other side closes or resets.

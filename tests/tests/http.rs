@@ -155,6 +155,40 @@ fn trailers_both_ways() {
     let answer = wire::exchange(mesh.sidecar("web").outbound(), request.as_bytes());
     assert_eq!(wire::status(&answer), 200, "{}", String::from_utf8_lossy(&answer));
     assert_eq!((origin.last().body, origin.last().header("x-sum")), (5, vec!["17"]));
+    // Servers that merge trailers into the head would believe these.
+    let forged = "POST / HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\
+                  Trailer: x-sum, x-forwarded-client-cert, x_forwarded_client_cert, postern-port\r\n\r\n5\r\nhello\r\n0\r\n\
+                  x-forwarded-client-cert: URI=spiffe://demo.postern/ns/shop/sa/admin\r\nx-sum: 17\r\n\
+                  x_forwarded_client_cert: URI=spiffe://demo.postern/ns/shop/sa/admin\r\npostern-port: 22\r\n\r\n";
+    assert_eq!(wire::status(&wire::exchange(mesh.sidecar("web").outbound(), forged.as_bytes())), 200);
+    let seen = origin.last();
+    assert_eq!(seen.header("x-sum"), ["17"]);
+    let values = |name: &str| seen.header(name).len();
+    assert_eq!((values("x-forwarded-client-cert"), values("postern-port")), (1, 0), "{:?}", seen.headers);
+    assert!(seen.headers.iter().all(|(name, value)| name != "trailer" || !value.contains("sa/admin")));
+    assert!(!seen.headers.iter().any(|(_, value)| value.contains("sa/admin")), "{:?}", seen.headers);
+}
+
+#[test]
+fn a_service_that_is_gone_takes_its_streams_with_it() {
+    let (mesh, origin) = pair();
+    let mut stream = wire::connect(mesh.sidecar("web").outbound());
+    stream.write_all(b"GET /endless HTTP/1.1\r\nHost: orders.shop\r\n\r\n").expect("the sidecar reads");
+    assert!(wire::read_head(&mut stream).starts_with("HTTP/1.1 200"));
+    // Old enough to be a stream, not a request that is just being answered.
+    wait::pause(Duration::from_millis(600));
+    let services = std::fs::read_to_string(mesh.documents.directory().join("services.yaml"));
+    let services = services.expect("the harness wrote it");
+    std::fs::remove_file(mesh.documents.directory().join("services.yaml")).expect("it is ours");
+    let start = Instant::now();
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(ended.is_err() || !rest.ends_with(b"0\r\n\r\n"), "a cut that looks like an end");
+    wait::until("the origin hears of it", wait::PATIENCE, || {
+        origin.last().ended.is_some_and(|(ended, _)| ended == Ended::Gone)
+    });
+    mesh.documents.write("services.yaml", &services);
 }
 
 #[test]

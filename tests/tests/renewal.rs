@@ -41,6 +41,32 @@ fn served(mesh: &Mesh, name: &str) -> String {
     serial.to_ascii_lowercase()
 }
 
+/// One long response and nothing else: no other request brings a fresh connection about, so each renewal must.
+#[test]
+fn a_lone_stream_outlives_its_certificates() {
+    let mut plan = Plan::new();
+    plan.ttl("6s");
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http").limit("expiryGrace", "1s");
+    plan.document("policy.yaml", POLICY);
+    let origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let mut endless = wire::connect(mesh.sidecar("web").outbound());
+    std::io::Write::write_all(&mut endless, b"GET /endless HTTP/1.1\r\nHost: orders.shop\r\n\r\n")
+        .expect("the sidecar reads");
+    assert!(wire::read_head(&mut endless).starts_with("HTTP/1.1 200"));
+    let (start, mut serials) = (std::time::Instant::now(), BTreeSet::new());
+    while start.elapsed() < Duration::from_secs(24) {
+        endless.read_exact(&mut [0; 10]).expect("the endless response goes on");
+        serials.extend(peer_serials(&mesh));
+        wait::pause(Duration::from_millis(100));
+    }
+    assert_eq!((origin.requests().len(), origin.last().ended), (1, None));
+    assert!(serials.len() >= 5, "web has proven {} certificates in four lives", serials.len());
+    // Of the connections in between nothing is left: the first carries the stream, the last is the newest proof.
+    assert!(peer_serials(&mesh).len() <= 3, "{:?}", peer_serials(&mesh));
+}
+
 #[test]
 fn renewals_under_load_break_nothing() {
     if !foreign::need(&["h2load", "nginx", "openssl"]) {

@@ -255,8 +255,72 @@ fn half_a_handshake_and_silence_are_cut_and_counted() {
         assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&took), "{took:?}");
         assert!(answer.len() < 64, "nothing but an alert: {answer:?}");
     }
-    let timeouts = orders.metrics().value("postern_tls_refusals_total{reason=\"timeout\"}");
-    assert_eq!(timeouts, 2.0);
+    // Counted right after the line is cut, which is what was waited for.
+    wait::until("both are counted", wait::PATIENCE, || {
+        orders.metrics().value("postern_tls_refusals_total{reason=\"timeout\"}") == 2.0
+    });
+}
+
+#[test]
+fn strangers_who_say_nothing_keep_nobody_out() {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    // Small numbers of the same proportions: what is shown does not hang on how many descriptors a machine allows.
+    plan.sidecar("orders")
+        .serves(80, 8080, "http")
+        .limit("handshakes", "8")
+        .limit("handshakesPerSource", "200");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let orders = mesh.sidecar("orders");
+    let begun = [0x16, 0x03, 0x01, 0x02, 0x00];
+    for words in [&b""[..], &begun] {
+        let strangers: Vec<_> = (0..100)
+            .map(|_| {
+                let mut stranger = wire::connect_from(mesh.spare_address(0), orders.inbound());
+                stranger.write_all(words).expect("the sidecar takes bytes");
+                stranger
+            })
+            .collect();
+        wait::pause(Duration::from_millis(200));
+        // A fresh connection between the sidecars each time: the pool's own is closed by a restart.
+        mesh.sidecar("web").restart();
+        mesh.sidecar("web").wait_ready();
+        let start = Instant::now();
+        let answer = get(&mesh, "");
+        assert_eq!(wire::status(&answer), 200, "{}", text(&answer));
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?} beside strangers that say {words:?}",
+            start.elapsed()
+        );
+        drop(strangers);
+    }
+    assert!(orders.metrics().value("postern_limit_hits_total{limit=\"handshakes_per_source\"}") > 0.0);
+}
+
+/// Permission that is withdrawn from a stream whose caller does not read: there is nothing to send, and still it ends.
+#[test]
+fn not_reading_does_not_keep_a_permission() {
+    let plan = plan();
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let orders = mesh.sidecar("orders");
+    let mut deaf = wire::connect(mesh.sidecar("web").outbound());
+    deaf.write_all(b"GET /bytes/200000000 HTTP/1.1\r\nHost: orders.shop\r\n\r\n").expect("the sidecar reads");
+    assert!(wire::read_head(&mut deaf).starts_with("HTTP/1.1 200"));
+    let sent = || orders.admin("/v1/connections").to_string().matches("responseBytes").count();
+    assert!(sent() > 0, "the response runs");
+    // Until every buffer on the way is full.
+    wait::pause(Duration::from_secs(1));
+    mesh.change("policy.yaml", &POLICY.replace("action: Allow", "action: Deny"));
+    let start = Instant::now();
+    wait::until("the stream ends", Duration::from_secs(5), || {
+        orders.metrics().value("postern_streams_active{direction=\"inbound\"}") == 0.0
+    });
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(orders.metrics().value("postern_policy_revoked_streams_total"), 1.0);
 }
 
 #[test]

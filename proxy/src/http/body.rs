@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::h2::RecvBody;
+use super::headers;
 use super::server::Serving;
 use crate::connections::{End, Stream};
 use crate::error::{Error, Reason, Side};
@@ -95,6 +96,22 @@ impl Body {
         }
     }
 
+    /// Ready once permission is withdrawn: the body has failed then. For those who wait for something else meanwhile.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        match &self.guard {
+            Some(guard) => ready!(guard.poll_revoked(cx)),
+            None => return Poll::Pending,
+        }
+        self.source = Source::Empty;
+        self.end(End::Revoked);
+        Poll::Ready(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
+    }
+
+    /// Accounts for an end that only the sender knows of.
+    pub fn fail(&mut self, reason: Reason) {
+        self.end(End::Failed(reason));
+    }
+
     fn end(&mut self, end: End) {
         if let Some(guard) = self.guard.take() {
             guard.finish(end);
@@ -108,12 +125,8 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Some(guard) = &this.guard
-            && guard.poll_revoked(cx).is_ready()
-        {
-            this.source = Source::Empty;
-            this.end(End::Revoked);
-            return Poll::Ready(Some(Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))));
+        if let Poll::Ready(revoked) = this.poll_revoked(cx) {
+            return Poll::Ready(Some(Err(revoked)));
         }
         loop {
             let frame = match &mut this.source {
@@ -132,10 +145,16 @@ impl http_body::Body for Body {
                 Source::H2(body) => ready!(body.poll_frame(cx)),
             };
             match frame {
-                Some(Ok(frame)) => match frame.data_ref().map(Bytes::len) {
+                Some(Ok(mut frame)) => match frame.data_ref().map(Bytes::len) {
                     Some(0) => continue,
-                    count => {
-                        if let (Some(guard), Some(count)) = (&this.guard, count) {
+                    None => {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            headers::strip_trailers(trailers);
+                        }
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Some(count) => {
+                        if let Some(guard) = &this.guard {
                             guard.count_response_bytes(count);
                         }
                         return Poll::Ready(Some(Ok(frame)));

@@ -3,8 +3,8 @@
 //! Strip first, insert after: a peer that nominates our identity header in `Connection` would otherwise have it removed.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use postern_svid::SpiffeId;
 
@@ -96,6 +96,34 @@ pub fn strip_forged_identity(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+}
+
+/// Removes from a trailer section what may only stand in a head (RFC 9110, 6.5.1): many servers merge the two, and the
+/// head was cleaned. `_` counts as `-`, as it does for those servers; else it stays, gRPC's metadata may hold it.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    let named: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_for_heads_only(&name.as_str().replace('_', "-"))).cloned().collect();
+    for name in named {
+        trailers.remove(name);
+    }
+}
+
+fn is_for_heads_only(name: &str) -> bool {
+    const HEADS_ONLY: [HeaderName; 9] = [
+        HOST,
+        CONTENT_LENGTH,
+        CONTENT_TYPE,
+        CONNECTION,
+        TE,
+        TRANSFER_ENCODING,
+        AUTHORIZATION,
+        COOKIE,
+        FORWARDED_CLIENT_CERT,
+    ];
+    name.starts_with(PREFIX)
+        || HEADS_ONLY.iter().any(|forbidden| forbidden.as_str() == name)
+        || METHOD_OVERRIDES.iter().any(|forbidden| forbidden.as_str() == name)
 }
 
 /// Removes what asks a workload's framework to act on another method than the one that was judged: a POST with
@@ -205,6 +233,27 @@ mod tests {
             ["URI=spiffe://td/ns/a/sa/web"]
         );
         assert_eq!(headers.len(), 3);
+    }
+
+    #[test]
+    fn trailers_bring_nothing_that_a_head_could_not() {
+        let mut trailers = map(&[
+            ("x-forwarded-client-cert", "URI=spiffe://td/ns/a/sa/admin"),
+            ("x_forwarded_client_cert", "URI=spiffe://td/ns/a/sa/admin"),
+            ("postern-decision", "9"),
+            ("postern_port", "22"),
+            ("host", "evil"),
+            ("content-length", "7"),
+            ("transfer-encoding", "chunked"),
+            ("x-http-method-override", "DELETE"),
+            ("grpc-status", "0"),
+            ("request_cost", "3"),
+            ("x-checksum", "ab"),
+        ]);
+        strip_trailers(&mut trailers);
+        let mut left: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "request_cost", "x-checksum"]);
     }
 
     #[test]

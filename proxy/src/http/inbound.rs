@@ -29,6 +29,9 @@ pub async fn request(
 ) -> Response<Body> {
     let is_grpc = headers::is_grpc(request.headers());
     let is_websocket = is_websocket(&request);
+    if let Err(error) = check_peer(&worker, &connection, &request, is_websocket) {
+        return refuse(&worker, &connection, &error, None, is_grpc);
+    }
     if request.method() == Method::CONNECT && !is_websocket {
         let mut decision = None;
         let opened = match (inside, pending) {
@@ -44,6 +47,28 @@ pub async fn request(
         Ok(response) => response,
         Err(error) => refuse(&worker, &connection, &error, decision, is_grpc),
     }
+}
+
+/// What rules out a request before anything else is asked about it.
+fn check_peer(
+    worker: &Worker,
+    connection: &Connection,
+    request: &Request<Body>,
+    is_websocket: bool,
+) -> Result<(), Error> {
+    if request.extensions().get::<::h2::ext::Protocol>().is_some() && !is_websocket {
+        let detail = "only websocket may follow extended CONNECT";
+        return Err(Error::new(Side::Peer, Reason::UpgradeRefused, detail));
+    }
+    // The connection itself may live a little longer, for what already runs; nothing new starts on a certificate that
+    // has ended, unless its holder has proven a newer one.
+    let sidecar = &worker.sidecar;
+    let now = sidecar.clock.wall();
+    if connection.peer.not_after.is_some_and(|end| end <= now) && !sidecar.registry.has_newer(connection, now)
+    {
+        return Err(Error::new(Side::Peer, Reason::Misdirected, "the peer's certificate has ended"));
+    }
+    Ok(())
 }
 
 fn refuse(
@@ -82,13 +107,6 @@ async fn forward(
     let upgrade = is_websocket(&request).then_some(Upgrade::WebSocket);
     let (mut parts, body) = request.into_parts();
     check_size(worker, &parts.headers)?;
-    if parts.extensions.get::<::h2::ext::Protocol>().is_some() && upgrade.is_none() {
-        return Err(Error::new(
-            Side::Peer,
-            Reason::UpgradeRefused,
-            "only websocket may follow extended CONNECT",
-        ));
-    }
     let port = match inside {
         Some(port) => port,
         None => target_port(sidecar, &parts.headers)?,
@@ -117,7 +135,12 @@ async fn forward(
         Ok(admitted) => {
             stream.hold(admitted);
             if upgrade.is_some() {
-                shake_hands(worker, port, host, parts, &stream, pending).await
+                tokio::select! {
+                    delivered = shake_hands(worker, port, host, parts, &stream, pending) => delivered,
+                    () = poll_fn(|cx| stream.poll_revoked(cx)) => {
+                        Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
+                    }
+                }
             } else {
                 deliver(worker, connection, port, protocol, &host, parts, body, &stream)
                     .await
@@ -252,7 +275,7 @@ fn facts(
     if headers::is_grpc(&parts.headers) {
         check_grpc(&method, &path).map_err(bad)?;
     }
-    Ok(Facts { port, operation: Operation::Http { method, path, upgrade }, destination: None })
+    Ok(Facts { port, operation: Operation::Http { method, path, upgrade }, destination: None, asked: None })
 }
 
 fn check_size(worker: &Worker, fields: &http::HeaderMap) -> Result<(), Error> {

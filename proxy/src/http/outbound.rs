@@ -73,7 +73,7 @@ async fn serve(
     });
     let result = match (upgrade, is_tunnel) {
         (Some(Upgrade::WebSocket), _) => open_websocket(worker, &target, request, pending, &stream).await,
-        (None, true) => open_tunnel(worker, &target, pending).await.map(Opened::from_tunnel),
+        (None, true) => open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel),
         (None, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
     };
     match result {
@@ -180,7 +180,8 @@ impl Target {
             Operation::Http { method, path, upgrade }
         };
         let destination = Some(self.port.service.to_string());
-        Ok(Facts { port: self.port.target_port, operation, destination })
+        let asked = Some((self.host.clone(), self.port.port));
+        Ok(Facts { port: self.port.target_port, operation, destination, asked })
     }
 
     /// The next endpoint to try, and its index.
@@ -218,10 +219,9 @@ fn upgrade(request: &Request<Body>) -> Result<Option<Upgrade>, Error> {
 
 /// The response as the workload may see it.
 fn clean(response: &mut Response<Body>, target: &Target) {
-    let decision = match target.port.endpoints.first().map(|endpoint| endpoint.transport) {
-        Some(Transport::Postern) => response.headers().get(headers::POSTERN_DECISION).cloned(),
-        _ => None,
-    };
+    // Only sidecars of ours speak of decisions; whoever else is among the endpoints could have said anything.
+    let are_ours = target.port.endpoints.iter().all(|endpoint| endpoint.transport == Transport::Postern);
+    let decision = response.headers().get(headers::POSTERN_DECISION).filter(|_| are_ours).cloned();
     headers::strip_postern(response.headers_mut());
     if let Some(decision) = decision {
         response.headers_mut().insert(headers::POSTERN_DECISION, decision);
@@ -304,6 +304,7 @@ async fn send(
         attempts += 1;
         let mut tried = Vec::new();
         let (connection, endpoint) = mesh_connection(worker, target, Kind::Http, &mut tried).await?;
+        stream.entry().asks(&endpoint);
         let head = mesh_head(target, &endpoint, &parts, path)?;
         let error = match connection.open(head, end).await {
             Ok(opened) => match opened.exchange(std::mem::replace(&mut body, Body::empty())).await {
@@ -322,12 +323,14 @@ async fn open_tunnel(
     worker: &Arc<Worker>,
     target: &Target,
     pending: Option<Pending>,
+    stream: &Stream,
 ) -> Result<Result<(Response<Body>, Pending, TunnelIo), Response<Body>>, Error> {
     let pending = pending.ok_or_else(|| {
         Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
     })?;
     let mut tried = Vec::new();
     let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
+    stream.entry().asks(&endpoint);
     let mut head = Request::new(());
     *head.method_mut() = Method::CONNECT;
     *head.version_mut() = Version::HTTP_2;
@@ -371,6 +374,7 @@ async fn open_websocket(
     };
     let mut tried = Vec::new();
     let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
+    stream.entry().asks(&endpoint);
     let mut head = mesh_head(target, &endpoint, &parts, path)?;
     *head.method_mut() = Method::CONNECT;
     head.extensions_mut().insert(::h2::ext::Protocol::from_static("websocket"));

@@ -40,7 +40,10 @@ pub(super) async fn pump(
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     let last = body.is_end_stream();
-                    send_data(&mut stream, data, last, stall).await?;
+                    if let Err(error) = send_data(&mut stream, data, last, stall, &mut body).await {
+                        body.fail(error.reason);
+                        return Err(error);
+                    }
                     if last {
                         return Ok(());
                     }
@@ -55,21 +58,31 @@ pub(super) async fn pump(
     }
 }
 
-/// Sends `data`, waiting for the window as often as it takes, but never longer than `stall` at a time.
-pub(super) async fn send_data(
+/// Sends `data`, waiting for the window as often as it takes, but never longer than `stall` at a time, and not past the
+/// permission of the body that it belongs to: a peer that does not read must not be safe from a change of policy.
+async fn send_data(
     stream: &mut SendStream<Bytes>,
     mut data: Bytes,
     last: bool,
     stall: Duration,
+    body: &mut Body,
 ) -> Result<(), Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let mut room = stream.capacity();
         if room == 0 {
-            room = match tokio::time::timeout(stall, poll_fn(|cx| stream.poll_capacity(cx))).await {
-                Ok(Some(Ok(room))) => room,
-                Ok(Some(Err(error))) => return Err(broken(&error)),
-                Ok(None) => return Err(Error::new(Side::Peer, Reason::Canceled, "the stream is closed")),
+            let waiting = poll_fn(|cx| match body.poll_revoked(cx) {
+                Poll::Ready(revoked) => Poll::Ready(Err(revoked)),
+                Poll::Pending => stream.poll_capacity(cx).map(Ok),
+            });
+            room = match tokio::time::timeout(stall, waiting).await {
+                Ok(Ok(Some(Ok(room)))) => room,
+                Ok(Ok(Some(Err(error)))) => return Err(broken(&error)),
+                Ok(Err(revoked)) => {
+                    stream.send_reset(Code::CANCEL);
+                    return Err(revoked);
+                }
+                Ok(Ok(None)) => return Err(Error::new(Side::Peer, Reason::Canceled, "the stream is closed")),
                 Err(_) => {
                     stream.send_reset(Code::CANCEL);
                     return Err(Error::new(Side::Peer, Reason::Stalled, "the peer does not read"));
