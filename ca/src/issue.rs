@@ -200,10 +200,12 @@ impl Issuer {
         Ok(reply)
     }
 
-    /// Proves that a request would be served: the clock is right, and a throwaway leaf verifies.
+    /// Proves that a request would be served: the clock is right, a throwaway leaf verifies, and the store takes a write.
     pub fn self_test(&self) -> Result<(), IssueError> {
-        self.check_clock(self.clock.wall())?;
-        self.throwaway()
+        let now = self.clock.wall();
+        self.check_clock(now)?;
+        self.throwaway()?;
+        Ok(self.store.probe(now)?)
     }
 
     fn throwaway(&self) -> Result<(), IssueError> {

@@ -52,6 +52,8 @@ pub trait Store: Send + Sync + 'static {
     fn counts(&self, now: SystemTime) -> Result<Counts, StoreError>;
     /// Forgets certificates that ended before `before` and what hangs on them alone; keeps CAs.
     fn prune(&self, before: SystemTime) -> Result<u64, StoreError>;
+    /// Proves that something can be written durably now, or fails within seconds.
+    fn probe(&self, now: SystemTime) -> Result<(), StoreError>;
 }
 
 /// A root or issuing CA.
@@ -174,6 +176,11 @@ pub enum StoreError {
     /// The file or its directory is not fit.
     #[error("{0}")]
     File(String),
+    /// Somebody else holds the write lock.
+    #[error(
+        "another process holds the database for more than 5 s; find it (fuser -v ca.db ca.db-wal in the state directory) and let it finish"
+    )]
+    Locked,
     /// An older state of the database than was seen before.
     #[error(
         "{}: older than the state that {} remembers ({detail}). Spent tokens and abandoned certificates would come back to life. \
@@ -198,6 +205,9 @@ pub enum StoreError {
         /// Ours.
         known: i64,
     },
+    /// The disk, or a queue before it, hangs.
+    #[error("the database has not answered in time; is its disk full, failing or on a network?")]
+    Slow,
     /// It belongs to another trust domain.
     #[error("{}: belongs to the trust domain {found}, not {wanted}; name that one or use another state directory", .path.display())]
     TrustDomain {

@@ -8,17 +8,19 @@ mod mark;
 mod rows;
 mod schema;
 
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use postern_svid::TrustDomain;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::{Authority, AuthorityChange, Counts, Grant, Issued, Store, StoreError};
 use crate::keys;
@@ -34,12 +36,16 @@ const BATCH: usize = 64;
 const QUEUE: usize = 1_024;
 /// How long another process may hold the write lock.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long a probe may take: two waits for the lock, for it may come behind others, and a slow disk. Beyond it the disk hangs.
+const PROBE: Duration = Duration::from_secs(15);
 
 /// The store in a state directory.
 pub struct Sqlite {
     path: PathBuf,
     jobs: Mutex<Option<SyncSender<Job>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// The mark lags behind the database; the next commit writes it.
+    mark_lags: AtomicBool,
 }
 
 impl Sqlite {
@@ -56,7 +62,8 @@ impl Sqlite {
                 move || write(connection, &path, &receiver)
             })
             .map_err(|error| StoreError::File(format!("starting the store's thread: {error}")))?;
-        Ok(Self { path, jobs: Mutex::new(Some(jobs)), writer: Mutex::new(Some(writer)) })
+        let (jobs, writer) = (Mutex::new(Some(jobs)), Mutex::new(Some(writer)));
+        Ok(Self { path, jobs, writer, mark_lags: AtomicBool::new(false) })
     }
 
     /// Runs `work` in the writer's next transaction and waits for the commit. An error of its own undoes only its own changes.
@@ -65,18 +72,38 @@ impl Sqlite {
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
-        let (answer, result) = sync_channel(1);
-        let job: Job = Box::new(move |connection| {
-            let result = work(connection);
-            let worked = result.is_ok();
-            let finish = move |committed: Result<(), StoreError>| {
-                // Nobody waits any more: fine, it is committed or it is not.
-                let _ = answer.send(committed.and(result));
-            };
-            (worked, Box::new(finish))
-        });
+        let (job, result) = job(work);
         jobs.send(job).map_err(|_| StoreError::Closed)?;
         result.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// As [`call`](Self::call), but waits for `limit` at most, and not at all for a place in a full queue. What was asked for
+    /// may still happen later.
+    fn call_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        let (job, result) = job(work);
+        jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::Slow,
+            TrySendError::Disconnected(_) => StoreError::Closed,
+        })?;
+        result.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => StoreError::Slow,
+            RecvTimeoutError::Disconnected => StoreError::Closed,
+        })?
+    }
+
+    /// Writes the mark after a commit. A failure is no failure of the commit, which has happened: told otherwise, the caller
+    /// would go on from a state that the database has left. The next commit tries again.
+    fn note_progress(&self) {
+        let noted = self.remember();
+        self.mark_lags.store(noted.is_err(), Ordering::Relaxed);
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the store's mark was not written; the next commit tries again");
+        }
     }
 
     /// Writes down how far the database has come, so that an older copy put in its place is noticed at the next start.
@@ -108,7 +135,8 @@ impl Store for Sqlite {
 
     fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError> {
         self.call(move |connection| rows::change_authorities(connection, &change))?;
-        self.remember()
+        self.note_progress();
+        Ok(())
     }
 
     fn bundle_sequence(&self) -> Result<u64, StoreError> {
@@ -122,7 +150,8 @@ impl Store for Sqlite {
             }
             schema::set_number(connection, "bundle_sequence", to)
         })?;
-        self.remember()
+        self.note_progress();
+        Ok(())
     }
 
     fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
@@ -156,7 +185,11 @@ impl Store for Sqlite {
     }
 
     fn record(&self, issued: Issued, grant: Grant) -> Result<(), StoreError> {
-        self.call(move |connection| rows::record(connection, &issued, &grant))
+        self.call(move |connection| rows::record(connection, &issued, &grant))?;
+        if self.mark_lags.load(Ordering::Relaxed) {
+            self.note_progress();
+        }
+        Ok(())
     }
 
     fn mark_forked(&self, lineage: LineageId, at: SystemTime) -> Result<(), StoreError> {
@@ -187,16 +220,42 @@ impl Store for Sqlite {
     fn prune(&self, before: SystemTime) -> Result<u64, StoreError> {
         self.call(move |connection| rows::prune(connection, before))
     }
+
+    fn probe(&self, now: SystemTime) -> Result<(), StoreError> {
+        let ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let ms = u64::try_from(ms).unwrap_or(u64::MAX);
+        self.call_within(PROBE, move |connection| schema::set_number(connection, "probed_ms", ms))
+    }
 }
 
 /// Told whether the transaction that the work was part of is durable.
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-/// Does the work; says whether its changes are to stay.
-type Job = Box<dyn FnOnce(&Connection) -> (bool, Finish) + Send>;
+/// Does the work, or learns why it cannot be done; says whether its changes are to stay.
+type Job = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (bool, Finish) + Send>;
+
+/// A job for `work`, and where its result comes out.
+fn job<T: Send + 'static>(
+    work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+) -> (Job, Receiver<Result<T, StoreError>>) {
+    let (answer, result) = sync_channel(1);
+    let job: Job = Box::new(move |connection| {
+        let result = connection.and_then(work);
+        let worked = result.is_ok();
+        let finish = move |committed: Result<(), StoreError>| {
+            // Nobody waits any more: fine, it is committed or it is not.
+            let _ = answer.send(committed.and(result));
+        };
+        (worked, Box::new(finish))
+    });
+    (job, result)
+}
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Database(error.to_string())
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked,
+            _ => Self::Database(error.to_string()),
+        }
     }
 }
 
@@ -227,16 +286,18 @@ fn connect(directory: &Path) -> Result<(PathBuf, Connection), StoreError> {
 
 fn write(mut connection: Connection, path: &Path, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
-        let mut waiting = vec![first];
+        let mut waiting = VecDeque::from([first]);
         while waiting.len() < BATCH
             && let Ok(next) = jobs.try_recv()
         {
-            waiting.push(next);
+            waiting.push_back(next);
         }
         let mut finishes = Vec::with_capacity(waiting.len());
-        let committed = batch(&mut connection, waiting, &mut finishes);
+        let committed = batch(&mut connection, &mut waiting, &mut finishes);
         if let Err(error) = &committed {
             tracing::error!(database = %path.display(), %error, "writing the CA's store failed");
+            // Whoever was not reached is owed the reason too; a dropped job would look like a closed store.
+            finishes.extend(waiting.into_iter().map(|job| job(Err(error.clone())).1));
         }
         for finish in finishes {
             finish(committed.clone());
@@ -244,12 +305,18 @@ fn write(mut connection: Connection, path: &Path, jobs: &Receiver<Job>) {
     }
 }
 
-fn batch(connection: &mut Connection, jobs: Vec<Job>, finishes: &mut Vec<Finish>) -> Result<(), StoreError> {
+/// Does the jobs in one transaction. After an error `jobs` holds those that were not begun.
+fn batch(
+    connection: &mut Connection,
+    jobs: &mut VecDeque<Job>,
+    finishes: &mut Vec<Finish>,
+) -> Result<(), StoreError> {
     // Immediate: a read that turns into a write later could fail for a lock that nobody waits for.
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for job in jobs {
+    while !jobs.is_empty() {
         let mut savepoint = transaction.savepoint()?;
-        let (worked, finish) = job(&savepoint);
+        let Some(job) = jobs.pop_front() else { break };
+        let (worked, finish) = job(Ok(&savepoint));
         finishes.push(finish);
         if worked {
             savepoint.commit()?;

@@ -287,3 +287,59 @@ fn a_step_that_fails_halfway_leaves_nothing() {
     assert!(matches!(twice, Err(StoreError::Database(_))));
     assert_eq!(store.token(hash).unwrap().unwrap().bound, None);
 }
+
+#[test]
+fn a_mark_that_cannot_be_written_fails_no_commit() {
+    let home = Home::new();
+    let store = home.store();
+    let mark = home.path().join("ca.mark");
+    // Nothing can be renamed over a directory: as when the disk is full or the descriptors are used up.
+    fs::create_dir_all(&mark).unwrap();
+    store.change_authorities(add(root("a"))).unwrap();
+    store.raise_bundle_sequence(1).unwrap();
+    fs::remove_dir(&mark).unwrap();
+    // The next commit of any kind makes up for it.
+    store.record(issued(1, LineageId::random().unwrap()), Grant::New(Attestor::JoinToken)).unwrap();
+    assert_eq!(fs::read_to_string(&mark).unwrap(), "bundle_sequence 1\njournal 1\nissued 1\n");
+}
+
+#[test]
+fn who_holds_the_database_is_told_from_a_store_that_is_closed() {
+    let home = Home::new();
+    let store = home.store();
+    let other = Connection::open(home.path().join(DATABASE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::thread::scope(|scope| {
+        let calls = [
+            scope.spawn(|| store.probe(start())),
+            scope.spawn(|| {
+                store.record(issued(1, LineageId::random().unwrap()), Grant::New(Attestor::JoinToken))
+            }),
+            scope.spawn(|| store.authorities().map(drop)),
+        ];
+        for call in calls {
+            let error = call.join().unwrap().unwrap_err();
+            assert!(matches!(error, StoreError::Locked), "{error}");
+            assert!(error.to_string().contains("another process holds the database"), "{error}");
+        }
+    });
+    other.execute_batch("ROLLBACK").unwrap();
+    store.probe(start()).unwrap();
+    assert!(store.valid_certificates(start(), &[], 10).unwrap().is_empty(), "what failed did not happen");
+}
+
+#[test]
+fn a_probe_waits_for_a_store_that_hangs_no_longer_than_told() {
+    let home = Home::new();
+    let store = home.store();
+    std::thread::scope(|scope| {
+        let (begun, is_stuck) = std::sync::mpsc::channel::<()>();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let stuck = Arc::clone(&store);
+        scope.spawn(move || stuck.call(move |_| Ok((begun.send(()), wait.recv()))));
+        is_stuck.recv().unwrap();
+        let probed = store.call_within(Duration::from_millis(50), |_| Ok(()));
+        assert!(matches!(probed, Err(StoreError::Slow)), "{probed:?}");
+        go.send(()).unwrap();
+    });
+}
