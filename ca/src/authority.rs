@@ -3,6 +3,11 @@
 //! An issuing CA is *prepared* at half of its predecessor's life, proven by a throwaway leaf, made *active* at two thirds, and
 //! the old one is *retired*: its key is deleted at once, its certificate stays in the chains of its last leaves. The roots do
 //! not change, so no peer has to learn anything first. The root's key is read only to sign an issuing CA.
+//!
+//! The store is the truth and memory follows it ([`slots`]): a turn begins with reading what is there, so that one whose
+//! outcome was not learned is neither repeated nor stuck.
+
+mod slots;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,6 +22,7 @@ use crate::check;
 use crate::keys::{KeyError, KeyStore};
 use crate::profile::{self, ISSUING_KEY, ProfileError, ROOT_KEY, Signer, Validity};
 use crate::store::{self, AuthorityChange, Kind, State, Store, StoreError};
+use slots::Slots;
 
 /// How long CAs live.
 #[derive(Clone, Copy, Debug)]
@@ -65,11 +71,6 @@ struct Ca {
 pub struct Issuing {
     ca: Ca,
     signer: Signer,
-}
-
-struct Slots {
-    active: Arc<Issuing>,
-    prepared: Option<Arc<Issuing>>,
 }
 
 /// What a round of maintenance did.
@@ -132,37 +133,31 @@ impl Authority {
             Bundle::new(trust_domain.clone(), store.bundle_sequence()?, vec![root.certificate.clone()])?;
         let bundles = Bundles::of(bundle);
 
-        let usable = |state| {
-            rows.iter()
-                .rev()
-                .find(|r| r.kind == Kind::Issuing && r.state == state && r.not_after > now)
-                .map(|row| -> Result<_, AuthorityError> {
-                    let ca = Ca::from_row(row)?;
-                    let signer = ca.signer(&trust_domain, keys.as_ref(), ISSUING_KEY)?;
-                    let issuing = Issuing { ca, signer };
-                    check::issuing(&trust_domain, &issuing, &bundles, now)?;
-                    Ok(Arc::new(issuing))
-                })
-                .transpose()
-        };
-        let prepared = usable(State::Prepared)?;
-        let active = match usable(State::Active)? {
-            Some(active) => active,
+        let found = slots::Found::new(&trust_domain, keys.as_ref(), &bundles, &rows, now);
+        let prepared = found.usable(State::Prepared)?;
+        let (active, made) = match found.usable(State::Active)? {
+            Some(active) => (active, None),
             None => {
                 // The first start, or one after a sleep longer than an issuing CA's life.
                 let made = make_issuing(&trust_domain, keys.as_ref(), &root, &root_signer, lives, now)?;
                 check::issuing(&trust_domain, &made, &bundles, now)?;
-                let set = stale(&rows, now);
-                let add = vec![made.ca.row(Kind::Issuing, State::Active)];
-                let reason = "no active issuing CA at the start";
-                store.change_authorities(AuthorityChange { at: now, reason, add, set })?;
-                Arc::new(made)
+                let row = made.ca.row(Kind::Issuing, State::Active);
+                (Arc::new(made), Some(row))
             }
         };
-        for retired in rows.iter().filter(|r| r.kind == Kind::Issuing && r.state == State::Retired) {
-            keys.remove(&retired.label)?;
+        let slots = Slots { active, prepared };
+        let set = slots.surplus(&rows);
+        if made.is_some() || !set.is_empty() {
+            let reason =
+                if made.is_some() { "no active issuing CA at the start" } else { "surplus at the start" };
+            let add = made.into_iter().collect();
+            store.change_authorities(AuthorityChange { at: now, reason, add, set })?;
         }
-        let slots = RwLock::new(Slots { active, prepared });
+        // A directory whose database is new may hold keys of one that somebody will put back.
+        if !rows.is_empty() {
+            slots.sweep(keys.as_ref());
+        }
+        let slots = RwLock::new(slots);
         Ok(Self { trust_domain, store, keys, clock, lives, root, bundles, slots, turning: Mutex::new(()) })
     }
 
@@ -208,39 +203,79 @@ impl Authority {
     pub fn maintain(&self) -> Result<Option<Turn>, AuthorityError> {
         let _one = self.turning.lock();
         let now = self.clock.wall();
-        let (active, prepared) = {
-            let slots = self.slots.read();
-            (slots.active.clone(), slots.prepared.clone())
-        };
-        let Validity { not_before, not_after } = active.ca.validity;
+        if self.due(now).is_none() {
+            return Ok(None);
+        }
+        self.follow_store(now)?;
+        match self.due(now) {
+            None => Ok(None),
+            Some(Turn::Prepared) => self.prepare(now).map(Some),
+            Some(Turn::Activated) => self.activate(now).map(Some),
+        }
+    }
+
+    /// What has to happen now.
+    fn due(&self, now: SystemTime) -> Option<Turn> {
+        let slots = self.slots.read();
+        let Validity { not_before, not_after } = slots.active.ca.validity;
         let life = not_after.duration_since(not_before).unwrap_or_default();
         let age = now.duration_since(not_before).unwrap_or_default();
         let left = not_after.duration_since(now).unwrap_or_default();
         let due = age >= life * 2 / 3 || left < self.lives.leaf * 2;
-        match prepared {
-            Some(next) if due => {
-                check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
-                let set =
-                    vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
-                let reason = "two thirds of the active one's life are over";
-                self.store.change_authorities(AuthorityChange { at: now, reason, add: Vec::new(), set })?;
-                *self.slots.write() = Slots { active: next, prepared: None };
-                self.keys.remove(&active.ca.label)?;
-                Ok(Some(Turn::Activated))
-            }
-            None if due || age >= life / 2 => {
-                let root = self.root.signer(&self.trust_domain, self.keys.as_ref(), ROOT_KEY)?;
-                let next =
-                    make_issuing(&self.trust_domain, self.keys.as_ref(), &self.root, &root, self.lives, now)?;
-                check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
-                let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];
-                let reason = "half of the active one's life is over";
-                self.store.change_authorities(AuthorityChange { at: now, reason, add, set: Vec::new() })?;
-                self.slots.write().prepared = Some(Arc::new(next));
-                Ok(Some(Turn::Prepared))
-            }
-            _ => Ok(None),
+        match slots.prepared {
+            Some(_) if due => Some(Turn::Activated),
+            None if due || age >= life / 2 => Some(Turn::Prepared),
+            _ => None,
         }
+    }
+
+    /// Takes up what the store holds, should it be something else than memory does: a commit whose success never reached us.
+    /// Also tells, before a key is made, that the store can be written to.
+    fn follow_store(&self, now: SystemTime) -> Result<(), AuthorityError> {
+        let rows = self.store.authorities()?;
+        if self.slots.read().are_those_of(&rows) {
+            return Ok(());
+        }
+        let found = slots::Found::new(&self.trust_domain, self.keys.as_ref(), &self.bundles, &rows, now);
+        let active = found.usable(State::Active)?.ok_or(AuthorityError::NoneActive)?;
+        let slots = Slots { active, prepared: found.usable(State::Prepared)? };
+        let set = slots.surplus(&rows);
+        if !set.is_empty() {
+            let reason = "surplus found at a turn";
+            self.store.change_authorities(AuthorityChange { at: now, reason, add: Vec::new(), set })?;
+        }
+        tracing::warn!(active = %slots.active.ca.label, "the issuing CAs were taken up from the store anew");
+        slots.sweep(self.keys.as_ref());
+        *self.slots.write() = slots;
+        Ok(())
+    }
+
+    fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
+        let root = self.root.signer(&self.trust_domain, self.keys.as_ref(), ROOT_KEY)?;
+        let next = make_issuing(&self.trust_domain, self.keys.as_ref(), &self.root, &root, self.lives, now)?;
+        check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
+        let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];
+        let reason = "half of the active one's life is over";
+        self.store.change_authorities(AuthorityChange { at: now, reason, add, set: Vec::new() })?;
+        self.slots.write().prepared = Some(Arc::new(next));
+        self.slots.read().sweep(self.keys.as_ref());
+        Ok(Turn::Prepared)
+    }
+
+    fn activate(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
+        let (active, next) = {
+            let slots = self.slots.read();
+            let Some(next) = slots.prepared.clone() else { return Err(AuthorityError::NoneActive) };
+            (slots.active.clone(), next)
+        };
+        check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
+        let set = vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
+        let reason = "two thirds of the active one's life are over";
+        self.store.change_authorities(AuthorityChange { at: now, reason, add: Vec::new(), set })?;
+        let slots = Slots { active: next, prepared: None };
+        slots.sweep(self.keys.as_ref());
+        *self.slots.write() = slots;
+        Ok(Turn::Activated)
     }
 }
 
@@ -268,6 +303,11 @@ pub enum AuthorityError {
     /// A certificate could not be built.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// The store holds no issuing CA that can sign.
+    #[error(
+        "the store holds no active issuing CA that has not ended; restart the control plane, which makes one"
+    )]
+    NoneActive,
     /// Nothing can be issued any more.
     #[error(
         "the root has expired (or the clock is wrong). If the clock is right, every workload needs a new trust bundle: use a new state directory"
@@ -354,22 +394,13 @@ fn make_issuing(
     lives: Lives,
     now: SystemTime,
 ) -> Result<Issuing, AuthorityError> {
-    let label = format!("issuing-{}", profile::ca_label()?);
+    let label = format!("{}{}", slots::ISSUING, profile::ca_label()?);
     let key = keys.create(&label, ISSUING_KEY)?;
     let validity = Validity::from_now(now, lives.issuing).ending_by(root.validity.not_after);
     let certificate = profile::issuing(td, &label, &key, root_signer, validity)?;
     let ca = Ca::made(label, &key, certificate, validity);
     let signer = Signer::new(td, &ca.label, ca.key_id.clone(), key)?;
     Ok(Issuing { ca, signer })
-}
-
-/// Issuing CAs that a new first one replaces.
-fn stale(rows: &[store::Authority], now: SystemTime) -> Vec<(String, State)> {
-    rows.iter()
-        .filter(|r| r.kind == Kind::Issuing && r.state != State::Retired)
-        .filter(|r| r.state == State::Active || r.not_after <= now)
-        .map(|r| (r.label.clone(), State::Retired))
-        .collect()
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub trait KeyStore: Send + Sync + 'static {
     fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError>;
     /// Forgets the key `name`; none there is fine.
     fn remove(&self, name: &str) -> Result<(), KeyError>;
+    /// The names of all keys there are.
+    fn names(&self) -> Result<Vec<String>, KeyError>;
 }
 
 /// Key files in a directory.
@@ -61,6 +63,17 @@ impl KeyStore for KeyFiles {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KeyError::Io(path, error)),
             _ => Ok(()),
         }
+    }
+
+    fn names(&self) -> Result<Vec<String>, KeyError> {
+        let io = |error| KeyError::Io(self.directory.clone(), error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(io)? {
+            let file = entry.map_err(io)?.file_name();
+            // What is not UTF-8 was not named by us.
+            names.extend(file.to_str().and_then(|name| name.strip_suffix(".key")).map(str::to_owned));
+        }
+        Ok(names)
     }
 }
 
@@ -224,6 +237,8 @@ mod tests {
         assert_eq!(fs::metadata(dir.path().join("a.key")).unwrap().mode() & 0o7777, 0o600);
         assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Exists(_))), "never overwritten");
         assert!(matches!(files.load("a", ROOT_KEY), Err(KeyError::NoKey(_))));
+        fs::write(dir.path().join("a.pem"), "").unwrap();
+        assert_eq!(files.names().unwrap(), ["a"]);
         files.remove("a").unwrap();
         files.remove("a").unwrap();
         assert!(matches!(files.load("a", ISSUING_KEY), Err(KeyError::Io(..))));

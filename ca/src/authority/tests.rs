@@ -184,3 +184,173 @@ fn an_expired_root_says_so() {
     home.clock.advance(3_651 * DAY);
     assert!(matches!(home.authority(home.store()), Err(AuthorityError::RootExpired)));
 }
+
+#[test]
+fn a_mark_that_cannot_be_written_does_not_stop_turns() {
+    let home = Home::new();
+    let ca = home.ca();
+    let mark = home.path().join("ca.mark");
+    fs::remove_file(&mark).unwrap();
+    fs::create_dir(&mark).unwrap();
+    let first = ca.authority.active();
+    home.clock.advance(4 * DAY);
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Prepared));
+    assert_eq!(ca.authority.maintain().unwrap(), None, "prepared once");
+    home.clock.advance(DAY);
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Activated));
+    assert_ne!(ca.authority.active().key_id(), first.key_id());
+    let states: Vec<_> = ca.store.authorities().unwrap().iter().map(|row| row.state).collect();
+    assert_eq!(states, [State::Active, State::Retired, State::Active]);
+    assert_eq!(key_files(&home).len(), 2);
+    fs::remove_dir(&mark).unwrap();
+}
+
+/// The commit happens, and its caller hears of a failure: as when the disk fails in the middle of it.
+struct Deaf {
+    store: Arc<crate::store::Sqlite>,
+    deaf: std::sync::atomic::AtomicBool,
+}
+
+impl Store for Deaf {
+    fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError> {
+        self.store.change_authorities(change)?;
+        match self.deaf.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            true => Err(StoreError::Database("disk I/O error".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn authorities(&self) -> Result<Vec<store::Authority>, StoreError> {
+        self.store.authorities()
+    }
+
+    fn bundle_sequence(&self) -> Result<u64, StoreError> {
+        self.store.bundle_sequence()
+    }
+
+    fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError> {
+        self.store.raise_bundle_sequence(to)
+    }
+
+    fn add_token(&self, _: crate::token::TokenRecord) -> Result<(), StoreError> {
+        unreachable!("an authority makes no token")
+    }
+
+    fn token(&self, _: crate::token::TokenHash) -> Result<Option<crate::token::TokenRecord>, StoreError> {
+        unreachable!("an authority reads no token")
+    }
+
+    fn certificate(&self, _: &[u8]) -> Result<Option<(store::Issued, crate::lineage::Lineage)>, StoreError> {
+        unreachable!("an authority reads no certificate")
+    }
+
+    fn lineage(&self, _: crate::lineage::LineageId) -> Result<Option<crate::lineage::Lineage>, StoreError> {
+        unreachable!("an authority reads no lineage")
+    }
+
+    fn key_owner(&self, _: [u8; 32]) -> Result<Option<store::Issued>, StoreError> {
+        unreachable!("an authority reads no key")
+    }
+
+    fn record(&self, _: store::Issued, _: store::Grant) -> Result<(), StoreError> {
+        unreachable!("an authority records nothing")
+    }
+
+    fn mark_forked(&self, _: crate::lineage::LineageId, _: SystemTime) -> Result<(), StoreError> {
+        unreachable!("an authority knows no forks")
+    }
+
+    fn valid_certificates(
+        &self,
+        _: SystemTime,
+        _: &[u8],
+        _: usize,
+    ) -> Result<Vec<store::Issued>, StoreError> {
+        unreachable!("an authority reads no certificate")
+    }
+
+    fn last_issued(&self) -> Result<Option<SystemTime>, StoreError> {
+        unreachable!("an authority issues no leaves")
+    }
+
+    fn counts(&self, _: SystemTime) -> Result<store::Counts, StoreError> {
+        unreachable!("an authority counts nothing")
+    }
+
+    fn prune(&self, _: SystemTime) -> Result<u64, StoreError> {
+        unreachable!("an authority prunes nothing")
+    }
+
+    fn probe(&self, _: SystemTime) -> Result<(), StoreError> {
+        unreachable!("an authority probes nothing")
+    }
+}
+
+#[test]
+fn a_turn_whose_outcome_was_not_learned_is_taken_up_from_the_store() {
+    let home = Home::new();
+    let store = Arc::new(Deaf { store: home.store(), deaf: false.into() });
+    let keys = Arc::new(crate::keys::KeyFiles::new(&home.path()));
+    let clock = Arc::new(home.clock.clone());
+    let authority =
+        Authority::open(crate::testing::td(), store.clone(), keys, clock, Lives::with_leaf(HOUR)).unwrap();
+    let go_deaf = || store.deaf.store(true, std::sync::atomic::Ordering::Relaxed);
+
+    home.clock.advance(4 * DAY);
+    go_deaf();
+    assert!(authority.maintain().is_err());
+    assert_eq!(authority.maintain().unwrap(), None, "the one that was committed is taken up");
+    assert_eq!(states(&home)[1..], [(Kind::Issuing, State::Active), (Kind::Issuing, State::Prepared)]);
+    assert_eq!(key_files(&home).len(), 3);
+
+    home.clock.advance(DAY);
+    go_deaf();
+    assert!(authority.maintain().is_err());
+    assert_eq!(authority.maintain().unwrap(), None, "no round after it meets a conflict");
+    assert_eq!(states(&home)[1..], [(Kind::Issuing, State::Retired), (Kind::Issuing, State::Active)]);
+    assert_eq!(authority.active().key_id(), home.store().authorities().unwrap()[2].key_id);
+    assert_eq!(key_files(&home).len(), 2);
+}
+
+#[test]
+fn what_broken_turns_left_is_cleared_away_at_the_start() {
+    let home = Home::new();
+    drop(home.ca());
+    let keys = crate::keys::KeyFiles::new(&home.path());
+    // A crash between a key and its row.
+    keys.create("issuing-orphan", ISSUING_KEY).unwrap();
+    // Prepared again and again.
+    let (root, signer) = {
+        let root = Ca::from_row(&home.store().authorities().unwrap()[0]).unwrap();
+        let signer = root.signer(&crate::testing::td(), &keys, ROOT_KEY).unwrap();
+        (root, signer)
+    };
+    for _ in 0..3 {
+        let lives = Lives::with_leaf(HOUR);
+        let made = make_issuing(&crate::testing::td(), &keys, &root, &signer, lives, start()).unwrap();
+        let add = vec![made.ca.row(Kind::Issuing, State::Prepared)];
+        let change = AuthorityChange { at: start(), reason: "test", add, set: Vec::new() };
+        home.store().change_authorities(change).unwrap();
+    }
+    assert_eq!(key_files(&home).len(), 6);
+    let ca = home.ca();
+    let count = |state| states(&home).iter().filter(|row| **row == (Kind::Issuing, state)).count();
+    assert_eq!((count(State::Active), count(State::Prepared), count(State::Retired)), (1, 1, 2));
+    assert_eq!(key_files(&home).len(), 3);
+    drop(ca);
+
+    // Asleep for longer than any of them lives: their keys go with them.
+    home.clock.advance(30 * DAY);
+    drop(home.ca());
+    assert_eq!((count(State::Active), count(State::Prepared)), (1, 0));
+    assert_eq!(key_files(&home).len(), 2);
+}
+
+#[test]
+fn keys_beside_a_new_database_are_left_alone() {
+    let home = Home::new();
+    drop(home.store());
+    crate::keys::KeyFiles::new(&home.path()).create("issuing-of-another", ISSUING_KEY).unwrap();
+    drop(home.ca());
+    assert!(key_files(&home).contains(&"issuing-of-another.key".to_owned()));
+}

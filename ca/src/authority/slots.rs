@@ -1,0 +1,93 @@
+//! Which issuing CAs are in use, taken from the store's rows; the rest, and its keys, is cleared away.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use postern_svid::{Bundles, TrustDomain};
+
+use super::{AuthorityError, Ca, Issuing};
+use crate::check;
+use crate::keys::{KeyError, KeyStore};
+use crate::profile::ISSUING_KEY;
+use crate::store::{Authority as Row, Kind, State};
+
+/// What every issuing CA's label begins with, and so the name of its key.
+pub(super) const ISSUING: &str = "issuing-";
+
+/// The issuing CAs in use.
+pub(super) struct Slots {
+    pub(super) active: Arc<Issuing>,
+    pub(super) prepared: Option<Arc<Issuing>>,
+}
+
+impl Slots {
+    /// Whether the rows say the same.
+    pub(super) fn are_those_of(&self, rows: &[Row]) -> bool {
+        let mut live: Vec<_> = live(rows).map(|row| (row.label.as_str(), row.state)).collect();
+        let active = (self.active.ca.label.as_str(), State::Active);
+        let prepared = self.prepared.iter().map(|next| (next.ca.label.as_str(), State::Prepared));
+        for ours in prepared.chain([active]) {
+            let Some(at) = live.iter().position(|row| *row == ours) else { return false };
+            live.swap_remove(at);
+        }
+        live.is_empty()
+    }
+
+    /// Rows that are not retired and not in use: a turn broken off has left them, or they ended while nobody looked.
+    pub(super) fn surplus(&self, rows: &[Row]) -> Vec<(String, State)> {
+        let surplus = live(rows).filter(|row| !self.hold(&row.label));
+        surplus.map(|row| (row.label.clone(), State::Retired)).collect()
+    }
+
+    /// Removes the keys of all issuing CAs but those in use: a key that nobody needs can only be stolen. One that stays for now
+    /// keeps nothing from working, and the next turn or start tries again.
+    pub(super) fn sweep(&self, keys: &dyn KeyStore) {
+        let swept: Result<(), KeyError> = keys.names().and_then(|names| {
+            let unused = names.iter().filter(|name| name.starts_with(ISSUING) && !self.hold(name));
+            unused.map(|name| keys.remove(name)).collect()
+        });
+        if let Err(error) = swept {
+            tracing::warn!(%error, "an unused key of an issuing CA could not be removed");
+        }
+    }
+
+    fn hold(&self, label: &str) -> bool {
+        self.active.ca.label == label || self.prepared.as_ref().is_some_and(|next| next.ca.label == label)
+    }
+}
+
+/// Rows to take CAs from.
+pub(super) struct Found<'a> {
+    trust_domain: &'a TrustDomain,
+    keys: &'a dyn KeyStore,
+    bundles: &'a Bundles,
+    rows: &'a [Row],
+    now: SystemTime,
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn new(
+        trust_domain: &'a TrustDomain,
+        keys: &'a dyn KeyStore,
+        bundles: &'a Bundles,
+        rows: &'a [Row],
+        now: SystemTime,
+    ) -> Self {
+        Self { trust_domain, keys, bundles, rows, now }
+    }
+
+    /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified.
+    pub(super) fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
+        let newest = live(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
+        let Some(row) = newest else { return Ok(None) };
+        let ca = Ca::from_row(row)?;
+        let signer = ca.signer(self.trust_domain, self.keys, ISSUING_KEY)?;
+        let issuing = Issuing { ca, signer };
+        check::issuing(self.trust_domain, &issuing, self.bundles, self.now)?;
+        Ok(Some(Arc::new(issuing)))
+    }
+}
+
+fn live(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    rows.iter().filter(|row| row.kind == Kind::Issuing && row.state != State::Retired)
+}
