@@ -228,7 +228,9 @@ impl Issuer {
     }
 
     fn refused(&self, error: IssueError) -> IssueError {
-        self.metrics.rejected.get_or_create(&Reason { reason: error.reason() }).inc();
+        let reason = error.reason();
+        debug_assert!(IssueError::REASONS.contains(&reason), "{reason}");
+        self.metrics.rejected.get_or_create(&Reason { reason }).inc();
         error
     }
 

@@ -9,7 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// How a request was attested and why it was refused.
+use crate::issue::IssueError;
+
+/// Why a request was refused.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct Reason {
     /// A constant word.
@@ -72,6 +74,13 @@ impl Metrics {
             bundle_behind: Gauge::default(),
             watchers: Gauge::default(),
         };
+        // From the start, at zero: a rate over a series that appears with its first event misses that event.
+        for reason in IssueError::REASONS {
+            drop(metrics.rejected.get_or_create(&Reason { reason }));
+        }
+        for proof in ["join_token", "own", "svid"] {
+            drop(metrics.issued.get_or_create(&Proven { proof }));
+        }
         let ca = registry.sub_registry_with_prefix("postern_ca");
         ca.register("issued", "Certificates handed out", metrics.issued.clone());
         ca.register("rejected", "Requests for certificates refused", metrics.rejected.clone());

@@ -72,6 +72,25 @@ pub enum IssueError {
 }
 
 impl IssueError {
+    /// Every word that [`reason`](Self::reason) gives.
+    pub const REASONS: [&'static str; 15] = [
+        "bad_id",
+        "busy",
+        "clock",
+        "csr",
+        "denied",
+        "fork",
+        "internal",
+        "key",
+        "lineage",
+        "no_time",
+        "own_test",
+        "predecessor",
+        "store",
+        "ttl",
+        "unauthenticated",
+    ];
+
     /// A constant word, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -15,15 +15,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connection::{Connection, Peer};
 use crate::health::Health;
+use crate::limits::{Full, Limits, Quota};
 use crate::net::{TcpListener, TcpStream};
 use crate::task::Tasks;
 
 /// A handshake takes one round trip and a millisecond; who needs longer is on a bad line or does it on purpose.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at a time.
-const HANDSHAKES: usize = 512;
-/// Connections at a time; then accepting waits.
-const CONNECTIONS: usize = 10_000;
 /// Handshakes per address: a second, at once. A host full of sidecars starts at once.
 const PER_ADDRESS: (u32, u32) = (200, 400);
 /// Addresses counted one by one.
@@ -35,6 +32,9 @@ pub(crate) struct Door {
     pub(crate) tls: Arc<ArcSwap<ServerConfig>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) health: Arc<Health>,
+    pub(crate) limits: Limits,
+    /// Places of those who have shown no certificate.
+    pub(crate) strangers: Arc<Quota>,
     pub(crate) tasks: Tasks,
 }
 
@@ -46,8 +46,9 @@ pub(crate) async fn accept(
 ) {
     let stopped = door.tasks.stopped();
     tokio::pin!(stopped);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    // All taken: accepting waits, for these are workloads, or strangers whose time is short.
+    let places = Arc::new(Semaphore::new(door.limits.connections));
+    let handshakes = Quota::new(door.limits.handshakes);
     let addresses: Buckets<IpAddr> = Buckets::new(PER_ADDRESS.0, PER_ADDRESS.1, COUNTED);
     loop {
         let next = async {
@@ -73,9 +74,15 @@ pub(crate) async fn accept(
             door.health.refused("rate");
             continue;
         }
-        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
-            door.health.refused("handshakes");
-            continue;
+        let handshake = match handshakes.take(source.ip()) {
+            Ok(handshake) => handshake,
+            Err(full) => {
+                door.health.refused(match full {
+                    Full::All => "handshakes",
+                    Full::Source => "handshakes_per_source",
+                });
+                continue;
+            }
         };
         let (ready, one) = (ready.clone(), door.clone());
         door.tasks.spawn(async move {
@@ -126,7 +133,20 @@ async fn shake_hands(
             }
         },
     };
-    Some(Connection::new(io, Peer { source, svid }, door.clock.clone(), place))
+    let stranger = match svid {
+        Some(_) => None,
+        None => match door.strangers.take(source.ip()) {
+            Ok(stranger) => Some(stranger),
+            Err(full) => {
+                door.health.refused(match full {
+                    Full::All => "strangers",
+                    Full::Source => "strangers_per_source",
+                });
+                return None;
+            }
+        },
+    };
+    Some(Connection::new(io, Peer { source, svid }, door.clock.clone(), (place, stranger)))
 }
 
 /// Waits 5 to 100 ms after a failed accept, in random steps: out of descriptors, spinning would take the processor too.

@@ -29,6 +29,7 @@ use crate::config::{Config, Log, LogFormat, LogLevel};
 use crate::connection::Connection;
 use crate::health::Health;
 use crate::identity::{Api, CALL};
+use crate::limits::{Limits, Quota};
 use crate::net::TcpListener;
 use crate::own::{Own, OwnError};
 use crate::site::{Site, serve};
@@ -117,11 +118,18 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         bundle: bundle.clone(),
         clock: clock.clone(),
     };
-    tasks.spawn(serve(health_listener, Site::Health(health.clone()), tasks.clone()));
-    tasks.spawn(serve(admin_listener, Site::Admin(Arc::new(admin)), tasks.clone()));
+    let limits = Limits::of_this_process();
+    tasks.spawn(serve(health_listener, Site::Health(health.clone()), limits.site, tasks.clone()));
+    tasks.spawn(serve(admin_listener, Site::Admin(Arc::new(admin)), limits.site, tasks.clone()));
 
-    let door =
-        Door { tls: core.own.tls(), clock: clock.clone(), health: health.clone(), tasks: tasks.clone() };
+    let door = Door {
+        tls: core.own.tls(),
+        clock: clock.clone(),
+        health: health.clone(),
+        limits,
+        strangers: Quota::new(limits.strangers),
+        tasks: tasks.clone(),
+    };
     let (ready, connections) = mpsc::channel(READY);
     tasks.spawn(accept(identity, door, ready));
     let api = Api {
@@ -149,6 +157,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let Addresses { identity, health: health_address, admin } = addresses;
     tracing::info!(
         trust_domain = %config.trust_domain, %identity, health = %health_address, mesh_admin = %admin,
+        connections = limits.connections,
         "control plane ready"
     );
     let bundle_path = config.state_dir.join(BUNDLE);

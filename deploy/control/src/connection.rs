@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::limits::Place;
 use crate::net::TcpStream;
 
 /// Whoever has no certificate needs one call of at most five seconds; more time would only serve to hold connections.
@@ -23,6 +24,9 @@ const STRANGER_LIFE: Duration = Duration::from_secs(30);
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Wall time is read again at least this often: monotonic time stands still while a machine is suspended.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// A connection's place among all, and a stranger's among the strangers.
+pub(crate) type Places = (OwnedSemaphorePermit, Option<Place>);
 
 /// Who is at the other end.
 #[derive(Clone)]
@@ -41,22 +45,17 @@ pub(crate) struct Connection {
     /// End of the peer's certificate and [`GOODBYE`]; `None` for a stranger.
     ends: Option<SystemTime>,
     look: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    _places: Places,
 }
 
 impl Connection {
-    pub(crate) fn new(
-        io: TlsStream<TcpStream>,
-        peer: Peer,
-        clock: Arc<dyn Clock>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(crate) fn new(io: TlsStream<TcpStream>, peer: Peer, clock: Arc<dyn Clock>, places: Places) -> Self {
         let ends = peer.svid.as_ref().map(|svid| svid.not_after() + GOODBYE);
         let first = match ends {
             Some(ends) => until(ends, clock.as_ref()),
             None => STRANGER_LIFE,
         };
-        Self { io, peer, clock, ends, look: Box::pin(tokio::time::sleep(first)), _place: place }
+        Self { io, peer, clock, ends, look: Box::pin(tokio::time::sleep(first)), _places: places }
     }
 
     /// Whether its time is over; otherwise the task is woken when it may be.

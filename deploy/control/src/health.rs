@@ -13,6 +13,17 @@ use prometheus_client::registry::Registry;
 
 use crate::site::{self, Body};
 
+/// Why a connection may be refused; each has its series from the start, so that a first refusal shows as a rise.
+const REFUSALS: [&str; 7] = [
+    "handshake_timeout",
+    "handshakes",
+    "handshakes_per_source",
+    "rate",
+    "strangers",
+    "strangers_per_source",
+    "tls",
+];
+
 /// What the control plane knows of its own state.
 pub(crate) struct Health {
     registry: Mutex<Registry>,
@@ -28,6 +39,8 @@ pub(crate) struct Health {
 struct Last {
     tested: Option<Instant>,
     failure: Option<&'static str>,
+    /// The own certificate is due and its renewal has failed.
+    own_overdue: bool,
     stopping: bool,
 }
 
@@ -38,7 +51,10 @@ struct Refused {
 
 impl Health {
     pub(crate) fn new(mut registry: Registry, clock: Arc<dyn Clock>, patience: Duration, test: bool) -> Self {
-        let refused = Family::default();
+        let refused = Family::<Refused, Counter>::default();
+        for reason in REFUSALS {
+            drop(refused.get_or_create(&Refused { reason }));
+        }
         registry.register(
             "postern_control_connections_refused",
             "Connections refused before any request",
@@ -49,6 +65,7 @@ impl Health {
 
     /// A connection did not get as far as a request.
     pub(crate) fn refused(&self, reason: &'static str) {
+        debug_assert!(REFUSALS.contains(&reason), "{reason}");
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 
@@ -59,6 +76,12 @@ impl Health {
         if failure.is_none() {
             last.tested = Some(self.clock.monotonic());
         }
+    }
+
+    /// Whether the control plane's own certificate should have been renewed by now and was not. Sidecars refuse an expired one,
+    /// and there is half its life left to act.
+    pub(crate) fn own_overdue(&self, overdue: bool) {
+        self.last.lock().own_overdue = overdue;
     }
 
     /// From now on nobody new should come.
@@ -74,6 +97,9 @@ impl Health {
             reasons.push("stopping");
         }
         reasons.extend(last.failure);
+        if last.own_overdue {
+            reasons.push("own_certificate_overdue");
+        }
         match last.tested {
             None if last.failure.is_none() => reasons.push("starting"),
             Some(at) if self.clock.monotonic().saturating_duration_since(at) > self.patience => {

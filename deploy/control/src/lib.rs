@@ -10,6 +10,7 @@ mod config;
 mod connection;
 mod health;
 mod identity;
+mod limits;
 mod net;
 mod own;
 mod site;

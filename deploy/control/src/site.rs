@@ -24,8 +24,6 @@ use crate::task::Tasks;
 /// Bodies here are made whole.
 pub(crate) type Body = Full<Bytes>;
 
-/// Probes and a scraper or two; whoever opens more waits.
-const CONNECTIONS: usize = 128;
 /// For a request's head.
 const HEAD: Duration = Duration::from_secs(5);
 /// For a whole connection: probes open new ones, a scraper may as well.
@@ -40,11 +38,11 @@ pub(crate) enum Site {
     Admin(Arc<Admin>),
 }
 
-/// Serves until everything stops.
-pub(crate) async fn serve(listener: TcpListener, site: Site, tasks: Tasks) {
+/// Serves until everything stops. Whoever comes beyond `limit` connections waits.
+pub(crate) async fn serve(listener: TcpListener, site: Site, limit: usize, tasks: Tasks) {
     let stopped = tasks.stopped();
     tokio::pin!(stopped);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(limit));
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.ok()?;

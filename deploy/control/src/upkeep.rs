@@ -82,11 +82,10 @@ impl Upkeep {
                 tracing::error!(%error, "the issuing CA could not be turned; leaves can be made until its end");
             }
         }
-        match self.own.renew_if_due() {
-            Ok(_) => {}
-            Err(error) => {
-                tracing::error!(%error, "renewal failed; the present certificate stays until its end")
-            }
+        let renewed = self.own.renew_if_due();
+        self.health.own_overdue(renewed.is_err());
+        if let Err(error) = renewed {
+            tracing::error!(%error, "renewal failed; the present certificate stays until its end");
         }
         match self.issuer.self_test() {
             Ok(()) => self.health.tested(None),

@@ -22,7 +22,9 @@ async fn is_closed_within(mut stream: TcpStream, limit: Duration) -> bool {
 
 async fn refused(address: SocketAddr, reason: &str) -> bool {
     let (_, metrics) = get(address, "/metrics", "x").await;
-    metrics.contains(&format!("postern_control_connections_refused_total{{reason=\"{reason}\"}}"))
+    let series = format!("postern_control_connections_refused_total{{reason=\"{reason}\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&series)).unwrap();
+    count.parse::<u64>().unwrap() > 0
 }
 
 #[tokio::test]

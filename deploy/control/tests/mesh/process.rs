@@ -74,3 +74,31 @@ async fn stopping_is_quick_and_told() {
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_eq!(status.unwrap_err().code(), tonic::Code::Unavailable);
 }
+
+async fn ready(running: &postern_control::Running) -> (u16, Vec<String>) {
+    let (status, body) = get(running.health_address(), "/ready", "x").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let reasons = body["reasons"].as_array().unwrap();
+    (status, reasons.iter().map(|reason| reason.as_str().unwrap().to_owned()).collect())
+}
+
+#[tokio::test]
+async fn not_ready_while_nothing_can_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    // A leaf's life of 8 s: a round every 400 ms, and the own certificate is due after about four.
+    let running = start(&state, Duration::from_secs(8)).await;
+    assert_eq!(ready(&running).await, (200, Vec::new()));
+    let other = rusqlite::Connection::open(state.join("ca.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    eventually("the store's failure shows", || async {
+        ready(&running).await.1.contains(&"store".to_owned())
+    })
+    .await;
+    let overdue = "own_certificate_overdue".to_owned();
+    eventually("the failed renewal shows", || async { ready(&running).await.1.contains(&overdue) }).await;
+    assert_eq!(ready(&running).await.0, 503);
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("it comes back by itself", || async { ready(&running).await == (200, Vec::new()) }).await;
+    running.shutdown().await;
+}
