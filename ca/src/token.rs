@@ -4,7 +4,7 @@
 //! that request's key, and only the same key gets an answer again, so a lost reply costs nothing and a copied token is worthless.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
@@ -80,18 +80,7 @@ impl Token {
         now: SystemTime,
         out: &Path,
     ) -> Result<(), TokenError> {
-        authz::may_exist(td, id)?;
-        let ttl = ttl.clamp(MIN_TTL, MAX_TTL);
-        let token = Self::random().map_err(|_| TokenError::Random)?;
-        // The file first: if it exists already, no token is made at all.
-        keys::write_private(out, token.reveal().as_bytes())?;
-        let record =
-            TokenRecord { hash: token.hash(), id: id.clone(), created: now, expires: now + ttl, bound: None };
-        store.add_token(record).map_err(|error| {
-            // A file that looks like a token and is none would mislead; the store's error is the one to tell.
-            let _ = std::fs::remove_file(out);
-            TokenError::Store(error)
-        })
+        Draft::write(td, id, ttl, now, out)?.enter(store)
     }
 
     /// The text that goes into the file.
@@ -102,6 +91,52 @@ impl Token {
     /// Its hash.
     pub fn hash(&self) -> TokenHash {
         hash(&self.0)
+    }
+}
+
+/// A token whose file is written and which no store knows yet. All that can be wrong with the id and the file is found
+/// before a store is opened, which may make one. Dropped without [`enter`](Self::enter) it takes its file with it: a file
+/// that looks like a token and is none would mislead.
+pub struct Draft {
+    record: Option<TokenRecord>,
+    out: PathBuf,
+}
+
+impl Draft {
+    /// Checks that `id` may be in `td` and writes a fresh token for it to the new file `out` (mode 0600).
+    pub fn write(
+        td: &TrustDomain,
+        id: &SpiffeId,
+        ttl: Duration,
+        now: SystemTime,
+        out: &Path,
+    ) -> Result<Self, TokenError> {
+        authz::may_exist(td, id)?;
+        let ttl = ttl.clamp(MIN_TTL, MAX_TTL);
+        let token = Token::random().map_err(|_| TokenError::Random)?;
+        // If it exists already, no token is made at all.
+        keys::write_private(out, token.reveal().as_bytes())?;
+        let record =
+            TokenRecord { hash: token.hash(), id: id.clone(), created: now, expires: now + ttl, bound: None };
+        Ok(Self { record: Some(record), out: out.to_owned() })
+    }
+
+    /// Makes it valid.
+    pub fn enter(mut self, store: &dyn Store) -> Result<(), TokenError> {
+        if let Some(record) = &self.record {
+            store.add_token(record.clone())?;
+        }
+        self.record = None;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.record.is_some() {
+            // The error that broke it off is the one to tell.
+            let _ = std::fs::remove_file(&self.out);
+        }
     }
 }
 

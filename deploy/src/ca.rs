@@ -1,14 +1,15 @@
 //! `postern ca`: join tokens and what the CA holds. Works on the state directory, whether a control plane runs on it or
-//! has yet to start for the first time.
+//! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
+//! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use postern_ca::store::{Kind, Sqlite, State, Store};
-use postern_ca::token::{self, Token};
+use postern_ca::token::{self, Draft};
 use postern_control::Config;
 use postern_policy::yaml::Span;
 use postern_svid::{Clock, SpiffeId, SystemClock, TrustDomain};
@@ -32,7 +33,7 @@ enum Verb {
         #[command(flatten)]
         place: Place,
         /// The trust domain, with --state-dir.
-        #[arg(long, value_name = "NAME", required_unless_present = "config")]
+        #[arg(long, value_name = "NAME", required_unless_present = "config", conflicts_with = "config")]
         trust_domain: Option<TrustDomain>,
     },
 }
@@ -52,6 +53,9 @@ enum TokenVerb {
         out: PathBuf,
         #[command(flatten)]
         place: Place,
+        /// The trust domain, with --state-dir; needed only before the control plane has started there for the first time.
+        #[arg(long, value_name = "NAME", conflicts_with = "config")]
+        trust_domain: Option<TrustDomain>,
     },
 }
 
@@ -69,18 +73,36 @@ struct Place {
 
 pub(crate) fn run(args: Args) -> ExitCode {
     match args.verb {
-        Verb::Token { verb: TokenVerb::Create { id, ttl, out, place } } => create(&id, ttl, &out, place),
+        Verb::Token { verb: TokenVerb::Create { id, ttl, out, place, trust_domain } } => {
+            create(&id, ttl, &out, place, trust_domain)
+        }
         Verb::Status { place, trust_domain } => status(place, trust_domain),
     }
 }
 
-fn create(id: &SpiffeId, ttl: Duration, out: &std::path::Path, place: Place) -> ExitCode {
-    let (directory, trust_domain) = match place.resolve(Some(id.trust_domain())) {
+fn create(
+    id: &SpiffeId,
+    ttl: Duration,
+    out: &Path,
+    place: Place,
+    trust_domain: Option<TrustDomain>,
+) -> ExitCode {
+    let is_named = place.config.is_some() || trust_domain.is_some();
+    // Where a CA is, its database refuses any other trust domain than its own.
+    let (directory, trust_domain) = match place.resolve(trust_domain.or_else(|| Some(id.trust_domain()))) {
         Ok(found) => found,
         Err(code) => return code,
     };
-    let made = Sqlite::open(&directory, &trust_domain).map_err(|error| error.to_string()).and_then(|store| {
-        Token::create(&store, &trust_domain, id, ttl, SystemClock.wall(), out).map_err(|e| e.to_string())
+    if !is_named && !has_ca(&directory) {
+        return failed(format!(
+            "{}: no CA has been here yet; check --state-dir, start postern control first, or name its --trust-domain to begin one here",
+            directory.display()
+        ));
+    }
+    // Id and file first: a run that fails leaves no database behind.
+    let made = Draft::write(&trust_domain, id, ttl, SystemClock.wall(), out).and_then(|draft| {
+        let store = Sqlite::open(&directory, &trust_domain)?;
+        draft.enter(&store)
     });
     match made {
         Ok(()) => {
@@ -91,13 +113,17 @@ fn create(id: &SpiffeId, ttl: Duration, out: &std::path::Path, place: Place) -> 
     }
 }
 
+/// Opening a store makes one; this only looks.
+fn has_ca(directory: &Path) -> bool {
+    directory.join(postern_ca::store::DATABASE).exists()
+}
+
 fn status(place: Place, trust_domain: Option<TrustDomain>) -> ExitCode {
     let (directory, trust_domain) = match place.resolve(trust_domain) {
         Ok(found) => found,
         Err(code) => return code,
     };
-    // Opening would make one; asking must not.
-    if !directory.join(postern_ca::store::DATABASE).exists() {
+    if !has_ca(&directory) {
         return failed(format!("{}: no CA has been here yet; start postern control", directory.display()));
     }
     match Sqlite::open(&directory, &trust_domain).and_then(|store| print_status(&store, &trust_domain)) {

@@ -101,6 +101,8 @@ fn a_token_is_written_once_for_its_owner_alone() {
         "spiffe://demo.postern/ns/shop/sa/web",
         "--state-dir",
         &state,
+        "--trust-domain",
+        "demo.postern",
         "--out",
         &out,
     ];
@@ -125,4 +127,53 @@ fn a_token_is_written_once_for_its_owner_alone() {
         &(out.clone() + "2"),
     ]);
     assert_eq!(control.status.code(), Some(1), "nobody is ever made the control plane");
+}
+
+#[test]
+fn a_token_never_makes_a_ca_by_accident() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let create = |more: &[&str]| run(&[&["ca", "token", "create"], more].concat());
+    let (typo, out) = (at("typo"), at("token"));
+    let web = "spiffe://demo.postern/ns/shop/sa/web";
+
+    let nowhere = create(&["--id", web, "--state-dir", &typo, "--out", &out]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    let said = text(&nowhere.stderr);
+    for way_out in [&typo, "--state-dir", "postern control", "--trust-domain"] {
+        assert!(said.contains(way_out), "{way_out}: {said}");
+    }
+
+    // Whatever else is wrong shows before anything is made.
+    let named = ["--state-dir", &typo, "--trust-domain", "demo.postern"];
+    let missing = at("missing/token");
+    let id_and_file: [(&str, &str); 3] = [
+        ("spiffe://foreign/ns/shop/sa/web", &out),
+        ("spiffe://demo.postern/postern/control", &out),
+        (web, &missing),
+    ];
+    for (id, out) in id_and_file {
+        let refused = create(&[&named[..], &["--id", id, "--out", out]].concat());
+        assert_eq!(refused.status.code(), Some(1), "{id} {out}");
+    }
+    assert_eq!(
+        run(&["ca", "status", "--state-dir", &typo, "--trust-domain", "demo.postern"]).status.code(),
+        Some(1)
+    );
+    assert_eq!(std::fs::read_dir(directory.path()).expect("it is ours").count(), 0, "something was left");
+
+    // Where a CA is, its own trust domain counts, and a token that it refuses leaves no file.
+    let made = create(&[&named[..], &["--id", web, "--out", &out]].concat());
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let second = at("second");
+    let known = ["--state-dir", &typo, "--out", &second];
+    let foreign = create(&[&known[..], &["--id", "spiffe://foreign/ns/shop/sa/web"]].concat());
+    assert_eq!(foreign.status.code(), Some(1));
+    assert!(
+        text(&foreign.stderr).contains("belongs to the trust domain demo.postern"),
+        "{}",
+        text(&foreign.stderr)
+    );
+    assert!(!std::path::Path::new(&second).exists());
+    assert_eq!(create(&[&known[..], &["--id", web]].concat()).status.code(), Some(0));
 }
