@@ -36,7 +36,8 @@ pub struct Lives {
 }
 
 impl Lives {
-    /// Ten years for the root, which is replaced by hand; a week for the issuing CA, which replaces itself.
+    /// Ten years for the root, which nothing replaces by itself yet: a shorter life would only stop whole meshes
+    /// (`docs/architecture.md`). A week for the issuing CA, which replaces itself.
     pub fn with_leaf(leaf: Duration) -> Self {
         const DAY: u64 = 86_400;
         let issuing = Duration::from_secs(7 * DAY).max(leaf.saturating_mul(6));

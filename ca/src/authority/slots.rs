@@ -43,8 +43,8 @@ impl Slots {
     /// keeps nothing from working, and the next turn or start tries again.
     pub(super) fn sweep(&self, keys: &dyn KeyStore) {
         let swept: Result<(), KeyError> = keys.names().and_then(|names| {
-            let unused = names.iter().filter(|name| name.starts_with(ISSUING) && !self.hold(name));
-            unused.map(|name| keys.remove(name)).collect()
+            let mut unused = names.iter().filter(|name| name.starts_with(ISSUING) && !self.hold(name));
+            unused.try_for_each(|name| keys.remove(name))
         });
         if let Err(error) = swept {
             tracing::warn!(%error, "an unused key of an issuing CA could not be removed");

@@ -102,3 +102,18 @@ async fn not_ready_while_nothing_can_be_written() {
     eventually("it comes back by itself", || async { ready(&running).await == (200, Vec::new()) }).await;
     running.shutdown().await;
 }
+
+#[tokio::test]
+async fn every_labelled_series_exists_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(&state(&dir), HOUR).await;
+    let (_, metrics) = get(running.health_address(), "/metrics", "x").await;
+    let rejected = postern_ca::issue::IssueError::REASONS;
+    let rejected = rejected.map(|reason| format!("postern_ca_rejected_total{{reason=\"{reason}\"}} 0"));
+    let issued = ["join_token\"} 0", "svid\"} 0", "own\"} 1"];
+    let issued = issued.map(|proof| format!("postern_ca_issued_total{{proof=\"{proof}"));
+    for series in rejected.iter().chain(&issued) {
+        assert!(metrics.lines().any(|line| line == series), "{series}: {metrics}");
+    }
+    running.shutdown().await;
+}
