@@ -84,6 +84,12 @@ impl Health {
         self.last.lock().own_overdue = overdue;
     }
 
+    /// Whether the last round found anything in the way.
+    pub(crate) fn is_failing(&self) -> bool {
+        let last = self.last.lock();
+        last.failure.is_some() || last.own_overdue
+    }
+
     /// From now on nobody new should come.
     pub(crate) fn stopping(&self) {
         self.last.lock().stopping = true;

@@ -20,6 +20,8 @@ use crate::task::{self, Tasks};
 const LONGEST_ROUND: Duration = Duration::from_secs(30);
 /// Rounds cost a signature; more of them are of no use.
 const SHORTEST_ROUND: Duration = Duration::from_millis(250);
+/// After a round that failed: what was in the way may be gone, and until a round has passed nobody sends us anything.
+const RETRY: Duration = Duration::from_secs(5);
 /// How often old rows are deleted.
 const PRUNE: Duration = Duration::from_secs(600);
 /// How long a certificate is remembered after its end: who asks "who was that last night" gets an answer.
@@ -64,6 +66,9 @@ impl Upkeep {
                     tracing::error!(%error, "a round of upkeep broke off");
                     this.health.tested(Some("upkeep_failed"));
                 }
+            }
+            if this.health.is_failing() {
+                ticks.reset_after(every.min(RETRY));
             }
         }
     }
