@@ -234,8 +234,13 @@ impl Authority {
     /// Also tells, before a key is made, that the store can be written to.
     fn follow_store(&self, now: SystemTime) -> Result<(), AuthorityError> {
         let rows = self.store.authorities()?;
-        if self.slots.read().are_those_of(&rows) {
-            return Ok(());
+        {
+            let slots = self.slots.read();
+            if slots.are_those_of(&rows) {
+                // Of a turn that the store refused only the key is left.
+                slots.sweep(self.keys.as_ref());
+                return Ok(());
+            }
         }
         let found = slots::Found::new(&self.trust_domain, self.keys.as_ref(), &self.bundles, &rows, now);
         let active = found.usable(State::Active)?.ok_or(AuthorityError::NoneActive)?;

@@ -313,6 +313,24 @@ fn a_turn_whose_outcome_was_not_learned_is_taken_up_from_the_store() {
 }
 
 #[test]
+fn a_store_that_takes_no_ca_for_hours_is_not_met_with_heaps_of_keys() {
+    let home = Home::new();
+    let ca = home.ca();
+    home.clock.advance(4 * DAY);
+    let edit = rusqlite::Connection::open(home.path().join(store::DATABASE)).unwrap();
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE INSERT ON authority BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    edit.execute_batch(refuse).unwrap();
+    for _ in 0..5 {
+        assert!(ca.authority.maintain().is_err());
+        assert!(key_files(&home).len() <= 3, "{:?}", key_files(&home));
+    }
+    edit.execute_batch("DROP TRIGGER refuse").unwrap();
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Prepared));
+    assert_eq!(key_files(&home).len(), 3);
+}
+
+#[test]
 fn what_broken_turns_left_is_cleared_away_at_the_start() {
     let home = Home::new();
     drop(home.ca());
