@@ -78,8 +78,7 @@ fn ask(generation: &Generation, ask: &Ask<'_>) -> String {
     let verdict = generation.decide(&connection, ask.port, operation);
     assert_eq!(verdict, generation.decide_by_reference(source, ask.port, operation), "engines differ");
     match connection.stage() {
-        Stage::Allow(_) => assert!(verdict.is_allowed()),
-        Stage::Deny(_) => assert!(!verdict.is_allowed()),
+        Stage::Allow(certain) | Stage::Deny(certain) => assert_eq!(certain, verdict, "the stage differs"),
         Stage::Defer => {}
     }
     let effect = match verdict.effect {
@@ -304,11 +303,12 @@ fn stages() {
     assert_eq!(stage(&g, None), "deny");
     assert_eq!(stage(&g, Some("spiffe://demo.postern/ns/shop/sa/other")), "deny");
     let named = "    from: [{serviceAccounts: [web]}]\n  - name: s\n    to: [{methods: [TRACE, CONNECT]}]\n";
-    assert_eq!(stage(&generation(&rule(named)), web), "allow");
+    assert_eq!(stage(&generation(&rule(named)), web), "defer", "two rules allow, each something");
     let deny = "\n---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: d, namespace: shop}\nspec: {action: Deny, rules: [{name: d, from: [{cidrs: [10.0.0.0/8]}]}]}\n";
     assert_eq!(stage(&generation(&(rule(named) + deny)), web), "deny");
     let deny = deny.replace("from: [{cidrs: [10.0.0.0/8]}]", "to: [{ports: [1]}]");
     assert_eq!(stage(&generation(&(rule(named) + &deny)), web), "defer");
+    assert_eq!(stage(&generation(&deny), web), "defer", "the Deny is named where it matches");
 }
 
 #[test]

@@ -182,13 +182,13 @@ impl DenyReason {
     }
 }
 
-/// What is certain about every stream of a connection.
+/// What is certain about every stream of a connection: the whole verdict, the rule that it names included.
 #[must_use]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stage {
-    /// Every stream will be allowed.
+    /// Every stream will be allowed, by this rule.
     Allow(Verdict),
-    /// Every stream will be denied.
+    /// Every stream will be denied, by this rule or for want of any.
     Deny(Verdict),
     /// It depends on the stream.
     Defer,

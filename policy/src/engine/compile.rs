@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
-use super::{Compiled, Engine, PathKeys, PeerKeys, Reach, Sides, StageIndex, TargetKeys};
+use super::{Compiled, Engine, PathKeys, PeerKeys, Sides, StageIndex, TargetKeys};
 use crate::pattern::PathPattern;
 use crate::rule::{Account, Excluded, OwnDomains, Peer, Rule, Target};
 use crate::verdict::Action;
@@ -24,7 +24,7 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
     let mut http: [Vec<(u32, Dimensions)>; 2] = Default::default();
     let mut tcp: [Vec<(u32, Dimensions)>; 2] = Default::default();
     let mut by_source = Vec::new();
-    let (mut open_allow, mut open_deny) = (Reach::default(), Reach::default());
+    let (mut open_allow, mut open_deny) = (None, None);
     for (id, rule) in (0_u32..).zip(&compiled) {
         let source = rule.from.as_deref().and_then(|peers| source_keys(peers, anonymous));
         let path = rule.to.as_deref().and_then(path_keys);
@@ -38,8 +38,8 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
         tcp[side].push((id, [&source, &port].into_iter().flatten().cloned().collect()));
         match (&rule.from, rule.action) {
             (Some(_), _) => by_source.push((id, source.into_iter().collect())),
-            (None, Action::Allow) => open_allow.add(id, rule),
-            (None, Action::Deny) => open_deny.add(id, rule),
+            (None, Action::Allow) => open_allow = open_allow.or(Some(id)),
+            (None, Action::Deny) => open_deny = open_deny.or(Some(id)),
         }
     }
     let count = keys.len();

@@ -53,19 +53,9 @@ struct Sides {
 #[derive(Debug)]
 struct StageIndex {
     index: Index,
-    /// Ids of rules without `from`, reduced to what they say together.
-    open_allow: Reach,
-    open_deny: Reach,
-}
-
-/// What rules that mean a source reach, together.
-#[derive(Clone, Copy, Debug, Default)]
-struct Reach {
-    any: bool,
-    /// The first rule that covers everything an unnamed operation can be.
-    everything: Option<u32>,
-    trace: bool,
-    connect: bool,
+    /// The lowest rules without `from`.
+    open_allow: Option<u32>,
+    open_deny: Option<u32>,
 }
 
 /// A rule ready to be checked.
@@ -232,55 +222,34 @@ impl Engine {
         best
     }
 
+    /// Certain only if every stream gets the same effect from the same rule: the verdict is logged as the stream's own.
     fn stage(&self, connection: &Connection) -> Stage {
         let mut deny = self.stage.open_deny;
-        let mut allow = if connection.authenticated { self.stage.open_allow } else { Reach::default() };
-        let mut looked_at = 0;
+        let mut allow = self.stage.open_allow.filter(|_| connection.authenticated);
         let lists = connection.keys.iter().map(|key| self.stage.index.list(*key));
-        for &id in lists.chain(std::iter::once(self.stage.index.rest())).flatten() {
-            looked_at += 1;
-            if looked_at > MAX_STAGE_CANDIDATES {
+        for (looked_at, &id) in lists.chain(std::iter::once(self.stage.index.rest())).flatten().enumerate() {
+            if looked_at >= MAX_STAGE_CANDIDATES {
                 return Stage::Defer;
             }
             let rule = &self.compiled[id as usize];
-            if rule.means(connection) {
-                match rule.action {
-                    Action::Allow => allow.add(id, rule),
-                    Action::Deny => deny.add(id, rule),
-                }
+            let lowest = match rule.action {
+                Action::Allow => &mut allow,
+                Action::Deny => &mut deny,
+            };
+            if lowest.is_none_or(|lowest| id < lowest) && rule.means(connection) {
+                *lowest = Some(id);
             }
         }
-        if let Some(id) = deny.everything {
-            return Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)));
-        }
-        if !allow.any {
-            return Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None));
-        }
-        match allow.everything {
-            Some(id) if !deny.any && allow.trace && allow.connect => {
-                Stage::Allow(self.verdict(Effect::Allow, Some(id)))
+        // A lower rule that fires on some streams would be the one that is named there, so only the lowest can be certain;
+        // and one Deny that fires on some streams leaves no certainty about an Allow.
+        let always = |id: u32| self.compiled[id as usize].always_fires();
+        match (deny, allow) {
+            (Some(id), _) if always(id) => {
+                Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)))
             }
+            (None, None) => Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None)),
+            (None, Some(id)) if always(id) => Stage::Allow(self.verdict(Effect::Allow, Some(id))),
             _ => Stage::Defer,
-        }
-    }
-}
-
-impl Reach {
-    /// Adds what a rule reaches on every port and path.
-    fn add(&mut self, id: u32, rule: &Compiled) {
-        self.any = true;
-        if rule.target_ports.is_some() {
-            return;
-        }
-        let Some(targets) = &rule.to else {
-            self.everything = [self.everything, Some(id)].into_iter().flatten().min();
-            return;
-        };
-        for TargetKeys { methods, paths, ports } in targets {
-            if let (Some(Methods::Only(named)), None, None) = (methods, paths, ports) {
-                self.trace |= named.iter().any(|method| method.as_str() == "TRACE");
-                self.connect |= named.iter().any(|method| method.as_str() == "CONNECT");
-            }
         }
     }
 }
@@ -295,6 +264,31 @@ impl Compiled {
                     Some(layer7) => Methods::cover(None, self.action, layer7.method),
                     None => true,
                 },
+            }
+    }
+
+    /// Whether it fires on every stream of a peer that it means.
+    fn always_fires(&self) -> bool {
+        let everywhere = |target: &&TargetKeys| target.paths.is_none() && target.ports.is_none();
+        let to = self.to.as_deref().unwrap_or_default();
+        self.target_ports.is_none()
+            && match self.action {
+                Action::Deny => {
+                    let any = |target: &TargetKeys| matches!(target.methods, None | Some(Methods::Any));
+                    self.to.is_none() || to.iter().filter(everywhere).any(any)
+                }
+                // TRACE and CONNECT take their names, and a rule that names methods says nothing of opaque bytes.
+                Action::Allow => {
+                    let named = |wanted: &str| {
+                        to.iter().filter(everywhere).any(|target| match &target.methods {
+                            Some(Methods::Only(named)) => named.iter().any(|name| name.as_str() == wanted),
+                            Some(Methods::Any) | None => false,
+                        })
+                    };
+                    to.iter().filter(everywhere).any(|target| target.methods.is_none())
+                        && named("TRACE")
+                        && named("CONNECT")
+                }
             }
     }
 
