@@ -97,7 +97,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             if json {
                 println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
             } else {
-                eprintln!("{errors}\n\n{}: no answer from these documents", plural(errors.len(), "mistake"));
+                eprintln!("{errors}\n\n{}: no answer from these documents", plural(errors.total(), "mistake"));
             }
             ExitCode::from(2)
         }
@@ -132,7 +132,7 @@ fn check(args: &Check) -> Result<ExitCode, Failure> {
             if args.set.json {
                 println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
             } else {
-                eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.len(), "mistake"));
+                eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
             }
             return Ok(ExitCode::from(1));
         }
@@ -169,7 +169,7 @@ fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> Stri
         plural(generation.services().len(), "service"),
     );
     if !generation.warnings().is_empty() {
-        out.push_str(&format!("; {}", plural(generation.warnings().len(), "warning")));
+        out.push_str(&format!("; {}", plural(generation.warnings().total(), "warning")));
     }
     out
 }

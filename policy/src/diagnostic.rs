@@ -7,8 +7,12 @@ use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
+use crate::text::Text;
+
 /// More would bury the first, which is usually the one to mend.
 const MAX_SHOWN: usize = 20;
+/// Enough to mend a set; a generator that went wrong would fill the memory.
+pub(crate) const MAX_FINDINGS: usize = 100;
 /// A generated file can be one line of a megabyte; the caret needs only its neighbourhood.
 const MAX_LINE: usize = 160;
 
@@ -90,13 +94,9 @@ impl Diagnostic {
         }
     }
 
-    /// A finding at `line` and `column` (characters, from 1) of `text`, `len` characters long.
-    pub(crate) fn at(place: &Place, text: &str, len: usize, message: impl Into<String>) -> Self {
-        let excerpt = place
-            .line
-            .checked_sub(1)
-            .and_then(|n| text.lines().nth(n))
-            .map(|line| Box::new(excerpt(line, place.column, len)));
+    /// A finding at a place of `text`, `len` characters long.
+    pub(crate) fn at(place: &Place, text: &Text<'_>, len: usize, message: impl Into<String>) -> Self {
+        let excerpt = text.line(place.line).map(|line| Box::new(excerpt(line, place.column, len)));
         Self {
             severity: Severity::Error,
             file: place.file.clone(),
@@ -125,19 +125,20 @@ impl Diagnostic {
 
 /// Cuts a long line down to the neighbourhood of the caret.
 fn excerpt(line: &str, column: usize, len: usize) -> Excerpt {
-    let chars: Vec<char> = line.chars().collect();
-    let at = column.saturating_sub(1).min(chars.len());
-    let from = if chars.len() > MAX_LINE { at.saturating_sub(MAX_LINE / 2) } else { 0 };
-    let to = chars.len().min(from + MAX_LINE);
+    let is_long = line.chars().nth(MAX_LINE).is_some();
+    let cut = if is_long { column.saturating_sub(1 + MAX_LINE / 2) } else { 0 };
+    let chars: Vec<char> = line.chars().skip(cut).take(MAX_LINE).collect();
+    let at = column.saturating_sub(1 + cut).min(chars.len());
+    let past = chars.len().min(at + len.max(1));
     // Control characters would be obeyed by the reader's terminal.
     let show = |range: &[char]| -> String {
         range.iter().map(|c| if c.is_control() && *c != '\t' { '\u{fffd}' } else { *c }).collect()
     };
-    let before = show(&chars[from..at]);
-    let under = show(&chars[at..to.min(at + len.max(1))]);
+    let before = show(&chars[..at]);
+    let under = show(&chars[at..past]);
     let start = before.len();
     let end = start + under.len();
-    let after = show(&chars[(at + len.max(1)).min(to)..to]);
+    let after = show(&chars[past..]);
     Excerpt { text: format!("{before}{under}{after}"), start, end }
 }
 
@@ -196,10 +197,13 @@ fn own_place(text: &str, diagnostic: &Diagnostic) -> String {
     lines.join("\n")
 }
 
-/// Findings about a set of documents, in the order of files and lines.
+/// Findings about a set of documents, in the order of files and lines. Of very many the first are listed, and the last
+/// finding says how many more there are.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Diagnostics {
     found: Vec<Diagnostic>,
+    /// Found, listed or not.
+    total: usize,
 }
 
 impl Diagnostics {
@@ -211,6 +215,7 @@ impl Diagnostics {
     /// Adds a finding.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         self.found.push(diagnostic);
+        self.total += 1;
     }
 
     /// The findings.
@@ -218,7 +223,12 @@ impl Diagnostics {
         self.found.iter()
     }
 
-    /// How many there are.
+    /// How many there are, those that are not listed among them.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// How many are listed.
     pub fn len(&self) -> usize {
         self.found.len()
     }
@@ -228,20 +238,51 @@ impl Diagnostics {
         self.found.is_empty()
     }
 
-    /// In the order of files, lines and columns.
-    pub(crate) fn sorted(mut self) -> Self {
-        self.found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        self
+    /// Adds a finding, which is made only if there is room to list it.
+    pub(crate) fn add(&mut self, make: impl FnOnce() -> Diagnostic) {
+        if !self.is_full() {
+            self.found.push(make());
+        }
+        self.total += 1;
+    }
+
+    /// Whether further findings are counted, not listed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() >= MAX_FINDINGS
     }
 
     pub(crate) fn extend(&mut self, other: Self) {
-        self.found.extend(other.found);
+        let room = MAX_FINDINGS.saturating_sub(self.found.len());
+        self.found.extend(other.found.into_iter().take(room));
+        self.total += other.total;
+    }
+
+    /// In the order of files, lines and columns; last, how many are not listed.
+    pub(crate) fn finished(mut self) -> Self {
+        self.found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        let more = self.total - self.found.len();
+        if let (Some(last), true) = (self.found.last(), more > 0) {
+            let severity = last.severity;
+            let word = match severity {
+                Severity::Error => "mistake",
+                Severity::Warning => "warning",
+            };
+            let s = if more == 1 { "" } else { "s" };
+            let message = format!("{more} more {word}{s} not listed");
+            self.note(Diagnostic { severity, ..Diagnostic::whole("", message) });
+        }
+        self
+    }
+
+    /// Lists what is no finding of its own, but about the findings.
+    pub(crate) fn note(&mut self, note: Diagnostic) {
+        self.found.push(note);
     }
 }
 
 impl From<Diagnostic> for Diagnostics {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { found: vec![diagnostic] }
+        Self { found: vec![diagnostic], total: 1 }
     }
 }
 
@@ -269,7 +310,7 @@ impl fmt::Display for Diagnostics {
             }
             diagnostic.fmt(f)?;
         }
-        match self.found.len().checked_sub(MAX_SHOWN) {
+        match self.total.checked_sub(MAX_SHOWN) {
             Some(more) if more > 0 => write!(f, "\n\n... and {more} more"),
             _ => Ok(()),
         }

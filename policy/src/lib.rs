@@ -26,6 +26,7 @@ pub mod norm;
 mod pattern;
 mod rule;
 mod services;
+mod text;
 mod verdict;
 pub mod yaml;
 

@@ -3,7 +3,7 @@
 mod document;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -14,6 +14,7 @@ use crate::generation::Generation;
 use crate::norm::PathOptions;
 use crate::rule::{OwnDomains, Rule};
 use crate::services::{Service, Services};
+use crate::text::Text;
 use crate::verdict::{Action, Defaults, DocumentSummary, RuleName, Scope};
 use crate::yaml;
 
@@ -27,8 +28,6 @@ const MAX_DOCUMENTS: usize = 10_000;
 const MAX_RULES: usize = 50_000;
 /// From here on a decision takes tens of microseconds, which an operator should know.
 const MANY_CANDIDATES: usize = 1_000;
-/// Enough to mend a file; a generator that went wrong would fill the memory.
-const MAX_FINDINGS: usize = 100;
 
 /// Checks a set of documents and compiles what concerns the scope's workload. All or nothing: one mistake anywhere
 /// refuses the set, because a rule that is skipped is a rule that does not deny.
@@ -37,8 +36,10 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let mut reader = Reader::default();
     for file in files {
         reader.read(file);
-        if reader.errors.len() >= MAX_FINDINGS {
-            return Err(reader.errors.sorted());
+        if reader.errors.is_full() {
+            let mut errors = reader.errors.finished();
+            errors.note(Diagnostic::whole("", "the rest of the set was not read: mend these first"));
+            return Err(errors);
         }
     }
     reader.check_set(scope);
@@ -53,10 +54,10 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
             .push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
     }
     if !reader.errors.is_empty() {
-        return Err(reader.errors.sorted());
+        return Err(reader.errors.finished());
     }
     let documents = reader.summaries(scope, &policies);
-    let mut warnings = reader.warnings.sorted();
+    let mut warnings = reader.warnings;
     let (names, applied) = applying(scope, policies);
     let ports_named = ports_named(&applied);
     let engine = Engine::new(applied, domains, number);
@@ -77,7 +78,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
             aliases: settled.aliases,
         },
         documents,
-        warnings,
+        warnings: warnings.finished(),
         ports_named,
         names,
         engine,
@@ -151,18 +152,16 @@ impl<'a> Reader<'a> {
             Ok(text) => text,
             Err(error) => return self.errors.push(error),
         };
-        let name: Arc<str> = file.name.as_str().into();
-        for (first_line, piece) in pieces(text) {
-            if self.documents.len() >= MAX_DOCUMENTS || self.errors.len() >= MAX_FINDINGS {
+        let text = Rc::new(Text::new(file, text));
+        for (first_line, piece) in pieces(text.text) {
+            if self.documents.len() >= MAX_DOCUMENTS || self.errors.is_full() {
                 let message = format!("at most {MAX_DOCUMENTS} documents are taken");
                 return if self.errors.is_empty() {
                     self.errors.push(Diagnostic::whole(&file.name, message));
                 };
             }
-            match body(&file.name, piece, first_line, text) {
-                Ok(body) => {
-                    self.documents.push(Parsed { file: name.clone(), text, first_line, body });
-                }
+            match body(&text, piece, first_line) {
+                Ok(body) => self.documents.push(Parsed { text: Rc::clone(&text), first_line, body }),
                 Err(error) => self.errors.push(error),
             }
         }
@@ -232,13 +231,9 @@ impl<'a> Reader<'a> {
                 Body::Service(body) => services.push(check::service(&mut page, body, rules)),
                 Body::Defaults(_) => {}
             }
-            let Page { file: _, text: _, first_line: _, errors, warnings } = page;
-            if self.errors.len() < MAX_FINDINGS {
-                self.errors.extend(errors);
-            }
-            if self.warnings.len() < MAX_FINDINGS {
-                self.warnings.extend(warnings);
-            }
+            let Page { text: _, first_line: _, errors, warnings } = page;
+            self.errors.extend(errors);
+            self.warnings.extend(warnings);
         }
         (policies, services)
     }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::*;
+use crate::diagnostic::MAX_FINDINGS;
 use crate::norm::{CanonHost, CanonMethod, CanonPath};
 use crate::verdict::{DenyReason, Effect, Operation, Source, Stage, Workload};
 
@@ -515,4 +516,34 @@ fn warnings() {
         assert_eq!(g.warnings().len(), 1);
     }
     assert!(generation(&rule("    from: [{namespaces: [a], cidrs: [10.0.0.0/8]}]\n")).warnings().is_empty());
+}
+
+/// A finding costs its own neighbourhood, not the file: a generated document must not stall whoever checks it.
+#[test]
+fn findings_take_no_time_and_are_bounded() {
+    const COUNT: usize = 20_000;
+    let paths: Vec<String> = (0..COUNT).map(|n| format!("/v1/orders/{n}")).collect();
+    let deny = |paths: String| {
+        policy(&format!(
+            "  action: Deny\n  rules:\n  - name: r\n    to:\n    - ports: [80]\n      paths: {paths}\n"
+        ))
+    };
+    let one_line = |items: &[String]| format!("[{}]", items.join(", "));
+    let lines = |items: &[String]| items.iter().map(|item| format!("\n      - {item}")).collect::<String>();
+    let began = std::time::Instant::now();
+    for text in [deny(one_line(&paths)), deny(lines(&paths))] {
+        let g = generation(&text);
+        assert_eq!(g.warnings().len(), 1, "one warning a rule: {}", g.warnings());
+        assert!(g.warnings().to_string().contains("19999 more paths"), "{}", g.warnings());
+    }
+    let wrong: Vec<String> = paths.iter().map(|path| path.replace("v1", "/v1")).collect();
+    for text in [deny(one_line(&wrong)), deny(lines(&wrong))] {
+        let found = errors(&text);
+        assert_eq!((found.len(), found.total()), (MAX_FINDINGS + 1, COUNT));
+        let last = found.iter().last().unwrap();
+        assert!(last.message.contains("19900 more mistakes not listed"), "{last}");
+        assert!(found.to_string().ends_with("... and 19980 more"), "{found}");
+    }
+    // Generous: minutes before, hundredths of a second now.
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
 }

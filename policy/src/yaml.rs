@@ -13,20 +13,21 @@ use serde_saphyr::{Error, Location};
 pub use serde_saphyr::Spanned;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
+use crate::text::Text;
 
 /// A configuration file or a file of documents larger than this is not one.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
 
 /// Parses one document. Give values that are checked later the type [`Spanned`], and point at them with [`at`].
 pub fn parse<T: DeserializeOwned>(file: &SourceFile) -> Result<T, Diagnostics> {
-    let text = text_of(file)?;
-    parse_piece(&file.name, text, 1, text).map_err(Diagnostics::from)
+    let text = Text::new(file, text_of(file)?);
+    parse_piece(&text, text.text, 1).map_err(Diagnostics::from)
 }
 
 /// A finding about a value that parsed but is wrong.
 pub fn at<T>(file: &SourceFile, value: &Spanned<T>, message: impl Into<String>) -> Diagnostic {
-    let text = std::str::from_utf8(&file.text).unwrap_or("");
-    located(&file.name, text, 1, value.referenced, message.into())
+    let text = Text::new(file, std::str::from_utf8(&file.text).unwrap_or(""));
+    located(&text, 1, value.referenced, message.into())
 }
 
 /// The text of a file, within bounds and in UTF-8.
@@ -41,20 +42,18 @@ pub(crate) fn text_of(file: &SourceFile) -> Result<&str, Diagnostic> {
         let column = good.rsplit('\n').next().unwrap_or("").chars().count() + 1;
         let place = Place { file: file.name.as_str().into(), line, column };
         let readable = String::from_utf8_lossy(&file.text);
-        Diagnostic::at(&place, &readable, 1, "the file is not UTF-8 from here on")
+        Diagnostic::at(&place, &Text::new(file, &readable), 1, "the file is not UTF-8 from here on")
             .with_help("save it as UTF-8 text")
     })
 }
 
-/// Parses one document out of a file's text; `first_line` is the document's first line within the file.
+/// Parses a piece of a file's text as one document; `first_line` is its first line within the file.
 pub(crate) fn parse_piece<T: DeserializeOwned>(
-    name: &str,
+    text: &Text<'_>,
     piece: &str,
     first_line: usize,
-    whole: &str,
 ) -> Result<T, Diagnostic> {
-    serde_saphyr::from_str_with_options(piece, options())
-        .map_err(|error| translate(name, whole, first_line, &error))
+    serde_saphyr::from_str_with_options(piece, options()).map_err(|error| translate(text, first_line, &error))
 }
 
 fn options() -> serde_saphyr::Options {
@@ -78,7 +77,7 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-fn translate(name: &str, whole: &str, first_line: usize, error: &Error) -> Diagnostic {
+fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
     let error = error.without_snippet();
     let location = error.location().unwrap_or(Location::UNKNOWN);
     let (message, help) = match error {
@@ -99,7 +98,7 @@ fn translate(name: &str, whole: &str, first_line: usize, error: &Error) -> Diagn
         Error::MultipleDocuments { .. } => ("more than one document where one is expected".to_owned(), None),
         other => (plain_message(other), None),
     };
-    let diagnostic = located(name, whole, first_line, location, message);
+    let diagnostic = located(text, first_line, location, message);
     match help {
         Some(help) => diagnostic.with_help(help),
         None => diagnostic,
@@ -117,19 +116,13 @@ fn plain_message(error: &Error) -> String {
         .replace("expected sequence start", "expected a list (`[a, b]`) here")
 }
 
-pub(crate) fn located(
-    name: &str,
-    whole: &str,
-    first_line: usize,
-    location: Location,
-    message: String,
-) -> Diagnostic {
+pub(crate) fn located(text: &Text<'_>, first_line: usize, location: Location, message: String) -> Diagnostic {
     if location == Location::UNKNOWN || location.line() == 0 {
-        return Diagnostic::whole(name, message);
+        return Diagnostic::whole(&text.file, message);
     }
-    let place = place(&name.into(), first_line, location);
+    let place = place(&text.file, first_line, location);
     let len = usize::try_from(location.span().len()).unwrap_or(1);
-    Diagnostic::at(&place, whole, len, message)
+    Diagnostic::at(&place, text, len, message)
 }
 
 /// The place in the file of a location in one of its documents.

@@ -76,7 +76,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             action,
             target_ports: ports.clone(),
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
-            to: to.as_ref().map(|list| targets(page, list, action, rules)),
+            to: to.as_ref().map(|list| targets(page, list, rules)),
         };
         warn_about(page, rule, &checked);
         let rule_name = RuleName {
@@ -140,11 +140,11 @@ fn peers(
     page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action)).collect()
 }
 
-fn targets(page: &mut Page<'_>, list: &List<ToDoc>, action: Action, rules: &Rules<'_>) -> Vec<Target> {
-    page.items(list, "to").iter().map(|entry| target(page, entry, action, rules)).collect()
+fn targets(page: &mut Page<'_>, list: &List<ToDoc>, rules: &Rules<'_>) -> Vec<Target> {
+    page.items(list, "to").iter().map(|entry| target(page, entry, rules)).collect()
 }
 
-fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<'_>) -> Target {
+fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, rules: &Rules<'_>) -> Target {
     let ToDoc { methods, paths, path_prefix, ports } = &entry.value;
     if methods.is_none() && paths.is_none() && path_prefix.is_none() && ports.is_none() {
         page.error_with(
@@ -171,20 +171,6 @@ fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<
             None
         }
     };
-    if let (Some(list), Action::Deny) = (paths, action) {
-        for item in &list.value {
-            if !item.value.contains('{') && item.value != "/" {
-                page.warn(
-                    item.referenced,
-                    format!(
-                        "this denies {0} but neither {0}/ nor what lies below",
-                        yaml::printable(&item.value)
-                    ),
-                    "`pathPrefix` covers all of them",
-                );
-            }
-        }
-    }
     Target {
         methods: methods.as_ref().map(|list| self::methods(page, list)),
         paths: patterns,
@@ -256,6 +242,7 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             }
         }
         Action::Deny => {
+            warn_of_exact_denies(page, &written.value);
             let layer7 = |target: &Target| target.methods.is_some() || target.paths.is_some();
             let open = rule.target_ports.is_none()
                 && rule.to.iter().flatten().any(|target| layer7(target) && target.ports.is_none());
@@ -268,4 +255,22 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             }
         }
     }
+}
+
+/// Once a rule: a list of paths is written with one intention.
+fn warn_of_exact_denies(page: &mut Page<'_>, rule: &RuleDoc) {
+    let targets = rule.to.iter().flat_map(|to| &to.value);
+    let paths = targets.filter_map(|target| target.value.paths.as_ref()).flat_map(|paths| &paths.value);
+    let mut exact = paths.filter(|path| !path.value.contains('{') && path.value != "/");
+    let Some(first) = exact.next() else { return };
+    let more = match exact.count() {
+        0 => String::new(),
+        1 => "; so does 1 more path of this rule".to_owned(),
+        more => format!("; so do {more} more paths of this rule"),
+    };
+    page.warn(
+        first.referenced,
+        format!("this denies {0} but neither {0}/ nor what lies below{more}", yaml::printable(&first.value)),
+        "`pathPrefix` covers all of them",
+    );
 }

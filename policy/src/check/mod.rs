@@ -5,8 +5,6 @@ mod defaults;
 mod peer;
 mod service;
 
-use std::sync::Arc;
-
 use serde_saphyr::Location;
 
 pub(crate) use access::{Policy, policy};
@@ -17,6 +15,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::doc::{List, Metadata, Sp};
 use crate::norm::EscapedSlashes;
 use crate::rule::OwnDomains;
+use crate::text::Text;
 use crate::yaml;
 
 /// What holds for all documents of a set.
@@ -28,8 +27,7 @@ pub(crate) struct Rules<'a> {
 
 /// One document's place in the set, and the findings about it.
 pub(crate) struct Page<'a> {
-    pub(crate) file: Arc<str>,
-    pub(crate) text: &'a str,
+    pub(crate) text: &'a Text<'a>,
     pub(crate) first_line: usize,
     pub(crate) errors: Diagnostics,
     pub(crate) warnings: Diagnostics,
@@ -37,26 +35,22 @@ pub(crate) struct Page<'a> {
 
 impl Page<'_> {
     pub(crate) fn error(&mut self, at: Location, message: impl Into<String>) {
-        let found = self.finding(at, message.into());
-        self.errors.push(found);
+        let found = finding(self.text, self.first_line, at, message);
+        self.errors.add(found);
     }
 
     pub(crate) fn error_with(&mut self, at: Location, message: impl Into<String>, help: impl Into<String>) {
-        let found = self.finding(at, message.into()).with_help(help);
-        self.errors.push(found);
+        let found = finding(self.text, self.first_line, at, message);
+        self.errors.add(|| found().with_help(help));
     }
 
     pub(crate) fn warn(&mut self, at: Location, message: impl Into<String>, help: impl Into<String>) {
-        let found = self.finding(at, message.into()).with_help(help).warning();
-        self.warnings.push(found);
+        let found = finding(self.text, self.first_line, at, message);
+        self.warnings.add(|| found().with_help(help).warning());
     }
 
     pub(crate) fn place(&self, at: Location) -> Place {
-        yaml::place(&self.file, self.first_line, at)
-    }
-
-    fn finding(&self, at: Location, message: String) -> Diagnostic {
-        yaml::located(&self.file, self.text, self.first_line, at, message)
+        yaml::place(&self.text.file, self.first_line, at)
     }
 
     /// A list that is written must hold something: `[]` has meant "nothing" to its writer and "anything" to engines
@@ -130,6 +124,16 @@ impl Page<'_> {
             );
         }
     }
+}
+
+/// A finding to be made if there is room for it.
+fn finding<'t>(
+    text: &'t Text<'_>,
+    first_line: usize,
+    at: Location,
+    message: impl Into<String> + 't,
+) -> impl FnOnce() -> Diagnostic + 't {
+    move || yaml::located(text, first_line, at, message.into())
 }
 
 /// A DNS label (RFC 1123): services' names become host names, and the rest is easier to remember if it is alike.

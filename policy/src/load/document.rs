@@ -1,18 +1,18 @@
 //! From a file's text to documents of known kinds.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
 
 use crate::check::Page;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec};
+use crate::text::{self, Text};
 use crate::yaml;
 
 /// A document that parsed, with where it stands.
 pub(super) struct Parsed<'a> {
-    pub(super) file: Arc<str>,
-    pub(super) text: &'a str,
+    pub(super) text: Rc<Text<'a>>,
     pub(super) first_line: usize,
     pub(super) body: Body,
 }
@@ -44,8 +44,7 @@ impl Body {
 impl Parsed<'_> {
     pub(super) fn page(&self) -> Page<'_> {
         Page {
-            file: self.file.clone(),
-            text: self.text,
+            text: &self.text,
             first_line: self.first_line,
             errors: Diagnostics::new(),
             warnings: Diagnostics::new(),
@@ -65,7 +64,7 @@ pub(super) fn pieces(text: &str) -> Vec<(usize, &str)> {
     let mut start = 0;
     let mut first_line = 1;
     let mut at = 0;
-    for (n, line) in text.split_inclusive('\n').enumerate() {
+    for (n, line) in text::lines(text).enumerate() {
         let is_marker = line
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
@@ -83,76 +82,67 @@ pub(super) fn pieces(text: &str) -> Vec<(usize, &str)> {
 
 /// Nothing but markers, comments and space.
 fn is_empty(piece: &str) -> bool {
-    piece.lines().all(|line| {
-        let line = line.strip_prefix('\u{feff}').unwrap_or(line).trim();
-        line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
-    })
+    text::lines(piece).all(text::is_empty_line)
 }
 
-pub(super) fn body(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<Body, Diagnostic> {
+pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Body, Diagnostic> {
     // A glance at the text saves parsing nearly every document twice; the parsed `kind` is what counts.
-    let glance = piece.lines().find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
+    let glance = text::lines(piece).find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
     let kind = match doc::KINDS.iter().find(|kind| **kind == glance) {
         Some(kind) => (*kind).to_owned(),
-        None => kind(file, piece, first_line, whole)?,
+        None => kind(text, piece, first_line)?,
     };
     match kind.as_str() {
-        doc::ACCESS_POLICY => typed(file, piece, first_line, whole, doc::ACCESS_POLICY).map(Body::Access),
-        doc::MESH_DEFAULTS => typed(file, piece, first_line, whole, doc::MESH_DEFAULTS).map(Body::Defaults),
-        _ => typed(file, piece, first_line, whole, doc::SERVICE).map(Body::Service),
+        doc::ACCESS_POLICY => typed(text, piece, first_line, doc::ACCESS_POLICY).map(Body::Access),
+        doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS).map(Body::Defaults),
+        _ => typed(text, piece, first_line, doc::SERVICE).map(Body::Service),
     }
 }
 
 /// The document's kind, one of [`doc::KINDS`].
-fn kind(file: &str, piece: &str, first_line: usize, whole: &str) -> Result<String, Diagnostic> {
-    let header: Header = yaml::parse_piece(file, piece, first_line, whole)?;
+fn kind(text: &Text<'_>, piece: &str, first_line: usize) -> Result<String, Diagnostic> {
+    let header: Header = yaml::parse_piece(text, piece, first_line)?;
     let Header { api_version, kind } = header;
     if let Some(version) = &api_version {
-        check_version(file, whole, first_line, version)?;
+        check_version(text, first_line, version)?;
     }
     let Some(kind) = kind else {
         let start = serde_saphyr::Location::UNKNOWN;
         let message = format!("the document that begins in line {first_line} has no `kind`");
-        return Err(yaml::located(file, whole, first_line, start, message)
+        return Err(yaml::located(text, first_line, start, message)
             .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
     };
     if doc::KINDS.contains(&kind.value.as_str()) {
         return Ok(kind.value);
     }
     let message = format!("unknown kind `{}`", yaml::printable(&kind.value));
-    Err(yaml::located(file, whole, first_line, kind.referenced, message)
+    Err(yaml::located(text, first_line, kind.referenced, message)
         .with_help(yaml::suggest(&kind.value, &doc::KINDS)))
 }
 
 fn typed<S: DeserializeOwned>(
-    file: &str,
+    text: &Text<'_>,
     piece: &str,
     first_line: usize,
-    whole: &str,
     expected: &str,
 ) -> Result<Document<S>, Diagnostic> {
-    let document: Document<S> = yaml::parse_piece(file, piece, first_line, whole)?;
-    check_version(file, whole, first_line, &document.api_version)?;
+    let document: Document<S> = yaml::parse_piece(text, piece, first_line)?;
+    check_version(text, first_line, &document.api_version)?;
     if document.kind.value != expected {
         // Only a document in flow style can mislead the glance.
         let message =
             format!("`kind` is `{}` here and `{expected}` elsewhere", yaml::printable(&document.kind.value));
-        return Err(yaml::located(file, whole, first_line, document.kind.referenced, message)
+        return Err(yaml::located(text, first_line, document.kind.referenced, message)
             .with_help("write the document in block style, one field a line"));
     }
     Ok(document)
 }
 
-fn check_version(
-    file: &str,
-    whole: &str,
-    first_line: usize,
-    version: &doc::Sp<String>,
-) -> Result<(), Diagnostic> {
+fn check_version(text: &Text<'_>, first_line: usize, version: &doc::Sp<String>) -> Result<(), Diagnostic> {
     if version.value == doc::API_VERSION {
         return Ok(());
     }
     let message = format!("unknown apiVersion `{}`", yaml::printable(&version.value));
-    Err(yaml::located(file, whole, first_line, version.referenced, message)
+    Err(yaml::located(text, first_line, version.referenced, message)
         .with_help(format!("write `{}`", doc::API_VERSION)))
 }
