@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
+use crate::pattern::PathPattern;
 use crate::rule::{Methods, OwnDomains, Peer, Rule, Target};
 use crate::verdict::{Action, DenyReason, Effect, Operation, RuleName, Source, Verdict};
 
@@ -37,10 +38,12 @@ pub struct Miss {
     pub change: String,
 }
 
-/// A field that did not match: what is wrong with it and what would mend it.
+/// A field that did not match.
 struct Failure {
     what: String,
-    change: String,
+    /// What mends it where it stands. `None`: no word added there would be taken, or it would not be enough; then it
+    /// takes an alternative of its own.
+    change: Option<String>,
 }
 
 pub(crate) fn explain(
@@ -77,43 +80,103 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
         Operation::Tcp => None,
     };
     let allows = engine.rules.iter().zip(&generation.names).filter(|(rule, _)| rule.action == Action::Allow);
-    let (failures, name) = allows
-        .map(|(rule, name)| (failures(rule, &engine.domains, source, port, operation, view), name))
-        .min_by_key(|(failures, _)| failures.len())?;
-    let changes: Vec<&str> = failures.iter().map(|failure| failure.change.as_str()).collect();
+    let (misfit, name) = allows
+        .map(|(rule, name)| (self::misfit(rule, generation, source, port, operation, view), name))
+        .min_by_key(|(misfit, _)| misfit.failed.len())?;
+    let Misfit { failed, changes } = misfit;
     let change = format!("in rule {name} ({}): {}", name.place, changes.join("; and "));
-    Some(Miss { rule: name.clone(), failed: failures.iter().map(|f| f.what.clone()).collect(), change })
+    Some(Miss { rule: name.clone(), failed, change })
+}
+
+/// What keeps a rule from matching, and all that has to be changed in it.
+#[derive(Default)]
+struct Misfit {
+    failed: Vec<String>,
+    changes: Vec<String>,
+}
+
+impl Misfit {
+    /// Adds the failures of one list of alternatives; `alternative` says how to add one that does not fail.
+    fn add(&mut self, failures: Vec<Failure>, alternative: impl FnOnce() -> String) {
+        let changes: Option<Vec<String>> = failures.iter().map(|failure| failure.change.clone()).collect();
+        match changes {
+            Some(changes) => self.changes.extend(changes),
+            None => self.changes.push(alternative()),
+        }
+        self.failed.extend(failures.into_iter().map(|failure| failure.what));
+    }
 }
 
 /// The failing fields of a rule, taking of each list of alternatives the one that fails least.
-fn failures(
+fn misfit(
     rule: &Rule,
-    domains: &OwnDomains,
+    generation: &Generation,
     source: Source<'_>,
     port: u16,
     operation: Operation<'_>,
     view: Option<&str>,
-) -> Vec<Failure> {
+) -> Misfit {
     let Rule { action: _, target_ports, from, to } = rule;
-    let mut out = Vec::new();
+    let domains = &generation.engine.domains;
+    let mut out = Misfit::default();
     if let Some(ports) = target_ports
         && !ports.contains(&port)
     {
-        out.push(Failure {
-            what: format!("the document's target is for {}, not port {port}", list(ports, "port", "ports")),
-            change: format!("add {port} to the ports of `target`"),
-        });
+        out.failed
+            .push(format!("the document's target is for {}, not port {port}", list(ports, "port", "ports")));
+        out.changes.push(format!("add {port} to the ports of `target`"));
     }
-    out.extend(match from {
+    let who = match from {
         Some(peers) => least(peers.iter().map(|peer| peer_failures(peer, domains, source))),
         None if source.identity.is_none() => vec![unauthenticated()],
         None => Vec::new(),
-    });
-    out.extend(match to {
-        Some(targets) => least(targets.iter().map(|target| target_failures(target, port, operation, view))),
+    };
+    out.add(who, || from_alternative(from.as_deref(), source));
+    let slashes = generation.defaults.path.escaped_slashes;
+    let path = view.filter(|path| PathPattern::parse(path, slashes).is_ok());
+    let what = match to {
+        Some(targets) => {
+            least(targets.iter().map(|target| target_failures(target, port, operation, view, path)))
+        }
         None => method_failure(None, operation).into_iter().collect(),
-    });
+    };
+    out.add(what, || to_alternative(to.is_some(), port, operation, path));
     out
+}
+
+/// The alternative of `from` that means this peer and nobody else. A list that is not there means more than any that is:
+/// an alternative is never proposed for it.
+fn from_alternative(from: Option<&[Peer]>, source: Source<'_>) -> String {
+    let address = source.address.to_canonical();
+    let alternative = match source.identity {
+        Some(id) => format!("{{spiffe: [\"{id}\"]}}"),
+        None => format!("{{unauthenticated: true, cidrs: [\"{address}\"]}}"),
+    };
+    let lead = if source.identity.is_none() { "call through a sidecar, or " } else { "" };
+    match from {
+        Some(_) => format!("{lead}add an alternative `{alternative}` to `from`"),
+        None => format!("{lead}add a copy of it under another name with `from: [{alternative}]`"),
+    }
+}
+
+/// The narrowest alternative of `to` that covers this operation; `path` is `None` if no rule can name it.
+fn to_alternative(has_to: bool, port: u16, operation: Operation<'_>, path: Option<&str>) -> String {
+    let (alternative, warning) = match (operation, path) {
+        (Operation::Tcp, _) => {
+            (format!("{{ports: [{port}]}}"), "; that allows every HTTP request on this port too")
+        }
+        (Operation::Http { method, .. }, Some(path)) => {
+            (format!("{{methods: [{method}], paths: [\"{path}\"], ports: [{port}]}}"), "")
+        }
+        (Operation::Http { method, .. }, None) => (
+            format!("{{methods: [{method}], ports: [{port}]}}"),
+            "; that allows every path, for no rule can name this one",
+        ),
+    };
+    match has_to {
+        true => format!("add an alternative `{alternative}` to `to`{warning}"),
+        false => format!("add a copy of it under another name with `to: [{alternative}]`{warning}"),
+    }
 }
 
 fn least(alternatives: impl Iterator<Item = Vec<Failure>>) -> Vec<Failure> {
@@ -121,12 +184,7 @@ fn least(alternatives: impl Iterator<Item = Vec<Failure>>) -> Vec<Failure> {
 }
 
 fn unauthenticated() -> Failure {
-    Failure {
-        what: "the peer proved no identity".to_owned(),
-        change:
-            "call through a sidecar, or add an alternative `unauthenticated: true` with `cidrs` to `from`"
-                .to_owned(),
-    }
+    Failure { what: "the peer proved no identity".to_owned(), change: None }
 }
 
 /// Field by field: each is asked of the interpreter as a peer with that field alone.
@@ -143,7 +201,7 @@ fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<F
                 source.address.to_canonical(),
                 list(nets, "", "")
             ),
-            change: format!("add {} to `cidrs`", source.address.to_canonical()),
+            change: Some(format!("add {} to `cidrs`", source.address.to_canonical())),
         });
     }
     let Some(id) = source.identity else {
@@ -155,52 +213,52 @@ fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<F
     if *only_strangers {
         out.push(Failure {
             what: format!("the alternative is for peers without an identity; this one is {id}"),
-            change: format!("add an alternative `spiffe: [\"{id}\"]` to `from`"),
+            change: None,
         });
         return out;
     }
     let holds = |peer: Peer| eval_ref::peer(&peer, domains, source, Action::Allow);
     let scoped = || Peer { trust_domain: trust_domain.clone(), ..Peer::default() };
-    let mut field = |what: String, change: String| out.push(Failure { what, change });
+    let mut field = |what: String, change: Option<String>| out.push(Failure { what, change });
     if let Some(ids) = spiffe
         && !ids.contains(id)
     {
-        field(format!("{id} is not {}", list(ids, "", "one of")), format!("add {id} to `spiffe`"));
+        field(format!("{id} is not {}", list(ids, "", "one of")), Some(format!("add {id} to `spiffe`")));
     }
     let short = id.namespace_and_account().map(|(namespace, name)| format!("{namespace}/{name}"));
     if accounts.is_some() && !holds(Peer { accounts: accounts.clone(), ..scoped() }) {
         let known =
             list(accounts.as_deref().unwrap_or_default(), "service account", "one of the service accounts");
-        let change = match &short {
-            Some(short) if domains.contain(id) && trust_domain.is_none() => {
-                format!("add {short} to `serviceAccounts`")
-            }
-            _ => format!("add an alternative `spiffe: [\"{id}\"]` to `from`"),
-        };
+        let change = short
+            .as_ref()
+            .filter(|_| domains.contain(id) && trust_domain.is_none())
+            .map(|short| format!("add {short} to `serviceAccounts`"));
         field(format!("{id} is not {known}"), change);
     }
     if namespaces.is_some() && !holds(Peer { namespaces: namespaces.clone(), ..scoped() }) {
         let known = list(namespaces.as_deref().unwrap_or_default(), "namespace", "one of the namespaces");
-        field(
-            format!("{id} is not in {known}"),
-            format!("add an alternative `spiffe: [\"{id}\"]` to `from`"),
-        );
+        // A namespace more would let in everybody of it.
+        field(format!("{id} is not in {known}"), None);
     }
     if let Some(td) = trust_domain
         && !id.is_member_of(td)
     {
-        field(
-            format!("{id} is not in the trust domain {td}"),
-            format!("change `trustDomain` to {}", id.trust_domain()),
-        );
+        field(format!("{id} is not in the trust domain {td}"), None);
     }
     if not.is_some() && !holds(Peer { not: not.clone(), ..Peer::default() }) {
-        field(format!("{id} or its address is excluded by `not`"), "take it out of `not`".to_owned());
+        field(format!("{id} or its address is excluded by `not`"), None);
     }
     out
 }
 
-fn target_failures(target: &Target, port: u16, operation: Operation<'_>, view: Option<&str>) -> Vec<Failure> {
+/// `path` is the reading as a rule can name it.
+fn target_failures(
+    target: &Target,
+    port: u16,
+    operation: Operation<'_>,
+    view: Option<&str>,
+    path: Option<&str>,
+) -> Vec<Failure> {
     let Target { methods, paths, ports } = target;
     let mut out = Vec::new();
     if let Some(ports) = ports
@@ -208,26 +266,28 @@ fn target_failures(target: &Target, port: u16, operation: Operation<'_>, view: O
     {
         out.push(Failure {
             what: format!("port {port} is not {}", list(ports, "port", "one of the ports")),
-            change: format!("add {port} to `ports`"),
+            change: Some(format!("add {port} to `ports`")),
         });
     }
     let Operation::Http { .. } = operation else {
         if methods.is_some() || paths.is_some() {
             out.push(Failure {
                 what: "methods and paths are never known of opaque TCP".to_owned(),
-                change: format!("add an alternative `ports: [{port}]` to `to`"),
+                change: None,
             });
         }
         return out;
     };
     out.extend(method_failure(methods.as_ref(), operation));
-    let path = view.unwrap_or("");
+    let view = view.unwrap_or("");
     if let Some(paths) = paths
-        && !paths.iter().any(|pattern| pattern.matches(path))
+        && !paths.iter().any(|pattern| pattern.matches(view))
     {
+        // A prefix more would open what lies below too, and `paths` cannot stand beside `pathPrefix`.
+        let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
         out.push(Failure {
-            what: format!("the path {path} is not {}", list(paths, "", "one of")),
-            change: format!("add {path} to the paths"),
+            what: format!("the path {view} is not {}", list(paths, "", "one of")),
+            change: path.filter(|_| !is_prefix).map(|path| format!("add {path} to `paths`")),
         });
     }
     out
@@ -238,11 +298,16 @@ fn method_failure(methods: Option<&Methods>, operation: Operation<'_>) -> Option
     if Methods::cover(methods, Action::Allow, method) {
         return None;
     }
-    let what = match methods {
-        Some(Methods::Only(named)) => format!("the method {method} is not {}", list(named, "", "one of")),
-        Some(Methods::Any) | None => format!("the method {method} is allowed only by name"),
-    };
-    Some(Failure { what, change: format!("add {method} to `methods`") })
+    Some(match methods {
+        Some(Methods::Only(named)) => Failure {
+            what: format!("the method {method} is not {}", list(named, "", "one of")),
+            change: Some(format!("add {method} to `methods`")),
+        },
+        // `*` stands alone, and a list where there was none would leave out everything else.
+        Some(Methods::Any) | None => {
+            Failure { what: format!("the method {method} is allowed only by name"), change: None }
+        }
+    })
 }
 
 /// `a`, or `one of a, b, c`, cut where nobody reads on.

@@ -69,7 +69,9 @@ fn ask(generation: &Generation, ask: &Ask<'_>) -> String {
     let source = Source { identity: id.as_ref(), address: ask.address.parse::<IpAddr>().unwrap() };
     let parts = ask.request.map(|(method, path)| {
         let options = generation.defaults().path;
-        (CanonMethod::parse(method).unwrap(), CanonPath::parse(path, &options).unwrap())
+        let method = CanonMethod::parse(method).unwrap();
+        let path = CanonPath::parse_for(&method, path, &options).unwrap();
+        (method, path)
     });
     let operation = match &parts {
         Some((method, path)) => Operation::Http { method, path, upgrade: None },
@@ -275,6 +277,162 @@ to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add DELETE
     let nothing = load(&[], &scope(), 1).unwrap();
     let source = Source { identity: None, address: "10.0.0.1".parse().unwrap() };
     assert!(nothing.explain(source, 1, Operation::Tcp).to_string().contains("no Allow rule concerns"));
+}
+
+/// Advice is followed to the letter, and then the call is allowed.
+#[test]
+fn advice_allows_the_call() {
+    let web = Some("ns/shop/sa/web");
+    let alternative = |what: &str| format!("add an alternative `{what}` to `to`");
+    let get_other = "{methods: [GET], paths: [\"/other\"], ports: [8080]}";
+    let trace = "{methods: [TRACE], paths: [\"/a\"], ports: [8080]}";
+    let me = "{spiffe: [\"spiffe://demo.postern/ns/shop/sa/web\"]}";
+    let stranger = "{unauthenticated: true, cidrs: [\"127.0.0.9\"]}";
+    let get = |path| Some(("GET", path));
+    for (before, after, id, request, advice) in [
+        (
+            "to: [{pathPrefix: [/a]}]",
+            format!("to: [{{pathPrefix: [/a]}}, {get_other}]"),
+            web,
+            get("/other"),
+            alternative(get_other),
+        ),
+        (
+            "to: [{paths: [/a]}]",
+            "to: [{paths: [/a, /other]}]".into(),
+            web,
+            get("/other"),
+            "add /other to `paths`".into(),
+        ),
+        (
+            "to: [{methods: [GET]}]",
+            "to: [{methods: [GET, TRACE]}]".into(),
+            web,
+            Some(("TRACE", "/a")),
+            "add TRACE to `methods`".into(),
+        ),
+        (
+            "to: [{methods: ['*']}]",
+            format!("to: [{{methods: ['*']}}, {trace}]"),
+            web,
+            Some(("TRACE", "/a")),
+            alternative(trace),
+        ),
+        (
+            "to: [{paths: [/a]}]",
+            format!("to: [{{paths: [/a]}}, {trace}]"),
+            web,
+            Some(("TRACE", "/a")),
+            alternative(trace),
+        ),
+        (
+            "to: [{methods: [POST], pathPrefix: [/a], ports: [1]}]",
+            format!("to: [{{methods: [POST], pathPrefix: [/a], ports: [1]}}, {get_other}]"),
+            web,
+            get("/other"),
+            alternative(get_other),
+        ),
+        (
+            "from: [{namespaces: [shop]}]",
+            format!(
+                "from: [{{namespaces: [shop]}}]\n  - name: s\n    from: [{{namespaces: [shop]}}]\n    to: [{trace}]"
+            ),
+            web,
+            Some(("TRACE", "/a")),
+            format!("add a copy of it under another name with `to: [{trace}]`"),
+        ),
+        (
+            "to: [{methods: [GET]}]",
+            "to: [{methods: [GET]}, {ports: [8080]}]".into(),
+            web,
+            None,
+            alternative("{ports: [8080]}") + "; that allows every HTTP request on this port too",
+        ),
+        (
+            "to: [{methods: [GET], paths: [/a]}]",
+            "to: [{methods: [GET], paths: [/a]}, {methods: [OPTIONS], ports: [8080]}]".into(),
+            web,
+            Some(("OPTIONS", "*")),
+            alternative("{methods: [OPTIONS], ports: [8080]}")
+                + "; that allows every path, for no rule can name this one",
+        ),
+        (
+            "to: [{ports: [1]}]",
+            "to: [{ports: [1, 8080]}]".into(),
+            web,
+            get("/"),
+            "add 8080 to `ports`".into(),
+        ),
+        (
+            "from: [{serviceAccounts: [x]}]",
+            "from: [{serviceAccounts: [x, shop/web]}]".into(),
+            web,
+            get("/"),
+            "add shop/web to `serviceAccounts`".into(),
+        ),
+        (
+            "from: [{trustDomain: else}]",
+            format!("from: [{{trustDomain: else}}, {me}]"),
+            web,
+            get("/"),
+            format!("add an alternative `{me}` to `from`"),
+        ),
+        (
+            "from: [{not: {namespaces: [shop]}}]",
+            format!("from: [{{not: {{namespaces: [shop]}}}}, {me}]"),
+            web,
+            get("/"),
+            format!("add an alternative `{me}` to `from`"),
+        ),
+        (
+            "from: [{namespaces: [x], cidrs: [10.0.0.0/8]}]",
+            format!("from: [{{namespaces: [x], cidrs: [10.0.0.0/8]}}, {me}]"),
+            web,
+            get("/"),
+            format!("add an alternative `{me}` to `from`"),
+        ),
+        (
+            "from: [{namespaces: [x]}]",
+            format!("from: [{{namespaces: [x]}}, {stranger}]"),
+            None,
+            get("/"),
+            format!("call through a sidecar, or add an alternative `{stranger}` to `from`"),
+        ),
+        (
+            "to: [{methods: [GET]}]",
+            format!(
+                "to: [{{methods: [GET]}}]\n  - name: s\n    to: [{{methods: [GET]}}]\n    from: [{stranger}]"
+            ),
+            None,
+            get("/"),
+            format!(
+                "call through a sidecar, or add a copy of it under another name with `from: [{stranger}]`"
+            ),
+        ),
+    ] {
+        let g = generation(&rule(&format!("    {before}\n")));
+        let question = Ask { id, request, ..Ask::default() };
+        assert_eq!(ask(&g, &question), "no_rule", "{before}");
+        let shown = explain(&g, &question);
+        assert!(shown.ends_with(&format!("(a.yaml:7:11): {advice}")), "expected {advice}\n{shown}");
+        let g = generation(&rule(&format!("    {after}\n")));
+        assert!(ask(&g, &question).starts_with("allow "), "{after}");
+    }
+}
+
+fn explain(generation: &Generation, ask: &Ask<'_>) -> String {
+    let id = ask.id.map(|id| SpiffeId::parse(&format!("spiffe://demo.postern/{id}")).unwrap());
+    let source = Source { identity: id.as_ref(), address: ask.address.parse().unwrap() };
+    let parts = ask.request.map(|(method, path)| {
+        let method = CanonMethod::parse(method).unwrap();
+        let path = CanonPath::parse_for(&method, path, &generation.defaults().path).unwrap();
+        (method, path)
+    });
+    let operation = match &parts {
+        Some((method, path)) => Operation::Http { method, path, upgrade: None },
+        None => Operation::Tcp,
+    };
+    generation.explain(source, ask.port, operation).to_string()
 }
 
 #[test]
