@@ -122,7 +122,6 @@ apiVersion: postern.dev/v1alpha1
 kind: AccessPolicy
 metadata: {name: guard, namespace: postern-system}
 spec:
-  tier: Platform
   target: {all: true}
   action: Deny
   rules:
@@ -268,7 +267,7 @@ to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add DELETE
     let shown = explain(Some("spiffe://demo.postern/ns/x/sa/y"), "GET", "/health", 8080).to_string();
     assert!(shown.contains("to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add x/y to `serviceAccounts`"), "{shown}");
     let shown = explain(storefront, "GET", "/admin;x", 8080).to_string();
-    assert!(shown.starts_with("denied by rule postern-system/guard/admin (a.yaml:33:11)"), "{shown}");
+    assert!(shown.starts_with("denied by rule postern-system/guard/admin (a.yaml:32:11)"), "{shown}");
     assert!(shown.contains("can also be read as /admin; every"), "{shown}");
     let json = serde_json::to_value(explain(None, "GET", "/any", 8080)).unwrap();
     assert_eq!(json["verdict"]["allowed"], false);
@@ -540,7 +539,7 @@ fn mistakes() {
         (
             policy(&format!("  action: Allow\n  tier: Platform\n{ok_rule}")),
             "6:9",
-            ["only documents of the root", ""],
+            ["`tier` is not known", "leave it out"],
         ),
         (
             policy(&format!("  action: Allow\n  target: {{all: true}}\n{ok_rule}")),

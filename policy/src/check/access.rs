@@ -26,15 +26,6 @@ impl Policy {
     }
 }
 
-/// Tiers are accepted and kept apart in documents; in this version any Deny wins over any Allow in every tier, which is
-/// the strictest reading of all of them.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Tier {
-    Platform,
-    App,
-    Baseline,
-}
-
 /// Checks an AccessPolicy.
 pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules: &Rules<'_>) -> Policy {
     let Document { api_version: _, kind: _, metadata, spec } = document;
@@ -43,10 +34,12 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     let is_root = metadata.namespace.value == rules.root_namespace;
     let only_root = format!("only documents of the root namespace `{}` may", rules.root_namespace);
     if let Some(word) = tier {
-        let tiers = [("Platform", Tier::Platform), ("App", Tier::App), ("Baseline", Tier::Baseline)];
-        if page.word(word, &tiers) == Some(Tier::Platform) && !is_root {
-            page.error(word.referenced, format!("{only_root} be of the tier Platform"));
-        }
+        // Its writer expects that an Allow of a higher tier wins over a Deny of a lower one.
+        page.error_with(
+            word.referenced,
+            "`tier` is not known in this version: any Deny wins over any Allow, whichever documents they are in",
+            "leave it out",
+        );
     }
     // A wrong word refuses the set; until then the stricter checks apply.
     let action =
