@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use crate::diagnostic::SourceFile;
+use crate::diagnostic::{Place, SourceFile};
 
 /// A file's text. Its lines are found once: findings are many, and each would walk the file for its own.
 pub(crate) struct Text<'a> {
@@ -25,9 +25,28 @@ impl<'a> Text<'a> {
         Some(self.text[start..end].trim_end_matches(['\r', '\n']))
     }
 
-    /// Lines there are; a break at the end of the file begins none.
-    pub(crate) fn count(&self) -> usize {
-        self.starts().len()
+    /// Where the first words stand, from a line on.
+    pub(crate) fn first_words(&self, first_line: usize) -> Option<Place> {
+        let number = (first_line..=self.starts().len())
+            .find(|number| self.line(*number).is_some_and(|line| !is_empty_line(line)))?;
+        let line = self.line(number)?;
+        let column = 1 + line.chars().take_while(|c| c.is_whitespace()).count();
+        Some(Place { file: self.file.clone(), line: number, column })
+    }
+
+    /// The place itself, or for one after the last line the end of what is written: there is where something is missing.
+    pub(crate) fn within(&self, place: Place) -> Place {
+        if self.line(place.line).is_some() {
+            return place;
+        }
+        let written = |number: &usize| self.line(*number).is_some_and(|line| !line.trim().is_empty());
+        match (1..=self.starts().len()).rev().find(written) {
+            Some(number) => {
+                let column = 1 + self.line(number).unwrap_or_default().trim_end().chars().count();
+                Place { file: place.file, line: number, column }
+            }
+            None => place,
+        }
     }
 
     fn starts(&self) -> &[usize] {
@@ -76,7 +95,6 @@ mod tests {
             let text = Text::new(&file, text);
             let found: Vec<_> = (0..=5).map(|n| text.line(n)).collect();
             assert_eq!(found, [None, Some("a"), Some("b"), Some(""), Some("c"), None], "{:?}", text.text);
-            assert_eq!(text.count(), 4);
         }
         assert_eq!(lines("").count(), 0);
     }

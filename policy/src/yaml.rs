@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error, Location};
 
 pub use serde_saphyr::Spanned;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
-use crate::text::Text;
+use crate::text::{self, Text};
 
 /// A configuration file or a file of documents larger than this is not one.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
@@ -53,7 +54,18 @@ pub(crate) fn parse_piece<T: DeserializeOwned>(
     piece: &str,
     first_line: usize,
 ) -> Result<T, Diagnostic> {
+    refuse_directives(text, piece, first_line)?;
     serde_saphyr::from_str_with_options(piece, options()).map_err(|error| translate(text, first_line, &error))
+}
+
+/// `%YAML 1.1` would change what words mean (`yes`, `010`), and `%TAG` what tags do; nobody needs either here.
+fn refuse_directives(text: &Text<'_>, piece: &str, first_line: usize) -> Result<(), Diagnostic> {
+    let content = text::lines(piece).enumerate().find(|(_, line)| !text::is_empty_line(line));
+    let Some((n, line)) = content.filter(|(_, line)| line.starts_with('%')) else { return Ok(()) };
+    let place = Place { file: text.file.clone(), line: first_line + n, column: 1 };
+    let len = line.trim_end().chars().count();
+    Err(Diagnostic::at(&place, text, len, "directives (`%YAML`, `%TAG`) are not read here")
+        .with_help("leave the line out: documents are YAML 1.2"))
 }
 
 fn options() -> serde_saphyr::Options {
@@ -92,6 +104,12 @@ fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
             format!("the key `{}` stands here twice", printable(key.as_deref().unwrap_or("?"))),
             Some("keep one of them".to_owned()),
         ),
+        Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => (
+            "a second document begins here".to_owned(),
+            Some("begin each document with `---` on a line of its own".to_owned()),
+        ),
+        // Ports are all that is as wide as this, here and in configurations.
+        Error::InvalidScalar { ty: "u16", .. } => ("a port is a number from 1 to 65535".to_owned(), None),
         Error::Budget { .. } => {
             ("the document is nested too deeply, or too large".to_owned(), Some("split it".to_owned()))
         }
@@ -117,10 +135,12 @@ fn plain_message(error: &Error) -> String {
 }
 
 pub(crate) fn located(text: &Text<'_>, first_line: usize, location: Location, message: String) -> Diagnostic {
-    if location == Location::UNKNOWN || location.line() == 0 {
-        return Diagnostic::whole(&text.file, message);
-    }
-    let place = place(&text.file, first_line, location);
+    let place = match location.line() {
+        // The document as a whole: its first words stand for it.
+        0 => text.first_words(first_line),
+        _ => Some(text.within(place(&text.file, first_line, location))),
+    };
+    let Some(place) = place else { return Diagnostic::whole(&text.file, message) };
     let len = usize::try_from(location.span().len()).unwrap_or(1);
     Diagnostic::at(&place, text, len, message)
 }

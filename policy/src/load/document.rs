@@ -108,7 +108,7 @@ fn kind(text: &Text<'_>, piece: &str, first_line: usize) -> Result<String, Diagn
     }
     let Some(kind) = kind else {
         let start = serde_saphyr::Location::UNKNOWN;
-        let message = format!("the document that begins in line {first_line} has no `kind`");
+        let message = "this document has no `kind`".to_owned();
         return Err(yaml::located(text, first_line, start, message)
             .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
     };
