@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::norm::{CanonMethod, CanonPath, NormError};
 use postern_policy::{
-    Diagnostic, Diagnostics, Explanation, Generation, Operation, Scope, Source, SourceFile, Workload, load,
-    trust_domain_of,
+    Diagnostic, Diagnostics, Explanation, Generation, Operation, Scope, ServicePort, Source, SourceFile,
+    Workload, load, trust_domain_of,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -49,6 +49,9 @@ struct Explain {
     /// The called workload: namespace/service-account or namespace/service, with a port.
     #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
     to: String,
+    /// The port in --to is the workload's own, whatever ports its Service has.
+    #[arg(long)]
+    workload_port: bool,
     /// The caller: an id, namespace/service-account, or `unauthenticated`.
     #[arg(long, value_name = "CALLER")]
     from: String,
@@ -97,7 +100,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
             if json {
                 println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
             } else {
-                eprintln!("{errors}\n\n{}: no answer from these documents", plural(errors.total(), "mistake"));
+                eprintln!(
+                    "{errors}\n\n{}: no answer from these documents",
+                    plural(errors.total(), "mistake")
+                );
             }
             ExitCode::from(2)
         }
@@ -210,38 +216,72 @@ fn explain(args: &Explain) -> Result<ExitCode, Failure> {
     let workload = Workload { namespace: namespace.to_owned(), service_account: name.to_owned(), labels };
     let scope = args.set.scope(&files, Some(workload))?;
     let generation = load(&files, &scope, 0)?;
-    let port = target_port(&generation, namespace, name, port)?;
+    let service = generation.services().by_name(namespace, name);
+    let ports = service.map(|service| service.ports.as_slice());
+    let judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
     let identity = caller(&args.from, &scope.trust_domain)?;
     let source = Source { identity: identity.as_ref(), address: args.address };
     let explanation = match args.operation.as_slice() {
-        [tcp] if tcp.eq_ignore_ascii_case("tcp") => generation.explain(source, port, Operation::Tcp),
-        [method, path] => {
-            let method = CanonMethod::parse(method).map_err(question)?;
-            match CanonPath::parse_for(&method, path, &generation.defaults().path) {
-                Ok(path) => generation.explain(
-                    source,
-                    port,
-                    Operation::Http { method: &method, path: &path, upgrade: None },
-                ),
-                Err(error) => return Err(question(format!("answered with 400 before any rule: {error}"))),
-            }
+        [tcp] if tcp.eq_ignore_ascii_case("tcp") => generation.explain(source, judged.port, Operation::Tcp),
+        // Else it would be a method of that name, which nobody means.
+        [tcp, _] if tcp.eq_ignore_ascii_case("tcp") => {
+            return Err(question("opaque TCP has no path: say tcp alone, or METHOD /path"));
         }
+        [method, path] => match canonical(method, path, &generation) {
+            Ok((method, path)) => {
+                let operation = Operation::Http { method: &method, path: &path, upgrade: None };
+                generation.explain(source, judged.port, operation)
+            }
+            Err(error) => {
+                show_bad_request(&error, args.set.json, &judged);
+                return Ok(ExitCode::from(1));
+            }
+        },
         _ => return Err(question("say METHOD /path, or tcp")),
     };
-    show(&explanation, args.set.json, port)?;
+    show(&explanation, args.set.json, &judged)?;
     Ok(if explanation.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn show(explanation: &Explanation, json: bool, port: u16) -> Result<(), Failure> {
+/// The request as it would be judged.
+fn canonical(
+    method: &str,
+    path: &str,
+    generation: &Generation,
+) -> Result<(CanonMethod, CanonPath), NormError> {
+    let method = CanonMethod::parse(method)?;
+    let path = CanonPath::parse_for(&method, path, &generation.defaults().path)?;
+    Ok((method, path))
+}
+
+fn show(explanation: &Explanation, json: bool, judged: &Judged) -> Result<(), Failure> {
     if json {
         let mut value = serde_json::to_value(explanation).map_err(question)?;
         value["ok"] = true.into();
-        value["port"] = port.into();
+        value["port"] = judged.port.into();
+        value["portBecause"] = judged.because.as_str().into();
         println!("{value}");
     } else {
-        println!("{explanation}");
+        println!("{explanation}\n{judged}");
     }
     Ok(())
+}
+
+/// A call that no rule is asked about is a call that does not arrive: the answer is "denied", in the words of the
+/// decision log.
+fn show_bad_request(error: &NormError, json: bool, judged: &Judged) {
+    if json {
+        let value = serde_json::json!({
+            "ok": true,
+            "verdict": { "allowed": false, "reason": "bad_request" },
+            "error": error.to_string(),
+            "port": judged.port,
+            "portBecause": judged.because,
+        });
+        println!("{value}");
+    } else {
+        println!("denied: the sidecar answers 400 before any rule is asked (bad_request): {error}\n{judged}");
+    }
 }
 
 fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
@@ -259,27 +299,60 @@ fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
     Ok((namespace, name, port))
 }
 
-/// Rules speak of the workload's ports; people remember the service's.
-fn target_port(
-    generation: &Generation,
-    namespace: &str,
-    name: &str,
+/// The workload's port that a question is about, and how it was found.
+struct Judged {
+    port: u16,
+    because: String,
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "judged: port {} of the workload ({})", self.port, self.because)
+    }
+}
+
+/// Rules speak of the workload's ports; people remember the service's. A number that is a port of both, but not the same
+/// one, is nobody's to guess.
+fn judged_port(
+    ports: Option<&[ServicePort]>,
+    callee: &str,
     port: Option<u16>,
-) -> Result<u16, Failure> {
-    let service = generation.services().by_name(namespace, name);
-    let ports = service.map_or(&[][..], |service| service.ports.as_slice());
-    match (port, ports) {
-        (Some(port), _) => {
-            Ok(ports.iter().find(|known| known.port == port).map_or(port, |known| known.target_port))
+    is_workloads: bool,
+) -> Result<Judged, Failure> {
+    let known = ports.unwrap_or_default();
+    let of_service = |entry: &ServicePort| Judged {
+        port: entry.target_port,
+        because: format!("the Service's port {}", entry.port),
+    };
+    let port = match (port, known) {
+        (Some(port), _) => port,
+        (None, _) if is_workloads => {
+            return Err(question(format!("--workload-port needs a port: say --to {callee}:PORT")));
         }
-        (None, [only]) => Ok(only.target_port),
-        (None, []) => Err(question(format!(
-            "no Service {namespace}/{name} tells its port: say --to {namespace}/{name}:PORT"
-        ))),
+        (None, [only]) => return Ok(of_service(only)),
+        (None, []) => {
+            return Err(question(format!("no Service {callee} tells its port: say --to {callee}:PORT")));
+        }
         (None, several) => {
             let known: Vec<String> = several.iter().map(|port| port.port.to_string()).collect();
-            Err(question(format!("{namespace}/{name} has several ports: say one of {}", known.join(", "))))
+            return Err(question(format!("{callee} has several ports: say one of {}", known.join(", "))));
         }
+    };
+    let because = |because: &str| Ok(Judged { port, because: because.to_owned() });
+    if is_workloads {
+        return because("as --workload-port says");
+    }
+    let named = known.iter().find(|entry| entry.port == port);
+    let reached = known.iter().find(|entry| entry.target_port == port);
+    match (named, reached) {
+        (Some(named), Some(reached)) if named.target_port != port => Err(question(format!(
+            "{callee}:{port} can mean two ports: the Service's {port} is the workload's {}, and the workload's {port} \
+             is the Service's {}. Say --workload-port with the one that is meant: --to {callee}:{} or --to {callee}:{port}",
+            named.target_port, reached.port, named.target_port
+        ))),
+        (Some(named), _) => Ok(of_service(named)),
+        (None, _) if ports.is_none() => because("as given: there is no Service of this name"),
+        (None, _) => because("as given: it is no port of the Service"),
     }
 }
 

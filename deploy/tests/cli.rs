@@ -77,6 +77,76 @@ spec:
     assert!(said.contains("policy.yaml:6:11") && said.contains('^'), "{said}");
 }
 
+const TWO_PORTS: &str = "apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {name: orders, namespace: shop}
+spec:
+  identity: spiffe://demo.postern/ns/shop/sa/orders
+  ports: [{port: 80, protocol: http, targetPort: 8080}, {port: 8080, protocol: http, targetPort: 9090}]
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {ports: [9090]}
+  action: Allow
+  rules: [{name: web, from: [{serviceAccounts: [web]}]}]
+";
+
+/// The exit code, and everything that is said.
+fn explained(documents: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let (_directory, path) = file("policy.yaml", documents);
+    let answer = run(&[&["policy", "explain", &path, "--from", "shop/web"], arguments].concat());
+    (answer.status.code(), text(&answer.stdout) + &text(&answer.stderr))
+}
+
+/// The Service's 8080 is not the workload's: an answer about another port than the one that was meant is worse than none.
+#[test]
+fn an_explanation_says_which_port_it_judged() {
+    let ask = |to: &[&str]| explained(TWO_PORTS, &[&["--to"], to, &["GET", "/"]].concat());
+    for (to, code, words) in [
+        (&["shop/orders:8080"][..], 2, ["--workload-port", "9090"]),
+        (
+            &["shop/orders:8080", "--workload-port"],
+            1,
+            ["judged: port 8080 of the workload", "as --workload-port says"],
+        ),
+        (&["shop/orders:9090", "--workload-port"], 0, ["judged: port 9090 of the workload", "allowed by"]),
+        (&["shop/orders:80"], 1, ["judged: port 8080 of the workload", "Service's port 80"]),
+        (&["shop/orders:9090"], 0, ["judged: port 9090 of the workload", "no port of the Service"]),
+        (&["shop/orders"], 2, ["several ports", "80, 8080"]),
+        (&["shop/orders", "--workload-port"], 2, ["--workload-port", "a port"]),
+        (&["shop/others:9090"], 0, ["judged: port 9090 of the workload", "no Service"]),
+    ] {
+        let (found, said) = ask(to);
+        assert_eq!(found, Some(code), "{to:?}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{to:?}: {said}");
+    }
+    let (_, json) = ask(&["shop/orders:80", "--json"]);
+    assert!(
+        json.contains("\"port\":8080") && json.contains("\"portBecause\":\"the Service's port 80\""),
+        "{json}"
+    );
+}
+
+#[test]
+fn what_a_sidecar_refuses_before_any_rule_is_denied() {
+    let ask = |operation: &[&str]| explained(TWO_PORTS, &[&["--to", "shop/orders:9090"], operation].concat());
+    for operation in [&["GET", "/a/../../b"][..], &["GET", "/a%2Fb"], &["G T", "/"]] {
+        let (code, said) = ask(operation);
+        assert_eq!(code, Some(1), "{operation:?}: {said}");
+        assert!(said.contains("denied") && said.contains("400 before any rule"), "{operation:?}: {said}");
+        let (code, said) = ask(&[operation, &["--json"]].concat());
+        assert_eq!(code, Some(1), "{operation:?}: {said}");
+        assert!(said.contains("\"reason\":\"bad_request\""), "{operation:?}: {said}");
+    }
+    let (code, said) = ask(&["tcp", "/x"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("has no path"), "{said}");
+    assert_eq!(ask(&["tcp"]).0, Some(0));
+}
+
 #[test]
 fn what_fails_is_1() {
     let nobody = run(&["proxy", "--socket", "/nonexistent/admin.sock", "ready"]);
