@@ -130,6 +130,14 @@ fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
             ))
         })
     };
+    // The usual place of the socket is in the state directory, which nobody has made before the first start.
+    if config.admin_socket.parent() == Some(&config.state_dir) {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir);
+        made.map_err(|error| {
+            StartError::Machine(format!("stateDir {}: {error}", config.state_dir.display()))
+        })?;
+    }
     let admin = admin::bind(&config.admin_socket).map_err(|error| {
         let path = config.admin_socket.display();
         StartError::Machine(format!("admin.socket {path} cannot be bound: {error}"))
