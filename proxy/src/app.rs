@@ -17,6 +17,7 @@ use crate::connections::Direction;
 use crate::drain::Phase;
 use crate::listener::{self, HandshakePermit, Permits};
 use crate::net::Bound;
+use crate::observe::http::listen;
 use crate::observe::{admin, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::Sidecar;
@@ -167,24 +168,16 @@ fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
 
 async fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartError> {
     let listener = bound.listener().await.map_err(|error| StartError::Machine(format!("health: {error}")))?;
-    let sidecar = Arc::clone(sidecar);
-    spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let sidecar = Arc::clone(&sidecar);
-                    spawn(crate::observe::http::serve(stream, move |request| {
-                        let answer = health::answer(&sidecar, &request);
-                        async move { answer }
-                    }));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed at the health listener");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    });
+    let listener = Arc::new(listener);
+    let accept = move || {
+        let listener = Arc::clone(&listener);
+        async move { listener.accept().await.map(|(stream, _)| stream) }
+    };
+    let handler = {
+        let sidecar = Arc::clone(sidecar);
+        move |request| std::future::ready(health::answer(&sidecar, &request))
+    };
+    spawn(listen(Arc::clone(sidecar), health::DOOR, accept, handler));
     Ok(())
 }
 

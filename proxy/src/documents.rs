@@ -18,6 +18,7 @@ use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, Wor
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::listener::is_exhaustion;
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 
@@ -188,7 +189,7 @@ impl Loader {
         let scope = scope(&self.sidecar);
         let (number, known) = (self.number + 1, self.digest.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let set = read_stable(&directory);
+            let set = read_stable(&directory)?;
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
                 return None;
@@ -280,33 +281,45 @@ fn scope(sidecar: &Sidecar) -> Scope {
     }
 }
 
-/// Reads until two readings agree: a file that is being written is not a document yet.
-fn read_stable(directory: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
+/// Reads until two readings agree: a file that is being written is not a document yet. `None` if no descriptor is left
+/// to read with: that says nothing about the documents, and the next poll tries again.
+fn read_stable(directory: &Path) -> Option<Result<Vec<SourceFile>, Diagnostics>> {
     const TRIES: usize = 50;
-    let mut last = read_directory(directory);
+    let mut exhausted = false;
+    let mut last = read(directory, &mut exhausted);
     for _ in 0..TRIES {
         #[expect(clippy::disallowed_methods, reason = "a blocking thread, between two readings")]
         std::thread::sleep(Duration::from_millis(10));
-        let next = read_directory(directory);
+        let next = read(directory, &mut exhausted);
+        if exhausted {
+            return None;
+        }
         if digest(&last) == digest(&next) {
-            return next;
+            return Some(next);
         }
         last = next;
     }
-    last
+    Some(last)
 }
 
 /// Every `*.yaml` and `*.yml` directly in `directory`, by name, symbolic links followed, hidden entries left out
 /// (editors' and Kubernetes' own).
 pub fn read_directory(directory: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
+    read(directory, &mut false)
+}
+
+/// `exhausted` is set if it fails because no descriptor is left.
+fn read(directory: &Path, exhausted: &mut bool) -> Result<Vec<SourceFile>, Diagnostics> {
     let name = directory.display().to_string();
     let whole = |message: String| {
         let mut all = Diagnostics::new();
         all.push(Diagnostic::whole(&name, message));
         all
     };
-    let entries =
-        fs::read_dir(directory).map_err(|error| whole(format!("the documents cannot be read: {error}")))?;
+    let entries = fs::read_dir(directory).map_err(|error| {
+        *exhausted |= is_exhaustion(&error);
+        whole(format!("the documents cannot be read: {error}"))
+    })?;
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| whole(format!("the documents cannot be listed: {error}")))?.path();
@@ -324,7 +337,10 @@ pub fn read_directory(directory: &Path) -> Result<Vec<SourceFile>, Diagnostics> 
         let file = path.display().to_string();
         let text = match read_bounded(&path, MAX_BYTES - bytes) {
             Ok(text) => text,
-            Err(error) => return Err(whole(format!("{file}: {error}"))),
+            Err(error) => {
+                *exhausted |= is_exhaustion(&error);
+                return Err(whole(format!("{file}: {error}")));
+            }
         };
         bytes += text.len() as u64;
         files.push(SourceFile { name: file, text });

@@ -204,10 +204,11 @@ impl Drop for Active {
 
 /// 5 ms to 100 ms, with jitter, so that listeners out of descriptors do not wake together.
 #[derive(Debug, Default)]
-struct Backoff(u32);
+pub struct Backoff(u32);
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
+    /// The next pause.
+    pub fn next(&mut self) -> Duration {
         let base = 5_u64 << self.0.min(4);
         self.0 += 1;
         let mut byte = [0_u8; 1];
@@ -218,14 +219,15 @@ impl Backoff {
 }
 
 /// The connection died between its SYN and our accept: nothing is wrong here.
-fn is_of_the_peer(error: &io::Error) -> bool {
+pub fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
 }
 
-fn is_exhaustion(error: &io::Error) -> bool {
+/// No descriptor is left, for this process or for the machine.
+pub fn is_exhaustion(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     matches!(error.raw_os_error(), Some(ENFILE | EMFILE))

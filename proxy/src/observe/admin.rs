@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -22,16 +22,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::net::UnixListener;
 
-use super::http::{json as answer_json, serve};
+use super::http::{Door, json as answer_json, listen};
 use super::{health, log};
 use crate::config::LogFormat;
 use crate::connections::Entry;
 use crate::decisions::Decision;
-use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 
 /// Longest question that `POST` and `PUT` take.
 const MAX_QUESTION: usize = 64 << 10;
+const DOOR: Door = Door { name: "admin", whole: Duration::from_secs(60) };
 
 /// Binds the socket, mode 0600, replacing one that a dead sidecar left behind but never a live one's.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -49,21 +49,19 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves the socket.
 pub async fn run(sidecar: Arc<Sidecar>, listener: UnixListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let sidecar = Arc::clone(&sidecar);
-                spawn(serve(stream, move |request| {
-                    let sidecar = Arc::clone(&sidecar);
-                    async move { answer(&sidecar, request).await }
-                }));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept failed at the admin socket");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
+    let listener = Arc::new(listener);
+    let accept = move || {
+        let listener = Arc::clone(&listener);
+        async move { listener.accept().await.map(|(stream, _)| stream) }
+    };
+    let handler = {
+        let sidecar = Arc::clone(&sidecar);
+        move |request| {
+            let sidecar = Arc::clone(&sidecar);
+            async move { answer(&sidecar, request).await }
         }
-    }
+    };
+    listen(sidecar, DOOR, accept, handler).await;
 }
 
 async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<Full<Bytes>> {

@@ -1,14 +1,18 @@
 //! `/live`, `/ready` and `/metrics`: reads only, reason codes without details.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::http::{respond, text};
+use super::http::{Door, respond, text};
 use crate::drain::Phase;
 use crate::sidecar::Sidecar;
+
+/// Anybody may knock here, so nobody stays.
+pub const DOOR: Door = Door { name: "health", whole: Duration::from_secs(10) };
 
 /// Why the sidecar is not ready, as stable codes; empty when it is.
 pub fn unready(sidecar: &Sidecar) -> Vec<&'static str> {
