@@ -143,6 +143,7 @@ impl Config {
             wrong.push(yaml::at(file, level, text));
         }
         listeners(file, &raw, &mut wrong);
+        outbound(file, &raw.outbound.address, &mut wrong);
         control_plane(file, &raw.control_plane.address, &mut wrong);
         let (Some(identity), Some(control_plane_id), Some((namespace, service_account)), Some(trust)) =
             (identity, control_plane_id, account, trust)
@@ -342,6 +343,23 @@ fn listeners(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
         } else if let Some((other, _)) = taken.iter().find(|(_, other)| same(&other.address.value)) {
             wrong.push(yaml::at(file, one, format!("{name} and {other} cannot both listen here")));
         }
+    }
+}
+
+/// Nobody proves anything at the way out: whoever reaches it calls as the workload.
+fn outbound(file: &SourceFile, address: &Spanned<SocketAddr>, wrong: &mut Diagnostics) {
+    if !address.value.ip().to_canonical().is_loopback() {
+        wrong.push(
+            yaml::at(
+                file,
+                address,
+                "outbound must listen on a loopback address: whoever reaches it calls with the workload's identity",
+            )
+            .with_help(format!(
+                "bind it to a 127.x.y.z address of this machine, such as 127.0.0.1:{}",
+                address.value.port()
+            )),
+        );
     }
 }
 

@@ -72,6 +72,8 @@ fn what_cannot_run_is_refused_before_it_runs() {
         ("127.0.0.1:1\n", "control:99999\n", ":4:12", "no host:port"),
         ("127.0.0.1:24191", "127.0.0.1:24140", ":13:19", "health and outbound cannot both listen here"),
         ("127.0.0.1:24191", "0.0.0.0:24143", ":13:19", "health and inbound cannot both listen here"),
+        ("127.0.0.1:24140", "0.0.0.0:24140", ":12:21", "calls with the workload's identity"),
+        ("127.0.0.1:24140", "10.0.0.7:24140", ":12:21", "bind it to a 127.x.y.z address"),
         ("documents:", "limits: {stall: 0s}\ndocuments:", ":15:17", "lets nothing pass"),
         ("documents:", "limits: {stal: 1s}\ndocuments:", ":15:16", "no such limit"),
         ("documents:", "log: {level: loud}\ndocuments:", ":15:14", "is no level"),
