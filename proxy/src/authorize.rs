@@ -1,6 +1,8 @@
 //! Asks the policy about one registered stream.
 
-use crate::connections::Stream;
+use postern_policy::Verdict;
+
+use crate::connections::{Entry, Stream};
 use crate::decisions::{Decision, DecisionId};
 use crate::error::Reason;
 use crate::sidecar::Sidecar;
@@ -21,35 +23,36 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream) -> Judgement {
     let entry = stream.entry();
     let Some(generation) = &snapshot.policy else {
         let id = sidecar.decisions.id(0);
-        remember(
-            sidecar,
-            Decision { id, at: sidecar.clock.wall(), entry: entry.clone(), verdict: None, rule: None },
-        );
+        remember(sidecar, entry, id, None, None);
         return Judgement { id, refused: Some(Reason::NoPolicy) };
     };
     let verdict = entry.connection.judge(generation, &entry.facts);
     let id = sidecar.decisions.id(generation.number());
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };
-    remember(
-        sidecar,
-        Decision { id, at: sidecar.clock.wall(), entry: entry.clone(), verdict: Some(verdict), rule },
-    );
+    remember(sidecar, entry, id, Some(verdict), rule);
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
 }
 
-fn remember(sidecar: &Sidecar, decision: Decision) {
+fn remember(
+    sidecar: &Sidecar,
+    entry: &Entry,
+    id: DecisionId,
+    verdict: Option<Verdict>,
+    rule: Option<String>,
+) {
+    let decision = Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule };
     let allowed = decision.is_allowed();
     sidecar.metrics.decision(allowed);
     if !allowed {
-        let (method, path) = decision.entry.facts.method_and_path();
+        let (method, path) = entry.facts.method_and_path();
         tracing::info!(
             target: "postern::decision",
             decision = %decision.id,
             effect = "deny",
             rule = decision.rule.as_deref().unwrap_or("-"),
-            peer = decision.entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str()),
-            port = decision.entry.facts.port,
+            peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str()),
+            port = entry.facts.port,
             method,
             path,
             "denied"

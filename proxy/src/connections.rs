@@ -16,6 +16,7 @@ use postern_policy::{Endpoint, Generation, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use slab::Slab;
 
+use crate::decisions::Subject;
 use crate::error::Reason;
 use crate::sidecar::{Admitted, Sidecar};
 
@@ -162,7 +163,8 @@ pub struct Entry {
     pub facts: Facts,
     /// When it began.
     pub since: Instant,
-    status: AtomicU16,
+    /// Shared with the decision log, which remembers it longer than this lives.
+    status: Arc<AtomicU16>,
     response_bytes: AtomicU64,
     /// Outbound: the endpoint that was asked.
     endpoint: OnceLock<Endpoint>,
@@ -174,6 +176,12 @@ impl Entry {
     /// The status answered so far; 0 for none yet.
     pub fn status(&self) -> u16 {
         self.status.load(Ordering::Relaxed)
+    }
+
+    /// What the decision log keeps of this.
+    pub fn subject(&self) -> Subject {
+        let Connection { direction, peer, .. } = &*self.connection;
+        Subject::new(*direction, peer, &self.facts, Arc::clone(&self.status))
     }
 
     /// Bytes of the response's body so far.
@@ -241,7 +249,7 @@ impl Stream {
             connection: Arc::clone(connection),
             facts,
             since: Instant::now(),
-            status: AtomicU16::new(0),
+            status: Arc::default(),
             response_bytes: AtomicU64::new(0),
             endpoint: OnceLock::new(),
             revoked: AtomicBool::new(false),

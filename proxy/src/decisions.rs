@@ -2,17 +2,24 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use postern_policy::norm::CanonMethod;
 use postern_policy::{Generation, Verdict};
+use postern_svid::SpiffeId;
 
-use crate::connections::Entry;
+use crate::connections::{Direction, Facts, Operation, Peer};
 
 /// Denials and allowances kept, each: a flood of one must not push out the other.
 const KEPT: usize = 1_024;
+/// Longest path kept, in bytes.
+const MAX_PATH: usize = 256;
+/// Stands at the end of a path that was longer.
+const CUT: &str = "…";
 
 /// Names one verdict: `<generation>-<sidecar instance>-<counter>`, the last two in hexadecimal. It tells a caller
 /// nothing, and an operator where to look.
@@ -38,7 +45,7 @@ pub struct Decision {
     /// When.
     pub at: SystemTime,
     /// About whom and what.
-    pub entry: Arc<Entry>,
+    pub subject: Subject,
     /// The answer; `None` if no policy was in force.
     pub verdict: Option<Verdict>,
     /// The rule's full name: for denials, and for allowances of generations that are not kept any more. Other allowances
@@ -51,6 +58,64 @@ impl Decision {
     pub fn is_allowed(&self) -> bool {
         self.verdict.is_some_and(|verdict| verdict.is_allowed())
     }
+}
+
+/// Whom and what a decision was about: little enough to be kept for good. Never the stream itself, whose path may be
+/// many kilobytes, in several readings, and whose query may hold a secret.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Which way the connection runs.
+    pub direction: Direction,
+    /// The proven id.
+    pub peer: Option<SpiffeId>,
+    /// Where the peer connects from.
+    pub address: SocketAddr,
+    /// The port asked for.
+    pub port: u16,
+    /// A tunnel has none.
+    method: Option<CanonMethod>,
+    /// Without the query.
+    path: Box<str>,
+    /// The stream's own: it is answered after it was judged.
+    status: Arc<AtomicU16>,
+}
+
+impl Subject {
+    /// What is kept of a stream.
+    pub fn new(direction: Direction, peer: &Peer, facts: &Facts, status: Arc<AtomicU16>) -> Self {
+        let method = match &facts.operation {
+            Operation::Http { method, .. } => Some(method.clone()),
+            Operation::Tcp => None,
+        };
+        let (_, path) = facts.method_and_path();
+        Self {
+            direction,
+            peer: peer.identity.clone(),
+            address: peer.address,
+            port: facts.port,
+            method,
+            path: shortened(path),
+            status,
+        }
+    }
+
+    /// Method and path for people; a tunnel has neither.
+    pub fn method_and_path(&self) -> (&str, &str) {
+        (self.method.as_ref().map_or("-", CanonMethod::as_str), &self.path)
+    }
+
+    /// The status answered so far; 0 for none yet.
+    pub fn status(&self) -> u16 {
+        self.status.load(Ordering::Relaxed)
+    }
+}
+
+fn shortened(path: &str) -> Box<str> {
+    if path.len() <= MAX_PATH {
+        return path.into();
+    }
+    let kept = &path[..path.floor_char_boundary(MAX_PATH - CUT.len())];
+    format!("{kept}{CUT}").into()
 }
 
 /// The last decisions.
@@ -103,5 +168,40 @@ impl DecisionLog {
         all.extend(self.allowed.lock().iter().cloned());
         all.sort_by_key(|decision| std::cmp::Reverse(decision.id.counter));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_policy::norm::CanonPath;
+
+    use super::*;
+
+    fn subject(target: &str) -> Subject {
+        let method = CanonMethod::get();
+        let path = CanonPath::parse_for(&method, target, &Default::default()).unwrap();
+        let facts =
+            Facts { port: 80, operation: Operation::Http { method, path, upgrade: None }, destination: None };
+        let address = ([127, 0, 0, 1], 1).into();
+        let peer = Peer { identity: None, address, serial: None, not_after: None };
+        Subject::new(Direction::Inbound, &peer, &facts, Arc::default())
+    }
+
+    #[test]
+    fn of_a_long_path_little_is_kept_and_of_a_query_nothing() {
+        let long = subject(&format!("/{}?token=secret", "a".repeat(8_000)));
+        let (method, path) = long.method_and_path();
+        assert_eq!((method, path.len()), ("GET", MAX_PATH));
+        assert!(path.starts_with("/aaa") && path.ends_with(CUT), "{path}");
+        assert!(!format!("{long:?}").contains("secret"), "{long:?}");
+        assert_eq!(subject("/short?token=secret").method_and_path().1, "/short");
+    }
+
+    #[test]
+    fn a_path_is_not_cut_within_a_character() {
+        for lead in ["/", "/a", "/ab", "/abc"] {
+            let path = shortened(&format!("{lead}{}", "é".repeat(300)));
+            assert!(path.len() <= MAX_PATH && path.ends_with(CUT), "{path}");
+        }
     }
 }

@@ -254,7 +254,7 @@ fn stream(entry: &Entry) -> Value {
         "port": entry.facts.port,
         "method": method,
         "path": path,
-        "status": status(entry),
+        "status": status(entry.status()),
         "seconds": entry.since.elapsed().as_secs_f64(),
         "responseBytes": entry.response_bytes(),
     })
@@ -266,8 +266,8 @@ fn decisions(sidecar: &Sidecar) -> Value {
 }
 
 fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
-    let entry = &decision.entry;
-    let (method, path) = entry.facts.method_and_path();
+    let subject = &decision.subject;
+    let (method, path) = subject.method_and_path();
     // A rule's name is looked up in its own generation: numbers mean nothing in another.
     let rule = decision.rule.clone().or_else(|| {
         let rule = decision.verdict?.rule?;
@@ -286,18 +286,19 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
         "reason": reason,
         "rule": rule,
         "generation": decision.id.generation,
-        "direction": entry.connection.direction.label(),
-        "peer": entry.connection.peer.identity.as_ref().map(SpiffeId::as_str),
-        "address": entry.connection.peer.address,
-        "port": entry.facts.port,
+        "direction": subject.direction.label(),
+        "peer": subject.peer.as_ref().map(SpiffeId::as_str),
+        "address": subject.address,
+        "port": subject.port,
         "method": method,
         "path": path,
-        "status": status(entry),
+        "status": status(subject.status()),
     })
 }
 
-fn status(entry: &Entry) -> Option<u16> {
-    Some(entry.status()).filter(|status| *status != 0)
+/// 0 stands for none yet.
+fn status(answered: u16) -> Option<u16> {
+    Some(answered).filter(|status| *status != 0)
 }
 
 async fn question<T: for<'de> Deserialize<'de>>(
