@@ -87,6 +87,10 @@ async fn demo(args: &Args) -> Result<bool, Failure> {
     let mesh = Mesh::new(plan, files);
     let mut report = Report::new(args.json);
     report.say(&opening(&mesh));
+    if args.keep {
+        // Whoever keeps it plays with it long before the last line.
+        report.say(&format!("{LOOPBACK}\n"));
+    }
 
     let finished = tokio::select! {
         () = play(&mesh, &mut report) => true,
@@ -102,11 +106,11 @@ async fn demo(args: &Args) -> Result<bool, Failure> {
     }
     mesh.shut_down().await;
     report.say(&home.close(args.keep || !holds));
-    report.say(LOOPBACK);
+    report.say(&format!("\n{LOOPBACK}"));
     Ok(holds)
 }
 
-const LOOPBACK: &str = "\nOn loopback nothing forces traffic through a sidecar: these services use theirs because \
+const LOOPBACK: &str = "On loopback nothing forces traffic through a sidecar: these services use theirs because \
                         they are told to, and anybody on this machine can reach a service past it.";
 
 /// Every scene; each finding is told as soon as it is there.

@@ -60,7 +60,7 @@ pub(crate) async fn tls_request(
     fields: &[(&str, &str)],
 ) -> Result<Outcome, Failure> {
     let exchange = async {
-        let alert = alert(address, credential).await;
+        let alert = alert(address, credential).await?;
         Ok(match request(address, credential, path, fields).await? {
             Outcome::Refused(how) => Outcome::Refused(alert.unwrap_or(how)),
             answered @ Outcome::Answered(_) => answered,
@@ -73,7 +73,7 @@ pub(crate) async fn tls_request(
 pub(crate) async fn served_serial(address: SocketAddr) -> Result<String, Failure> {
     let stream = timeout(PATIENCE, connect(address, None)).await.explain("the handshake does not end")?;
     let stream =
-        stream.map_err(|refusal| Failure::new(format!("{address} presents no certificate: {refusal}")))?;
+        stream?.map_err(|refusal| Failure::new(format!("{address} presents no certificate: {refusal}")))?;
     let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let leaf = presented.explain(format!("{address} presents no certificate"))?;
     let (_, parsed) =
@@ -82,16 +82,16 @@ pub(crate) async fn served_serial(address: SocketAddr) -> Result<String, Failure
 }
 
 /// How the listener refuses, from a connection that says nothing: one that does may see its write fail before the alert.
-async fn alert(address: SocketAddr, credential: Option<&Credential>) -> Option<String> {
-    let mut stream = match connect(address, credential).await {
+async fn alert(address: SocketAddr, credential: Option<&Credential>) -> Result<Option<String>, Failure> {
+    let mut stream = match connect(address, credential).await? {
         Ok(stream) => stream,
-        Err(refusal) => return Some(refusal),
+        Err(refusal) => return Ok(Some(refusal)),
     };
-    match timeout(Duration::from_secs(1), stream.read_u8()).await {
+    Ok(match timeout(Duration::from_secs(1), stream.read_u8()).await {
         Ok(Err(error)) => Some(error.to_string()),
         // It talks to us, or waits for us to talk: no refusal yet.
         Ok(Ok(_)) | Err(_) => None,
-    }
+    })
 }
 
 async fn request(
@@ -100,7 +100,7 @@ async fn request(
     path: &str,
     fields: &[(&str, &str)],
 ) -> Result<Outcome, Failure> {
-    let stream = match connect(address, credential).await {
+    let stream = match connect(address, credential).await? {
         Ok(stream) => stream,
         Err(refusal) => return Ok(Outcome::Refused(refusal)),
     };
@@ -121,15 +121,17 @@ async fn request(
     })
 }
 
-/// The client's half of the handshake; Err tells how it was refused.
+/// The client's half of the handshake; the inner Err tells how it was refused. Where nobody listens nothing is refused:
+/// that is a failure, or an intruder's line would hold without a listener.
 async fn connect(
     address: SocketAddr,
     credential: Option<&Credential>,
-) -> Result<TlsStream<TcpStream>, String> {
-    let config = config(credential).map_err(|error| error.to_string())?;
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+) -> Result<Result<TlsStream<TcpStream>, String>, Failure> {
+    let config = config(credential).explain("the credential cannot be used")?;
+    let stream = TcpStream::connect(address).await.explain(format!("cannot connect to {address}"))?;
     let name = ServerName::from(address.ip());
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    Ok(shaken.map_err(|error| error.to_string()))
 }
 
 fn config(credential: Option<&Credential>) -> Result<ClientConfig, rustls::Error> {
@@ -182,5 +184,20 @@ impl ServerCertVerifier for AnyServer {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn where_nobody_listens_nothing_is_refused() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = taken.local_addr().expect("a listener has an address");
+        drop(taken);
+        let outcome = tls_request(address, None, "/", &[]).await;
+        let failure = outcome.expect_err("there is no listener").to_string();
+        assert!(failure.contains("cannot connect"), "{failure}");
     }
 }

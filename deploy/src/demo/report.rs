@@ -4,6 +4,7 @@ use std::io::{IsTerminal, stdout};
 
 use serde_json::{Value, json};
 
+use crate::demo::LOOPBACK;
 use crate::demo::expectations::{self, Settled};
 use crate::demo::files::Files;
 
@@ -60,6 +61,7 @@ impl Report {
                 "failed": all - held,
                 "seconds": seconds,
                 "directory": files.root(),
+                "note": LOOPBACK,
                 "expectations": self.all().map(entry).collect::<Vec<_>>(),
             });
             println!("{document:#}");

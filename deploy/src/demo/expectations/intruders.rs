@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Expectation, Finding, Scene, marker};
 use crate::demo::credential::Credential;
 use crate::demo::failure::{Explain, Failure, ensure};
+use crate::demo::http::Client;
 use crate::demo::intruder::{Outcome, plaintext, tls_request};
-use crate::demo::mesh::Mesh;
+use crate::demo::mesh::{Mesh, within};
 use crate::demo::plan::Service;
 use crate::demo_service::MARKER;
 
@@ -29,7 +30,7 @@ pub(super) const NO_CERTIFICATE: Scene = Scene {
         claim: "A TLS client without a certificate is refused at the mesh listener",
     }],
     limit: LIMIT,
-    play: |mesh| Box::pin(async move { vec![tls_refused(mesh, None).await] }),
+    play: |mesh| Box::pin(async move { vec![tls_refused(mesh, None, "no_certificate").await] }),
 };
 
 pub(super) const FOREIGN_CERTIFICATE: Scene = Scene {
@@ -63,11 +64,13 @@ async fn plaintext_refused(mesh: &Mesh) -> Finding {
 
 async fn foreign_certificate(mesh: &Mesh) -> Finding {
     let credential = Credential::from_another_ca(&Service::Orders.spiffe_id())?;
-    tls_refused(mesh, Some(&credential)).await
+    tls_refused(mesh, Some(&credential), "untrusted").await
 }
 
-async fn tls_refused(mesh: &Mesh, credential: Option<&Credential>) -> Finding {
+/// The listener must refuse, and for `reason`, by its own account.
+async fn tls_refused(mesh: &Mesh, credential: Option<&Credential>, reason: &str) -> Finding {
     let marker = marker();
+    let before = refusals(mesh, reason).await?;
     let fields = [(MARKER, marker.as_str())];
     let how = match tls_request(mesh.plan.mesh(Service::Store), credential, PATH, &fields).await? {
         Outcome::Refused(how) => how,
@@ -77,5 +80,38 @@ async fn tls_refused(mesh: &Mesh, credential: Option<&Credential>) -> Finding {
     };
     let seen = mesh.seen(Service::Store, &marker).await?;
     ensure!(seen == 0, "the store saw the request");
-    Ok(how)
+    // It is counted after the alert was sent.
+    within(Duration::from_secs(2), "the refusal is counted", async || {
+        let after = refusals(mesh, reason).await?;
+        ensure!(after > before, "{reason} stays at {after}");
+        Ok(())
+    })
+    .await?;
+    Ok(format!("{how}; counted as {reason}"))
+}
+
+/// Handshakes that the store's sidecar has refused for `reason`.
+async fn refusals(mesh: &Mesh, reason: &str) -> Result<u64, Failure> {
+    let page = Client::tcp(mesh.plan.health(Service::Store)).get("/metrics", &[]).await;
+    let page = page.explain("cannot read the metrics of the store's sidecar")?;
+    refusals_in(&String::from_utf8_lossy(&page.body), reason)
+}
+
+fn refusals_in(page: &str, reason: &str) -> Result<u64, Failure> {
+    let sample = format!("postern_tls_refusals_total{{reason=\"{reason}\"}} ");
+    let value = page.lines().find_map(|line| line.strip_prefix(&sample)?.parse().ok());
+    value.explain(format!("the metrics have no {}", sample.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_read_for_itself() {
+        let page = "postern_tls_refusals_total{reason=\"untrusted\"} 2\npostern_tls_refusals_total{reason=\"no\"} 0\n";
+        assert_eq!(refusals_in(page, "untrusted").ok(), Some(2));
+        assert_eq!(refusals_in(page, "no").ok(), Some(0));
+        assert!(refusals_in(page, "expired").is_err());
+    }
 }
