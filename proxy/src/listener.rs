@@ -151,8 +151,8 @@ pub async fn accept_loop<F, Fut>(
                 }
             }
         };
-        if !sidecar.pressure.allows_connections() {
-            sidecar.metrics.limit("descriptors");
+        if let Some(limit) = sidecar.pressure.refuses_connections() {
+            sidecar.metrics.limit(limit);
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => continue,
                 () = &mut closing => return,

@@ -1,5 +1,6 @@
 //! Memory and descriptors: saying no early, instead of being killed with everybody's calls.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -12,6 +13,9 @@ const EVERY: Duration = Duration::from_millis(250);
 const NO_NEW_STREAMS: u64 = 85;
 const REJECT: u64 = 95;
 const NO_NEW_CONNECTIONS: u64 = 90;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+const OWN_CGROUP: &str = "/proc/self/cgroup";
 
 /// How tight things are.
 #[derive(Debug, Default)]
@@ -28,18 +32,31 @@ impl Pressure {
 
     /// Whether a new connection may be accepted.
     pub fn allows_connections(&self) -> bool {
-        u64::from(self.memory.load(Ordering::Relaxed)) < REJECT
-            && u64::from(self.descriptors.load(Ordering::Relaxed)) < NO_NEW_CONNECTIONS
+        self.refuses_connections().is_none()
+    }
+
+    /// The limit that forbids new connections, if one does.
+    pub fn refuses_connections(&self) -> Option<&'static str> {
+        if u64::from(self.memory.load(Ordering::Relaxed)) >= REJECT {
+            Some("memory")
+        } else if u64::from(self.descriptors.load(Ordering::Relaxed)) >= NO_NEW_CONNECTIONS {
+            Some("descriptors")
+        } else {
+            None
+        }
     }
 }
 
 /// Measures until the runtime ends.
 pub async fn watch(sidecar: Arc<Sidecar>, descriptors: usize) {
+    let mut told = false;
     loop {
-        let memory = memory_percent(
-            &std::fs::read_to_string("/sys/fs/cgroup/memory.current").unwrap_or_default(),
-            &std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default(),
-        );
+        // Looked up each time: a limit may be set or lifted while this runs.
+        let limited = limited(Path::new(CGROUPS), &std::fs::read_to_string(OWN_CGROUP).unwrap_or_default());
+        if limited.is_none() && !std::mem::replace(&mut told, true) {
+            tracing::info!("no memory limit to watch: no cgroup of this process has one");
+        }
+        let memory = limited.map_or(0, |limited| limited.percent());
         sidecar.pressure.memory.store(memory, Ordering::Relaxed);
         let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         let share = percent(open as u64, descriptors as u64);
@@ -50,12 +67,42 @@ pub async fn watch(sidecar: Arc<Sidecar>, descriptors: usize) {
     }
 }
 
-/// The share of a cgroup's limit in use; 0 where there is no limit.
-fn memory_percent(current: &str, max: &str) -> u8 {
-    match (current.trim().parse(), max.trim().parse()) {
-        (Ok(current), Ok(max)) => percent(current, max),
-        _ => 0,
+/// A cgroup with a limit of memory.
+#[derive(Debug, Eq, PartialEq)]
+struct Limited {
+    cgroup: PathBuf,
+    max: u64,
+}
+
+/// The nearest cgroup with a limit, from the process's own upwards; `own` is the text of `/proc/self/cgroup`. In a
+/// container with a cgroup namespace that is the root itself, in a systemd unit a directory far below it.
+fn limited(root: &Path, own: &str) -> Option<Limited> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    // What lies outside the namespace is shown with dots; only the root of what is mounted can be looked at then.
+    let path = Path::new(if path.split('/').any(|part| part == "..") { "" } else { path });
+    path.ancestors().find_map(|path| {
+        let cgroup = root.join(path);
+        let max = number(&std::fs::read_to_string(cgroup.join("memory.max")).ok()?)?;
+        Some(Limited { cgroup, max })
+    })
+}
+
+impl Limited {
+    /// The share of the limit in use; 0 if it cannot be read.
+    fn percent(&self) -> u8 {
+        let read = |name: &str| std::fs::read_to_string(self.cgroup.join(name)).unwrap_or_default();
+        let current = number(&read("memory.current")).unwrap_or(0);
+        // File pages that nobody used lately are given back before anything is killed.
+        let stat = read("memory.stat");
+        let inactive =
+            stat.lines().find_map(|line| number(line.strip_prefix("inactive_file ")?)).unwrap_or(0);
+        percent(current.saturating_sub(inactive), self.max)
     }
+}
+
+/// `max` is no number: no limit.
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
 }
 
 fn percent(part: u64, whole: u64) -> u8 {
@@ -69,10 +116,59 @@ mod tests {
 
     #[test]
     fn shares() {
-        assert_eq!(memory_percent("85\n", "100\n"), 85);
-        assert_eq!(memory_percent("85\n", "max\n"), 0);
-        assert_eq!(memory_percent("", ""), 0);
-        assert_eq!(memory_percent("999999999999", "1"), 255);
+        assert_eq!(percent(85, 100), 85);
+        assert_eq!(percent(999_999_999_999, 1), 255);
+        assert_eq!(percent(1, 0), 100);
+    }
+
+    fn cgroup(root: &Path, path: &str, files: &[(&str, &str)]) {
+        let directory = root.join(path);
+        std::fs::create_dir_all(&directory).unwrap();
+        for (name, text) in files {
+            std::fs::write(directory.join(name), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_nearest_limit_above_is_watched() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        // The real root has no such files.
+        cgroup(root, "", &[]);
+        cgroup(root, "system.slice", &[("memory.max", "1000\n"), ("memory.current", "900\n")]);
+        cgroup(
+            root,
+            "system.slice/postern.service",
+            &[
+                ("memory.max", "200\n"),
+                ("memory.current", "190\n"),
+                ("memory.stat", "anon 90\ninactive_file 100\n"),
+            ],
+        );
+        cgroup(root, "system.slice/postern.service/inner", &[("memory.max", "max\n")]);
+        cgroup(root, "user.slice", &[("memory.max", "max\n"), ("memory.current", "5\n")]);
+        for (own, watched) in [
+            ("0::/system.slice/postern.service/inner\n", Some(("system.slice/postern.service", 45))),
+            ("0::/system.slice/postern.service\n", Some(("system.slice/postern.service", 45))),
+            ("1:memory:/x\n0::/system.slice/other.service\n", Some(("system.slice", 90))),
+            ("0::/user.slice\n", None),
+            ("0::/../system.slice\n", None),
+            ("0::/\n", None),
+            ("1:memory:/system.slice\n", None),
+            ("", None),
+        ] {
+            let found = limited(root, own);
+            let found = found.as_ref().map(|one| (one.cgroup.strip_prefix(root).unwrap(), one.percent()));
+            assert_eq!(found, watched.map(|(path, share)| (Path::new(path), share)), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_of_its_own_has_the_limit_at_its_root() {
+        let root = tempfile::tempdir().unwrap();
+        cgroup(root.path(), "", &[("memory.max", "100\n"), ("memory.current", "85\n")]);
+        let found = limited(root.path(), "0::/\n").unwrap();
+        assert_eq!((found.percent(), found.max), (85, 100));
     }
 
     #[test]
@@ -82,9 +178,10 @@ mod tests {
         pressure.memory.store(85, Ordering::Relaxed);
         assert!(!pressure.allows_streams() && pressure.allows_connections());
         pressure.memory.store(95, Ordering::Relaxed);
-        assert!(!pressure.allows_connections());
+        assert_eq!(pressure.refuses_connections(), Some("memory"));
         pressure.memory.store(0, Ordering::Relaxed);
         pressure.descriptors.store(90, Ordering::Relaxed);
         assert!(pressure.allows_streams() && !pressure.allows_connections());
+        assert_eq!(pressure.refuses_connections(), Some("descriptors"));
     }
 }
