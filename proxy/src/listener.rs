@@ -154,7 +154,7 @@ pub async fn accept_loop<F, Fut>(
         if let Some(limit) = sidecar.pressure.refuses_connections() {
             sidecar.metrics.limit(limit);
             tokio::select! {
-                () = tokio::time::sleep(backoff.next()) => continue,
+                () = tokio::time::sleep(backoff.pause()) => continue,
                 () = &mut closing => return,
             }
         }
@@ -183,7 +183,7 @@ pub async fn accept_loop<F, Fut>(
                 if is_exhaustion(&error) {
                     sidecar.metrics.limit("descriptors");
                 }
-                let pause = backoff.next();
+                let pause = backoff.pause();
                 tracing::warn!(%error, ?pause, "accept failed");
                 tokio::time::sleep(pause).await;
             }
@@ -208,7 +208,7 @@ pub struct Backoff(u32);
 
 impl Backoff {
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let base = 5_u64 << self.0.min(4);
         self.0 += 1;
         let mut byte = [0_u8; 1];
@@ -251,7 +251,7 @@ mod tests {
     fn backing_off_is_bounded() {
         let mut backoff = Backoff::default();
         for _ in 0..64 {
-            let pause = backoff.next();
+            let pause = backoff.pause();
             assert!((5..=100).contains(&pause.as_millis()), "{pause:?}");
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crate::listener::is_exhaustion;
 use crate::sidecar::Sidecar;
 
 /// How often it is measured: memory can fill at gigabytes a second, reading two small files costs microseconds.
@@ -51,20 +52,34 @@ impl Pressure {
 pub async fn watch(sidecar: Arc<Sidecar>, descriptors: usize) {
     let mut told = false;
     loop {
-        // Looked up each time: a limit may be set or lifted while this runs.
-        let limited = limited(Path::new(CGROUPS), &std::fs::read_to_string(OWN_CGROUP).unwrap_or_default());
-        if limited.is_none() && !std::mem::replace(&mut told, true) {
-            tracing::info!("no memory limit to watch: no cgroup of this process has one");
-        }
-        let memory = limited.map_or(0, |limited| limited.percent());
-        sidecar.pressure.memory.store(memory, Ordering::Relaxed);
-        let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        measure_memory(&sidecar.pressure, &mut told);
+        let open = open(std::fs::read_dir("/proc/self/fd").map(Iterator::count), descriptors);
         let share = percent(open as u64, descriptors as u64);
         sidecar.pressure.descriptors.store(share, Ordering::Relaxed);
         // Many descriptors take long to count, and are the case in which they change slowly.
         let pause = if open > 1_000 { EVERY * 8 } else { EVERY };
         tokio::time::sleep(pause).await;
     }
+}
+
+/// `told` is whether the log says already that there is no limit.
+fn measure_memory(pressure: &Pressure, told: &mut bool) {
+    let own = match std::fs::read_to_string(OWN_CGROUP) {
+        // Without a descriptor nothing can be read: what was measured last stands.
+        Err(error) if is_exhaustion(&error) => return,
+        own => own.unwrap_or_default(),
+    };
+    // Looked up each time: a limit may be set or lifted while this runs.
+    let limited = limited(Path::new(CGROUPS), &own);
+    if limited.is_none() && !std::mem::replace(told, true) {
+        tracing::info!("no memory limit to watch: no cgroup of this process has one");
+    }
+    pressure.memory.store(limited.map_or(0, |limited| limited.percent()), Ordering::Relaxed);
+}
+
+/// Not even one descriptor left to count them with means that all are taken; without `/proc` nothing is known.
+fn open(counted: std::io::Result<usize>, descriptors: usize) -> usize {
+    counted.unwrap_or_else(|error| if is_exhaustion(&error) { descriptors } else { 0 })
 }
 
 /// A cgroup with a limit of memory.
@@ -119,6 +134,14 @@ mod tests {
         assert_eq!(percent(85, 100), 85);
         assert_eq!(percent(999_999_999_999, 1), 255);
         assert_eq!(percent(1, 0), 100);
+    }
+
+    #[test]
+    fn nothing_left_to_count_with_is_full() {
+        let failed = |number| Err(std::io::Error::from_raw_os_error(number));
+        assert_eq!(open(Ok(7), 64), 7);
+        assert_eq!(open(failed(24), 64), 64);
+        assert_eq!(open(failed(2), 64), 0);
     }
 
     fn cgroup(root: &Path, path: &str, files: &[(&str, &str)]) {

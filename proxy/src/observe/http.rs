@@ -56,7 +56,7 @@ where
             Ok(stream) => stream,
             Err(error) if is_of_the_peer(&error) => continue,
             Err(error) => {
-                let pause = backoff.next();
+                let pause = backoff.pause();
                 tracing::warn!(%error, door = door.name, ?pause, "accept failed");
                 tokio::time::sleep(pause).await;
                 continue;
