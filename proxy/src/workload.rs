@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::{Body, ReturnTo};
 use crate::http::h2::{Connection, Settings};
+use crate::http::stall::StallClock;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::runtime::spawn;
@@ -199,7 +200,7 @@ impl WorkloadPool {
         let (sender, connection) = http1::Builder::new()
             .max_headers(limits.head_fields + 16)
             .max_header_size(limits.head_bytes)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(StallClock::new(stream, limits.stall)))
             .await
             .map_err(|error| Error::unsent(Side::Workload, Reason::WorkloadUnreachable, error.to_string()))?;
         spawn(async move {
@@ -225,6 +226,19 @@ fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
 }
 
 fn broken(error: &hyper::Error) -> Error {
-    let reason = if error.is_parse() { Reason::WorkloadProtocol } else { Reason::WorkloadReset };
+    let reason = if error.is_parse() {
+        Reason::WorkloadProtocol
+    } else if is_stall(error) {
+        Reason::Stalled
+    } else {
+        Reason::WorkloadReset
+    };
     Error::new(Side::Workload, reason, error.to_string())
+}
+
+/// Whether the workload stopped reading: the stall clock's own error, inside hyper's.
+fn is_stall(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|source| source.kind() == std::io::ErrorKind::TimedOut)
 }

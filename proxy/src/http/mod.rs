@@ -7,5 +7,6 @@ pub mod inbound;
 pub mod outbound;
 pub mod respond;
 pub mod server;
+pub(crate) mod stall;
 pub mod upgrade;
 pub mod websocket;

@@ -1,7 +1,8 @@
 //! HTTP/1 towards callers, with hyper, and the deadlines that hyper alone cannot keep apart.
 //!
 //! hyper's one timer runs from the moment it waits for a head, so it is the idle time of a kept-alive connection. A
-//! head that trickles in byte by byte needs a clock of its own, started by its first byte: [`HeadClock`].
+//! head that trickles in byte by byte needs a clock of its own, started by its first byte: [`HeadClock`]. A caller
+//! that stops reading meets [`StallClock`].
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,18 +23,21 @@ use tokio::time::Sleep;
 
 use super::body::Body;
 use super::headers;
+use super::stall::StallClock;
 use super::upgrade::Pending;
 use crate::error::Side;
 use crate::limits::Limits;
+use crate::tcp::Duplex;
 
 /// Serves HTTP/1 on `io` until it ends, or until `closing` resolves and the request that runs has ended.
 pub async fn serve_h1<I, H, F>(io: I, limits: &Limits, handler: H, closing: impl Future<Output = ()>)
 where
-    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    I: Duplex + Send + 'static,
     H: Fn(Request<Body>, Option<Pending>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send,
 {
     let state = Arc::new(HeadState::default());
+    let io = StallClock::new(io, limits.stall);
     let io = HeadClock { io, state: Arc::clone(&state), limit: limits.head, clock: None };
     let service = service_fn(move |mut request: Request<Incoming>| {
         state.set(HeadState::SERVING);

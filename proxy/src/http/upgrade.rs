@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::h2::TunnelIo;
 use super::server::HeadClock;
+use super::stall::StallClock;
 use crate::detect::Rewound;
 use crate::net::TcpStream;
 use crate::tcp::Duplex;
@@ -57,12 +58,15 @@ impl Io {
 
     /// Takes the socket back out of hyper: behind its `Upgraded` a connection could be closed, but not reset.
     fn from_hyper(upgraded: Upgraded) -> Self {
-        let upgraded = match upgraded.downcast::<TokioIo<HeadClock<Rewound<TcpStream>>>>() {
-            Ok(caller) => return Self::Tcp(caller.io.into_inner().into_inner().preceded_by(caller.read_buf)),
+        let upgraded = match upgraded.downcast::<TokioIo<HeadClock<StallClock<Rewound<TcpStream>>>>>() {
+            Ok(caller) => {
+                let stream = caller.io.into_inner().into_inner().into_inner();
+                return Self::Tcp(stream.preceded_by(caller.read_buf));
+            }
             Err(upgraded) => upgraded,
         };
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(workload) => Self::Tcp(Rewound::new(workload.read_buf, workload.io.into_inner())),
+        match upgraded.downcast::<TokioIo<StallClock<TcpStream>>>() {
+            Ok(workload) => Self::Tcp(Rewound::new(workload.read_buf, workload.io.into_inner().into_inner())),
             Err(upgraded) => Self::H1(TokioIo::new(upgraded)),
         }
     }

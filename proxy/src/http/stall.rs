@@ -1,0 +1,89 @@
+//! The stall clock of HTTP/1, which has no windows to tell a receiver that stopped reading from one that is slow.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::tcp::Duplex;
+
+/// Fails writes once the receiver has taken nothing for longer than it may. hyper itself would wait for ever, and with
+/// it the connection's permit and the request's place.
+#[derive(Debug)]
+pub(crate) struct StallClock<I> {
+    io: I,
+    limit: Duration,
+    clock: Option<Pin<Box<Sleep>>>,
+}
+
+impl<I> StallClock<I> {
+    /// Lets a write to `io` go `limit` without progress.
+    pub(crate) fn new(io: I, limit: Duration) -> Self {
+        Self { io, limit, clock: None }
+    }
+
+    /// What is underneath.
+    pub(crate) fn into_inner(self) -> I {
+        self.io
+    }
+}
+
+impl<I: Duplex> StallClock<I> {
+    /// Runs a write-side poll with the clock: started when it has to wait, stopped by progress.
+    fn waited<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(done) = write(Pin::new(&mut self.io), cx) {
+            self.clock = None;
+            return Poll::Ready(done);
+        }
+        let limit = self.limit;
+        let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(clock.as_mut().poll(cx));
+        // A body that ends with its connection would otherwise look complete, and the kernel would keep the rest.
+        self.io.reset();
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver does not read")))
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for StallClock<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<I: Duplex> AsyncWrite for StallClock<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.waited(cx, |io, cx| io.poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waited(cx, |io, cx| io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waited(cx, |io, cx| io.poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.waited(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
