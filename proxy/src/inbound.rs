@@ -18,7 +18,7 @@ use crate::decisions::DecisionId;
 use crate::detect::{self, Protocol, Rewound};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
-use crate::http::h2::{self, Closing, Settings};
+use crate::http::h2::{self, Closing, Ended, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
 use crate::listener::HandshakePermit;
@@ -59,8 +59,12 @@ pub async fn serve_connection(
             inbound::request(Arc::clone(&worker), Arc::clone(&connection), None, request, pending)
         }
     };
-    if let Err(error) = h2::serve(stream, settings, handler, lifetime).await {
-        tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
+    match h2::serve(stream, settings, handler, lifetime).await {
+        Ok(Ended::Ordinarily) => {}
+        Ok(Ended::ForResets) => sidecar.metrics.limit("client_resets"),
+        Err(error) => {
+            tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
+        }
     }
 }
 
@@ -303,10 +307,14 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
             server::serve_h1(io, &limits, handler, std::future::pending()).await;
         }
         Protocol::Http2 => {
+            let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
-            let _ = h2::serve(io, Settings::EDGE, handler, std::future::pending()).await;
+            let served = h2::serve(io, Settings::EDGE, handler, std::future::pending()).await;
+            if matches!(served, Ok(Ended::ForResets)) {
+                sidecar.metrics.limit("client_resets");
+            }
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
             let workload = match judge_tunnel(&worker, &connection, port, &mut None) {

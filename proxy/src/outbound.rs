@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::connections::{Direction, Peer, Registered};
 use crate::detect::{self, Protocol, Rewound};
-use crate::http::h2::{self, Closing, Settings};
+use crate::http::h2::{self, Closing, Ended, Settings};
 use crate::http::{outbound, server};
 use crate::net::TcpStream;
 use crate::worker::Worker;
@@ -35,8 +35,10 @@ pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, addres
                 Closing::Gracefully(limits.drain_max)
             };
             let settings = Settings { stall: limits.stall, preface: limits.head, ..Settings::EDGE };
-            if let Err(error) = h2::serve(stream, settings, handler, closing).await {
-                tracing::debug!(%error, "an outbound HTTP/2 connection ended");
+            match h2::serve(stream, settings, handler, closing).await {
+                Ok(Ended::Ordinarily) => {}
+                Ok(Ended::ForResets) => worker.sidecar.metrics.limit("client_resets"),
+                Err(error) => tracing::debug!(%error, "an outbound HTTP/2 connection ended"),
             }
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { .. } => {

@@ -11,7 +11,7 @@ mod tunnel;
 
 pub use client::{Connection, Opened};
 pub use recv::RecvBody;
-pub use server::{Closing, serve};
+pub use server::{Closing, Ended, serve};
 pub use tunnel::TunnelIo;
 
 use std::time::Duration;

@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,11 +9,13 @@ use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, Reason as Code, RecvStream};
 use http::{Method, Request, Response};
 use http_body::Body as _;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::{RecvBody, Settings, TunnelIo, send};
+use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::upgrade::Pending;
 use crate::runtime::spawn;
@@ -30,7 +31,7 @@ pub enum Closing {
 
 /// Serves `io` until the peer closes it or `closing` resolves. Each request runs in a task of its own; `handler`
 /// always has an answer.
-pub async fn serve<I, H, F, C>(io: I, settings: Settings, handler: H, closing: C) -> Result<(), h2::Error>
+pub async fn serve<I, H, F, C>(io: I, settings: Settings, handler: H, closing: C) -> Result<Ended, h2::Error>
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     H: Fn(Request<Body>, Option<Pending>) -> F + Clone + Send + 'static,
@@ -46,66 +47,133 @@ where
         .max_local_error_reset_streams(Some(settings.local_error_resets))
         .enable_connect_protocol()
         .handshake(io);
-    let Ok(connection) = timeout(settings.preface, handshake).await else { return Ok(()) };
+    let Ok(connection) = timeout(settings.preface, handshake).await else { return Ok(Ended::Ordinarily) };
     let mut connection = connection?;
 
     let resets = Arc::new(Resets::default());
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
     let mut closing = std::pin::pin!(closing);
     let mut deadline: Option<Instant> = None;
+    let mut ended = Ended::Ordinarily;
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    if resets.is_abuse() {
+                    if ended == Ended::ForResets {
+                        // Came before our GOAWAY was on the wire.
+                        continue;
+                    }
+                    if resets.opened() {
                         tracing::warn!("a peer keeps taking requests back: its connection is closed");
                         connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+                        ended = Ended::ForResets;
                         continue;
                     }
                     spawn(stream(request, respond, settings.stall, handler.clone(), Arc::clone(&resets)));
                 }
+                // Our own GOAWAY.
+                Some(Err(_)) if ended == Ended::ForResets => return Ok(ended),
                 Some(Err(error)) => return Err(error),
-                None => return Ok(()),
+                None => return Ok(ended),
             },
             why = &mut closing, if deadline.is_none() => match why {
                 Closing::Gracefully(within) => {
                     connection.graceful_shutdown();
                     deadline = Some(Instant::now() + within);
                 }
-                Closing::Now => return Ok(()),
+                Closing::Now => return Ok(ended),
             },
             () = async { tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)).await }, if deadline.is_some() => {
-                return Ok(());
+                return Ok(ended);
             }
-            () = &mut lost => return Ok(()),
+            () = &mut lost => return Ok(ended),
         }
     }
 }
 
-/// Resets that came before their stream was a second old: the mark of rapid reset (CVE-2023-44487), also when paced
-/// below what h2 itself notices.
-#[derive(Debug, Default)]
-struct Resets {
-    streams: AtomicU32,
-    premature: AtomicU32,
+/// Why a connection was served no longer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// It closed in order, or the peer fell silent.
+    Ordinarily,
+    /// The peer took too many of its requests back.
+    ForResets,
 }
+
+/// The resets of one connection's peer: the mark of rapid reset (CVE-2023-44487), also when paced below what h2 itself
+/// notices.
+#[derive(Debug, Default)]
+struct Resets(Mutex<Counts>);
 
 impl Resets {
-    const ENOUGH: u32 = 500;
-    const YOUNG: Duration = Duration::from_secs(1);
-
-    /// Counts a stream; over every window of 500, more than half taken back young is abuse.
-    fn is_abuse(&self) -> bool {
-        if self.streams.fetch_add(1, Ordering::Relaxed) + 1 < Self::ENOUGH {
-            return false;
-        }
-        self.streams.store(0, Ordering::Relaxed);
-        self.premature.swap(0, Ordering::Relaxed) > Self::ENOUGH / 2
+    /// Counts a new stream; true if the peer's resets have become abuse.
+    fn opened(&self) -> bool {
+        self.0.lock().opened(Instant::now())
     }
 
+    /// Counts a stream of age `since` that the peer reset.
     fn count(&self, since: Instant) {
-        if since.elapsed() < Self::YOUNG {
-            self.premature.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        self.0.lock().reset(now.duration_since(since), now);
+    }
+}
+
+/// Two rules: of every 500 streams no more than half may be taken back before they are a second old, and never more
+/// than 100 a second, of whatever age, for two seconds running.
+#[derive(Debug, Default)]
+struct Counts {
+    streams: u32,
+    premature: u32,
+    /// When the running second began, and the resets in it.
+    second: Option<Instant>,
+    resets: u32,
+    /// Whole seconds in a row that were over the limit.
+    busy: u32,
+}
+
+impl Counts {
+    const WINDOW: u32 = 500;
+    const YOUNG: Duration = Duration::from_secs(1);
+    const PER_SECOND: u32 = 100;
+    const SECONDS: u32 = 2;
+
+    fn opened(&mut self, now: Instant) -> bool {
+        self.turn(now);
+        if self.busy >= Self::SECONDS {
+            return true;
+        }
+        self.streams += 1;
+        if self.streams < Self::WINDOW {
+            return false;
+        }
+        self.streams = 0;
+        std::mem::take(&mut self.premature) > Self::WINDOW / 2
+    }
+
+    fn reset(&mut self, age: Duration, now: Instant) {
+        if age < Self::YOUNG {
+            self.premature += 1;
+        }
+        self.turn(now);
+        self.resets += 1;
+    }
+
+    /// Closes the running second if it is over. Abuse stays abuse: the peer learns of it with its next stream, however
+    /// late that comes.
+    fn turn(&mut self, now: Instant) {
+        let second = *self.second.get_or_insert(now);
+        let past = now.duration_since(second);
+        if past < Duration::from_secs(1) || self.busy >= Self::SECONDS {
+            return;
+        }
+        let over = std::mem::take(&mut self.resets) > Self::PER_SECOND;
+        self.busy = if over { self.busy + 1 } else { 0 };
+        if past < Duration::from_secs(2) {
+            self.second = Some(second + Duration::from_secs(1));
+        } else {
+            // At least one second without any lies between.
+            self.second = Some(now);
+            self.busy = if self.busy < Self::SECONDS { 0 } else { self.busy };
         }
     }
 }
@@ -134,9 +202,11 @@ async fn stream<H, F>(
         (Body::h2(RecvBody::request(recv)), None)
     };
     let response = tokio::select! {
-        response = handler(Request::from_parts(parts, body), pending) => response,
+        // First, or a handler that fails because its request's body was taken back would hide the reset.
+        biased;
         // Dropping the handler's future takes the call back upstream as well.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return resets.count(since),
+        response = handler(Request::from_parts(parts, body), pending) => response,
     };
     let (parts, mut body) = response.into_parts();
     if head_only {
@@ -147,9 +217,18 @@ async fn stream<H, F>(
     let Ok(stream) = respond.send_response(Response::from_parts(parts, ()), end) else { return };
     if let (Some((give, recv)), true) = (tunnel, is_tunnel) {
         let _ = give.send(TunnelIo::new(recv, stream, None));
-    } else if !end && send::pump(body, stream, stall).await.is_err() {
+    } else if !end
+        && let Err(error) = send::pump(body, stream, stall).await
+        && is_peers(&error)
+    {
         resets.count(since);
     }
+}
+
+/// Whether a response ended because the peer reset its stream. A body that broke on the workload's side, or was
+/// revoked, is no fault of the peer's.
+fn is_peers(error: &Error) -> bool {
+    error.side == Side::Peer && error.reason == Reason::Canceled
 }
 
 /// Ends when the peer leaves a PING unanswered.
@@ -164,6 +243,70 @@ async fn keep_alive(ping: Option<PingPong>, settings: Settings) {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATE: Duration = Duration::from_secs(10);
+
+    /// `resets` of that age within each of `seconds`, among as many streams that end well.
+    fn run(counts: &mut Counts, mut now: Instant, seconds: u32, resets: u32, age: Duration) -> bool {
+        let mut abuse = false;
+        for _ in 0..seconds {
+            for n in 0..resets {
+                let at = now + Duration::from_secs(1) * n / resets;
+                abuse |= counts.opened(at) | counts.opened(at);
+                counts.reset(age, at);
+            }
+            now += Duration::from_secs(1);
+        }
+        abuse | counts.opened(now)
+    }
+
+    #[test]
+    fn more_than_half_taken_back_young_is_abuse() {
+        for (young, abuse) in [(250, false), (251, true)] {
+            let (mut counts, now) = (Counts::default(), Instant::now());
+            for _ in 0..young {
+                assert!(!counts.opened(now));
+                counts.reset(Duration::ZERO, now);
+            }
+            let found = (young..Counts::WINDOW).any(|_| counts.opened(now));
+            assert_eq!(found, abuse, "{young} of 500");
+        }
+    }
+
+    #[test]
+    fn more_than_a_hundred_a_second_for_two_seconds_is_abuse() {
+        let run = |seconds, resets| run(&mut Counts::default(), Instant::now(), seconds, resets, LATE);
+        assert!(!run(10, 100), "as many as are allowed, for long");
+        assert!(!run(1, 200), "one second is a burst");
+        assert!(run(2, 101));
+    }
+
+    #[test]
+    fn bursts_with_a_rest_between_them_are_none() {
+        let (mut counts, start) = (Counts::default(), Instant::now());
+        for n in 0..5 {
+            assert!(!run(&mut counts, start + LATE * n, 1, 150, LATE), "burst {n}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_peer_took_back_counts() {
+        let failed = |side, reason| Error::new(side, reason, "");
+        assert!(is_peers(&failed(Side::Peer, Reason::Canceled)));
+        for (side, reason) in [
+            (Side::Workload, Reason::WorkloadReset),
+            (Side::Remote, Reason::RemoteReset),
+            (Side::Us, Reason::Revoked),
+            (Side::Peer, Reason::Stalled),
+        ] {
+            assert!(!is_peers(&failed(side, reason)), "{reason:?}");
         }
     }
 }
