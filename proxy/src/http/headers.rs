@@ -134,6 +134,18 @@ pub fn strip_method_overrides(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes one `Cookie` line of all of them, as HTTP/1 demands (RFC 9113, 8.2.3): HTTP/2 callers send crumbs, and a
+/// workload that reads the first line only would lose a session.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() < 2 {
+        return;
+    }
+    if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, line);
+    }
+}
+
 /// Tells the workload who calls.
 pub fn add_identity(headers: &mut HeaderMap, identity: Option<&SpiffeId>) {
     let Some(identity) = identity else { return };
@@ -254,6 +266,20 @@ mod tests {
         let mut left: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["grpc-status", "request_cost", "x-checksum"]);
+    }
+
+    #[test]
+    fn cookies_become_one_line_in_their_order() {
+        let mut crumbs =
+            map(&[("cookie", "a=1"), ("x-other", "1"), ("cookie", "b=2; c=3"), ("cookie", "d=\u{e9}")]);
+        join_cookies(&mut crumbs);
+        let lines: Vec<&[u8]> = crumbs.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(lines, ["a=1; b=2; c=3; d=\u{e9}".as_bytes()]);
+        for fields in [&[("cookie", "a=1; b=2")][..], &[("x-other", "1")]] {
+            let mut same = map(fields);
+            join_cookies(&mut same);
+            assert_eq!(same, map(fields));
+        }
     }
 
     #[test]

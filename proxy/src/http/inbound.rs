@@ -250,6 +250,7 @@ async fn send(
         return worker.workload.send_h2(port, peer, head, body, limits).await;
     }
     parts.version = Version::HTTP_11;
+    headers::join_cookies(&mut parts.headers);
     parts.headers.insert(HOST, host.clone());
     worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
 }
@@ -343,6 +344,7 @@ async fn shake_hands(
     let key =
         websocket::fresh_key().ok_or_else(|| Error::new(Side::Us, Reason::Internal, "no randomness"))?;
     websocket::ask(&mut parts.headers, &key);
+    headers::join_cookies(&mut parts.headers);
     parts.headers.insert(HOST, host);
     parts.method = Method::GET;
     parts.version = Version::HTTP_11;
