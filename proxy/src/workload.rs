@@ -35,7 +35,47 @@ const IDLE: usize = 128;
 pub struct WorkloadPool {
     address: std::net::IpAddr,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    h2: Mutex<HashMap<Key, Connection>>,
+    h2: Mutex<HashMap<Key, Arc<Shared>>>,
+}
+
+/// The HTTP/2 connections of one key: as many as its streams need, for the workload says how many each may carry.
+#[derive(Debug, Default)]
+struct Shared {
+    open: Mutex<Vec<Kept>>,
+    /// Held while dialling: a hundred callers open one connection. Counts failures, so that whoever waited through one
+    /// shares its error instead of repeating it.
+    dialing: tokio::sync::Mutex<()>,
+    failures: Mutex<(u64, Option<(Reason, String)>)>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    connection: Connection,
+    /// When a sweep first found nothing running.
+    idle_since: Option<Instant>,
+}
+
+impl Shared {
+    /// The first with room, not the emptiest: what a burst opened falls idle after it.
+    fn find(&self) -> Option<Connection> {
+        let mut open = self.open.lock();
+        let kept = open.iter_mut().find(|kept| kept.connection.has_room())?;
+        kept.idle_since = None;
+        Some(kept.connection.clone())
+    }
+
+    /// Closes what has been idle for `age`; false if nothing is left.
+    fn sweep(&self, age: Duration) -> bool {
+        let mut open = self.open.lock();
+        open.retain_mut(|kept| {
+            if kept.connection.in_flight() > 0 {
+                kept.idle_since = None;
+                return true;
+            }
+            kept.connection.is_open() && kept.idle_since.get_or_insert_with(Instant::now).elapsed() < age
+        });
+        !open.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -120,19 +160,48 @@ impl WorkloadPool {
         limits: &Limits,
     ) -> Result<Response<Body>, Error> {
         let key = (port, peer.cloned());
-        let known = self.h2.lock().get(&key).filter(|known| known.is_open()).cloned();
-        let connection = match known {
+        let shared = Arc::clone(self.h2.lock().entry(key).or_default());
+        let connection = match shared.find() {
             Some(connection) => connection,
-            None => {
-                let stream = self.connect(port, limits).await?;
-                let settings = Settings { stall: limits.stall, ..Settings::EDGE };
-                let connection = Connection::handshake(stream, settings, Side::Workload).await?;
-                self.h2.lock().insert(key, connection.clone());
-                connection
-            }
+            None => timeout(limits.stall, self.dial(&shared, port, limits)).await.unwrap_or_else(|_| {
+                Err(Error::unsent(Side::Workload, Reason::Stalled, "the workload allows no further stream"))
+            })?,
         };
         let end = body.is_end_stream();
         connection.open(head, end).await?.exchange(body).await
+    }
+
+    /// Another HTTP/2 connection, unless somebody else has opened one meanwhile, or failed to.
+    async fn dial(&self, shared: &Shared, port: u16, limits: &Limits) -> Result<Connection, Error> {
+        let failures = shared.failures.lock().0;
+        let _dialing = shared.dialing.lock().await;
+        if let Some(connection) = shared.find() {
+            return Ok(connection);
+        }
+        if let (count, Some((reason, detail))) = &*shared.failures.lock()
+            && *count > failures
+        {
+            return Err(Error::unsent(Side::Workload, *reason, detail.clone()));
+        }
+        match self.open_h2(port, limits).await {
+            Ok(connection) => {
+                shared.open.lock().push(Kept { connection: connection.clone(), idle_since: None });
+                Ok(connection)
+            }
+            Err(error) => {
+                let mut failures = shared.failures.lock();
+                *failures = (failures.0 + 1, Some((error.reason, error.detail.clone())));
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_h2(&self, port: u16, limits: &Limits) -> Result<Connection, Error> {
+        let stream = self.connect(port, limits).await?;
+        let settings = Settings { stall: limits.stall, ..Settings::WORKLOAD };
+        let connection = Connection::handshake(stream, settings, Side::Workload).await?;
+        connection.settled().await?;
+        Ok(connection)
     }
 
     /// Lets go of connections that have been idle for `age`.
@@ -144,7 +213,8 @@ impl WorkloadPool {
             dropped.push(old);
             !kept.is_empty()
         });
-        self.h2.lock().retain(|_, connection| connection.is_open());
+        // One that a caller holds is about to be used.
+        self.h2.lock().retain(|_, shared| shared.sweep(age) || Arc::strong_count(shared) > 1);
     }
 
     async fn exchange(

@@ -57,6 +57,7 @@ impl Connection {
             .max_header_list_size(settings.header_list)
             .max_send_buffer_size(settings.send_buffer)
             .max_local_error_reset_streams(Some(settings.local_error_resets))
+            .initial_max_send_streams(settings.first_streams)
             .enable_push(false)
             .handshake(io)
             .await
@@ -82,6 +83,24 @@ impl Connection {
     /// Whether a new stream may be opened here.
     pub fn is_open(&self) -> bool {
         !self.state.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer allows another stream now.
+    pub fn has_room(&self) -> bool {
+        self.is_open() && self.in_flight() < self.send.current_max_send_streams()
+    }
+
+    /// Waits until the peer has said how many streams it allows. h2 offers no way to wait for SETTINGS; what it starts
+    /// with must be [`Settings::WORKLOAD`]'s nothing.
+    pub async fn settled(&self) -> Result<(), Error> {
+        while self.send.current_max_send_streams() == 0 {
+            if !self.is_open() {
+                let detail = "the connection ended before it began";
+                return Err(Error::unsent(self.side, reset_reason(self.side), detail));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
     }
 
     /// Streams that run now.

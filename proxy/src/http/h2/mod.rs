@@ -21,6 +21,8 @@ use std::time::Duration;
 pub struct Settings {
     /// Streams the peer may have open.
     pub max_streams: u32,
+    /// Streams that we open before the peer has said how many it allows; past them, opening waits.
+    pub first_streams: usize,
     /// Receive window of a stream.
     pub stream_window: u32,
     /// Receive window of the connection.
@@ -46,6 +48,7 @@ impl Settings {
     /// the default window 128 unread one-byte frames of one tunnel would cut all its neighbours.
     pub const MESH: Self = Self {
         max_streams: 250,
+        first_streams: usize::MAX,
         stream_window: 1 << 20,
         connection_window: 16 << 20,
         header_list: (64 << 10) + (4 << 10) + 116 * 32,
@@ -57,7 +60,7 @@ impl Settings {
         preface: Duration::from_secs(10),
     };
 
-    /// Towards workloads.
+    /// Towards callers.
     pub const EDGE: Self = Self {
         max_streams: 100,
         stream_window: 256 << 10,
@@ -66,4 +69,8 @@ impl Settings {
         local_error_resets: 128,
         ..Self::MESH
     };
+
+    /// Towards the workload: as many responses at once as on the mesh, so as large a connection window, and no stream
+    /// before its SETTINGS: a stream too many would wait for another's end instead of getting a connection.
+    pub const WORKLOAD: Self = Self { first_streams: 0, connection_window: 16 << 20, ..Self::EDGE };
 }
