@@ -180,10 +180,14 @@ mod tests {
     fn subject(target: &str) -> Subject {
         let method = CanonMethod::get();
         let path = CanonPath::parse_for(&method, target, &Default::default()).unwrap();
-        let facts =
-            Facts { port: 80, operation: Operation::Http { method, path, upgrade: None }, destination: None };
+        let facts = Facts {
+            port: 80,
+            operation: Operation::Http { method, path, upgrade: None },
+            destination: None,
+            asked: None,
+        };
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Peer { identity: None, address, serial: None, not_after: None };
+        let peer = Peer { identity: None, address, local: None, serial: None, not_after: None };
         Subject::new(Direction::Inbound, &peer, &facts, Arc::default())
     }
 

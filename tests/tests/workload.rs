@@ -82,24 +82,24 @@ impl Narrow {
 
 /// The statuses of requests made at the same time, all through the same worker: on one HTTP/2 connection.
 async fn at_once(mesh: &Mesh, requests: Vec<Request<()>>) -> Vec<StatusCode> {
-    let stream = TcpStream::connect(SocketAddr::from(mesh.sidecar("web").outbound())).await.unwrap();
-    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    let stream = TcpStream::connect(mesh.sidecar("web").outbound()).await.expect("the sidecar speaks HTTP/2");
+    let (client, connection) = h2::client::handshake(stream).await.expect("the sidecar speaks HTTP/2");
     let driver = tokio::spawn(connection);
     let mut waiting = Vec::new();
     for request in requests {
-        let mut client = client.clone().ready().await.unwrap();
-        waiting.push(client.send_request(request, true).unwrap().0);
+        let mut client = client.clone().ready().await.expect("the sidecar speaks HTTP/2");
+        waiting.push(client.send_request(request, true).expect("a test's own request is well formed").0);
     }
     let mut statuses = Vec::new();
     for response in waiting {
-        statuses.push(response.await.unwrap().status());
+        statuses.push(response.await.expect("every call is answered").status());
     }
     driver.abort();
     statuses
 }
 
 fn get(uri: &str) -> Request<()> {
-    Request::get(uri).body(()).unwrap()
+    Request::get(uri).body(()).expect("a test's own request is well formed")
 }
 
 fn runtime() -> Runtime {
@@ -128,7 +128,8 @@ fn cookie_crumbs_reach_an_http1_workload_as_one_line() {
     let origin = Origin::http((plan.address("orders"), 8080));
     let mesh = plan.start();
     let request = Request::get("http://orders.shop/").header("cookie", "a=1").header("cookie", "b=2");
-    let statuses = runtime().block_on(at_once(&mesh, vec![request.body(()).unwrap()]));
+    let statuses = runtime()
+        .block_on(at_once(&mesh, vec![request.body(()).expect("a test's own request is well formed")]));
     assert_eq!(statuses, [StatusCode::OK]);
     assert_eq!(origin.last().header("cookie"), ["a=1; b=2"]);
 }
