@@ -4,8 +4,8 @@
 //! the old one is *retired*: its key is deleted at once, its certificate stays in the chains of its last leaves. The roots do
 //! not change, so no peer has to learn anything first. The root's key is read only to sign an issuing CA.
 //!
-//! The store is the truth and memory follows it ([`slots`]): a turn begins with reading what is there, so that one whose
-//! outcome was not learned is neither repeated nor stuck.
+//! The store is the truth and memory follows it (`authority/slots.rs`): a turn begins with reading what is there, so that
+//! one whose outcome was not learned is neither repeated nor stuck.
 
 mod slots;
 

@@ -182,7 +182,10 @@ impl Slot {
         self.sweep(generation);
         let open = self.open.lock();
         open.iter()
-            .filter(|open| open.is_usable(generation) && open.connection.in_flight() < STREAMS)
+            .filter(|open| {
+                let connection = &open.connection;
+                open.is_usable(generation) && connection.in_flight() < STREAMS && connection.has_room()
+            })
             .min_by_key(|open| open.connection.in_flight())
             .map(|open| open.connection.clone())
     }

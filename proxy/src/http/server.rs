@@ -1,8 +1,8 @@
 //! HTTP/1 towards callers, with hyper, and the deadlines that hyper alone cannot keep apart.
 //!
 //! hyper's one timer runs from the moment it waits for a head, so it is the idle time of a kept-alive connection. A
-//! head that trickles in byte by byte needs a clock of its own, started by its first byte: [`HeadClock`]. A caller
-//! that stops reading meets [`StallClock`].
+//! head that trickles in byte by byte needs a clock of its own, started by its first byte: `HeadClock`. A caller
+//! that stops reading meets `StallClock`.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -19,7 +19,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Why handshakes at the mesh listener commonly fail (`postern_svid::tls::refusal`): written at zero from the start.
-const TLS_REFUSALS: [&str; 12] = [
+const TLS_REFUSALS: [&str; 13] = [
     "no_certificate",
     "tls_version",
     "expired",
@@ -30,17 +30,21 @@ const TLS_REFUSALS: [&str; 12] = [
     "no_spiffe_id",
     "not_tls",
     "timeout",
+    "overloaded",
     "closed",
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 7] = [
+const LIMITS: [&str; 10] = [
+    "admin",
+    "client_resets",
     "connections",
     "handshakes",
     "handshakes_per_source",
     "in_flight",
     "in_flight_per_destination",
     "descriptors",
+    "health",
     "memory",
 ];
 /// Powers of four from a quarter of a millisecond: a proxy's own time and a slow service both fit.
