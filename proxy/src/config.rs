@@ -131,12 +131,7 @@ impl Config {
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
-        let mut limits = Limits::default();
-        for (name, value) in &raw.limits {
-            if let Err(text) = limits.set(name, &value.value) {
-                wrong.push(yaml::at(file, value, text));
-            }
-        }
+        let limits = limits(file, &raw.limits, &mut wrong);
         if let Some(level) = &raw.log.level
             && let Err(text) = log::check(&level.value)
         {
@@ -300,6 +295,22 @@ fn trust(file: &SourceFile, raw: &ControlPlane, wrong: &mut Diagnostics) -> Opti
             None
         }
     }
+}
+
+fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mut Diagnostics) -> Limits {
+    let mut limits = Limits::default();
+    for (name, value) in raw {
+        if let Err(text) = limits.set(name, &value.value) {
+            wrong.push(yaml::at(file, value, text));
+        }
+    }
+    for (names, text) in limits.conflicts() {
+        // The defaults fit together, so that one of the two is there.
+        if let Some(value) = names.iter().find_map(|name| raw.get(*name)) {
+            wrong.push(yaml::at(file, value, text));
+        }
+    }
+    limits
 }
 
 fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16, Protocol> {

@@ -48,11 +48,7 @@ pub async fn serve_connection(
     let registered = Registered::open(&sidecar, Direction::Inbound, peer);
     let connection = Arc::clone(registered.connection());
     let lifetime = lifetime(&sidecar, &connection, not_before);
-    let settings = Settings {
-        stall: sidecar.config.limits.stall,
-        preface: sidecar.config.limits.head,
-        ..Settings::MESH
-    };
+    let settings = Settings::mesh(&sidecar.config.limits);
     let handler = {
         let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
         move |request: Request<Body>, pending: Option<Pending>| {
@@ -311,7 +307,7 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
-            let served = h2::serve(io, Settings::EDGE, handler, std::future::pending()).await;
+            let served = h2::serve(io, Settings::edge(&limits), handler, std::future::pending()).await;
             if matches!(served, Ok(Ended::ForResets)) {
                 sidecar.metrics.limit("client_resets");
             }

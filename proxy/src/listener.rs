@@ -151,7 +151,7 @@ pub async fn accept_loop<F, Fut>(
                 }
             }
         };
-        if let Some(limit) = sidecar.pressure.refuses_connections() {
+        if let Some(limit) = sidecar.pressure.refuses_connections(&sidecar.snapshots.load().limits) {
             sidecar.metrics.limit(limit);
             tokio::select! {
                 () = tokio::time::sleep(backoff.pause()) => continue,

@@ -34,8 +34,7 @@ pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, addres
                 closing.await;
                 Closing::Gracefully(limits.drain_max)
             };
-            let settings = Settings { stall: limits.stall, preface: limits.head, ..Settings::EDGE };
-            match h2::serve(stream, settings, handler, closing).await {
+            match h2::serve(stream, Settings::edge(&limits), handler, closing).await {
                 Ok(Ended::Ordinarily) => {}
                 Ok(Ended::ForResets) => worker.sidecar.metrics.limit("client_resets"),
                 Err(error) => tracing::debug!(%error, "an outbound HTTP/2 connection ended"),

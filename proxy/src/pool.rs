@@ -258,5 +258,5 @@ async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Res
     if !chosen.is_some_and(|chosen| alpn.contains(&chosen)) {
         return Err(failed(Reason::RemoteIdentity, "the peer speaks none of our protocols".to_owned()));
     }
-    Connection::handshake(stream, Settings { stall: limits.stall, ..Settings::MESH }, Side::Remote).await
+    Connection::handshake(stream, Settings::mesh(limits), Side::Remote).await
 }

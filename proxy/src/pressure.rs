@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crate::limits::Limits;
 use crate::listener::is_exhaustion;
 use crate::sidecar::Sidecar;
 
 /// How often it is measured: memory can fill at gigabytes a second, reading two small files costs microseconds.
 const EVERY: Duration = Duration::from_millis(250);
-/// Shares of the limit, in percent.
-const NO_NEW_STREAMS: u64 = 85;
-const REJECT: u64 = 95;
-const NO_NEW_CONNECTIONS: u64 = 90;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 const OWN_CGROUP: &str = "/proc/self/cgroup";
@@ -27,20 +24,20 @@ pub struct Pressure {
 
 impl Pressure {
     /// Whether a new stream may be opened.
-    pub fn allows_streams(&self) -> bool {
-        u64::from(self.memory.load(Ordering::Relaxed)) < NO_NEW_STREAMS
+    pub fn allows_streams(&self, limits: &Limits) -> bool {
+        usize::from(self.memory.load(Ordering::Relaxed)) < limits.memory_streams_percent
     }
 
     /// Whether a new connection may be accepted.
-    pub fn allows_connections(&self) -> bool {
-        self.refuses_connections().is_none()
+    pub fn allows_connections(&self, limits: &Limits) -> bool {
+        self.refuses_connections(limits).is_none()
     }
 
     /// The limit that forbids new connections, if one does.
-    pub fn refuses_connections(&self) -> Option<&'static str> {
-        if u64::from(self.memory.load(Ordering::Relaxed)) >= REJECT {
+    pub fn refuses_connections(&self, limits: &Limits) -> Option<&'static str> {
+        if usize::from(self.memory.load(Ordering::Relaxed)) >= limits.memory_reject_percent {
             Some("memory")
-        } else if u64::from(self.descriptors.load(Ordering::Relaxed)) >= NO_NEW_CONNECTIONS {
+        } else if usize::from(self.descriptors.load(Ordering::Relaxed)) >= limits.descriptors_percent {
             Some("descriptors")
         } else {
             None
@@ -196,15 +193,25 @@ mod tests {
 
     #[test]
     fn thresholds() {
-        let pressure = Pressure::default();
-        assert!(pressure.allows_streams() && pressure.allows_connections());
-        pressure.memory.store(85, Ordering::Relaxed);
-        assert!(!pressure.allows_streams() && pressure.allows_connections());
-        pressure.memory.store(95, Ordering::Relaxed);
-        assert_eq!(pressure.refuses_connections(), Some("memory"));
-        pressure.memory.store(0, Ordering::Relaxed);
-        pressure.descriptors.store(90, Ordering::Relaxed);
-        assert!(pressure.allows_streams() && !pressure.allows_connections());
-        assert_eq!(pressure.refuses_connections(), Some("descriptors"));
+        let mut limits = Limits::default();
+        for (name, value) in
+            [("memoryStreamsPercent", "60"), ("memoryRejectPercent", "70"), ("descriptorsPercent", "50")]
+        {
+            limits.set(name, value).unwrap();
+        }
+        for (limits, [streams, reject, descriptors]) in
+            [(Limits::default(), [85, 95, 90]), (limits, [60, 70, 50])]
+        {
+            let pressure = Pressure::default();
+            let of = |memory, descriptors| {
+                pressure.memory.store(memory, Ordering::Relaxed);
+                pressure.descriptors.store(descriptors, Ordering::Relaxed);
+                (pressure.allows_streams(&limits), pressure.refuses_connections(&limits))
+            };
+            assert_eq!(of(streams - 1, descriptors - 1), (true, None));
+            assert_eq!(of(streams, 0), (false, None));
+            assert_eq!(of(reject, 0), (false, Some("memory")));
+            assert_eq!(of(0, descriptors), (true, Some("descriptors")));
+        }
     }
 }

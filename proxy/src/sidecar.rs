@@ -52,10 +52,11 @@ impl Sidecar {
     /// A sidecar that knows its configuration and nothing else.
     pub fn new(config: Config, clock: Arc<dyn Clock>, instance: u32) -> Self {
         let drain = Drain::new(config.limits.drain_min, config.limits.drain_max);
+        let snapshots = Snapshots::new(config.limits.clone());
         Self {
             config,
             clock,
-            snapshots: Snapshots::default(),
+            snapshots,
             registry: Registry::default(),
             decisions: DecisionLog::new(instance),
             metrics: Metrics::default(),
@@ -72,11 +73,12 @@ impl Sidecar {
         let admitted = Admitted(Arc::clone(self));
         // Counted first: the guard above takes back what is refused below.
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if !self.pressure.allows_streams() {
+        let limits = self.snapshots.limits();
+        if !self.pressure.allows_streams(&limits) {
             self.metrics.limit("memory");
             return Err(Error::unsent(Side::Us, Reason::Overloaded, "memory is nearly full"));
         }
-        if before >= self.config.limits.in_flight {
+        if before >= limits.in_flight {
             self.metrics.limit("in_flight");
             return Err(Error::unsent(Side::Us, Reason::Overloaded, "limits.inFlight is reached"));
         }

@@ -1,4 +1,4 @@
-//! The world as one request sees it: policy, services and identity, read once and consistent.
+//! The world as one request sees it: policy, services, identity and limits, read once and consistent.
 
 use std::sync::Arc;
 
@@ -8,6 +8,8 @@ use postern_agent::Identity;
 use postern_policy::Generation;
 use rustls::ServerConfig;
 
+use crate::limits::Limits;
+
 /// What is in force.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -15,6 +17,8 @@ pub struct Snapshot {
     pub policy: Option<Arc<Generation>>,
     /// Certificate and trust. None until the first SVID.
     pub identity: Option<Arc<MeshIdentity>>,
+    /// Limits and deadlines.
+    pub limits: Arc<Limits>,
 }
 
 /// The sidecar's identity, ready for handshakes.
@@ -27,16 +31,32 @@ pub struct MeshIdentity {
 }
 
 /// The one place where a snapshot is replaced.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Snapshots {
     current: ArcSwap<Snapshot>,
     publishing: Mutex<()>,
 }
 
 impl Snapshots {
+    /// Nothing but limits is in force.
+    pub fn new(limits: Limits) -> Self {
+        let first = Snapshot { limits: Arc::new(limits), ..Snapshot::default() };
+        Self { current: ArcSwap::from_pointee(first), publishing: Mutex::default() }
+    }
+
     /// What is in force now.
     pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    /// The same, to be held for long: by a request for as long as it takes to be judged and sent.
+    pub fn held(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// The limits in force now.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.current.load().limits)
     }
 
     /// Changes one part and keeps the others. Publishers wait for each other, readers for nobody.

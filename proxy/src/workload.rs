@@ -198,8 +198,7 @@ impl WorkloadPool {
 
     async fn open_h2(&self, port: u16, limits: &Limits) -> Result<Connection, Error> {
         let stream = self.connect(port, limits).await?;
-        let settings = Settings { stall: limits.stall, ..Settings::WORKLOAD };
-        let connection = Connection::handshake(stream, settings, Side::Workload).await?;
+        let connection = Connection::handshake(stream, Settings::workload(limits), Side::Workload).await?;
         connection.settled().await?;
         Ok(connection)
     }

@@ -76,6 +76,18 @@ fn what_cannot_run_is_refused_before_it_runs() {
         ("127.0.0.1:24140", "10.0.0.7:24140", ":12:21", "bind it to a 127.x.y.z address"),
         ("documents:", "limits: {stall: 0s}\ndocuments:", ":15:17", "lets nothing pass"),
         ("documents:", "limits: {stal: 1s}\ndocuments:", ":15:16", "no such limit"),
+        (
+            "documents:",
+            "limits: {streamWindow: \"2147483648\"}\ndocuments:",
+            ":15:24",
+            "from 16384 to 2147483647",
+        ),
+        (
+            "documents:",
+            "limits: {memoryRejectPercent: \"70\"}\ndocuments:",
+            ":15:31",
+            "limits.memoryStreamsPercent (85) is above limits.memoryRejectPercent (70)",
+        ),
         ("documents:", "log: {level: loud}\ndocuments:", ":15:14", "is no level"),
     ] {
         let (_directory, path) = config(|text| {

@@ -91,6 +91,7 @@ fn the_configuration_is_shown_whole_and_without_secrets() {
     let shown = mesh.sidecar("orders").admin("/v1/config");
     assert_eq!(shown["identity"], "spiffe://demo.postern/ns/shop/sa/orders");
     assert_eq!(shown["limits"]["connectWorkload"], 1.0);
+    assert_eq!(shown["limits"]["meshStreams"], 250);
     assert!(shown["admin"]["socket"].is_string() && shown["log"]["level"].is_string(), "{shown}");
     let trust = &shown["controlPlane"]["trust"];
     assert!(trust["trustBundle"].is_string() || trust["rootSha256"].is_string(), "{shown}");

@@ -11,7 +11,7 @@ use postern_policy::{Protocol, Upgrade};
 
 use super::body::Body;
 use super::upgrade::Pending;
-use super::{headers, respond, websocket};
+use super::{h2, headers, respond, websocket};
 use crate::authorize;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
@@ -283,7 +283,7 @@ fn check_size(worker: &Worker, fields: &http::HeaderMap) -> Result<(), Error> {
     let limits = &worker.sidecar.config.limits;
     // The mesh leg carries a few fields more: our own.
     let (count, bytes) = headers::size(fields);
-    if count > limits.head_fields + 16 || bytes > limits.head_bytes + (4 << 10) {
+    if count > limits.head_fields + h2::MORE_FIELDS || bytes > limits.head_bytes + h2::MORE_BYTES {
         return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{count} fields, {bytes} bytes")));
     }
     Ok(())

@@ -63,7 +63,11 @@ where
             }
         };
         backoff = Backoff::default();
-        let room = if sidecar.pressure.allows_connections() { ROOM } else { ROOM_UNDER_PRESSURE };
+        let room = if sidecar.pressure.allows_connections(&sidecar.snapshots.load().limits) {
+            ROOM
+        } else {
+            ROOM_UNDER_PRESSURE
+        };
         if guests.make_room(room) > 0 {
             sidecar.metrics.limit(door.name);
         }

@@ -91,7 +91,7 @@ impl Connection {
     }
 
     /// Waits until the peer has said how many streams it allows. h2 offers no way to wait for SETTINGS; what it starts
-    /// with must be [`Settings::WORKLOAD`]'s nothing.
+    /// with must be nothing: [`Settings::first_streams`].
     pub async fn settled(&self) -> Result<(), Error> {
         while self.send.current_max_send_streams() == 0 {
             if !self.is_open() {

@@ -16,6 +16,8 @@ pub use tunnel::TunnelIo;
 
 use std::time::Duration;
 
+use crate::limits::Limits;
+
 /// What one leg offers and demands. Windows are in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -41,36 +43,128 @@ pub struct Settings {
     pub stall: Duration,
     /// How long the preface may take.
     pub preface: Duration,
+    /// How many of its requests a peer may take back.
+    pub client_resets: ClientResets,
 }
 
-impl Settings {
-    /// Between two sidecars. The connection window is large because h2's budget for small frames is half of it: with
-    /// the default window 128 unread one-byte frames of one tunnel would cut all its neighbours.
-    pub const MESH: Self = Self {
-        max_streams: 250,
-        first_streams: usize::MAX,
-        stream_window: 1 << 20,
-        connection_window: 16 << 20,
-        header_list: (64 << 10) + (4 << 10) + 116 * 32,
-        local_error_resets: 1_024,
-        send_buffer: 64 << 10,
-        ping_interval: Duration::from_secs(10),
-        ping_timeout: Duration::from_secs(20),
-        stall: Duration::from_secs(30),
-        preface: Duration::from_secs(10),
-    };
+/// Two rules against rapid reset: of so many streams no more than a share may be taken back young, and never more than so
+/// many a second, of whatever age, for several seconds running.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientResets {
+    /// The streams over which young resets are counted.
+    pub streams: usize,
+    /// The share of them, in percent.
+    pub percent: usize,
+    /// How young.
+    pub age: Duration,
+    /// Resets in a second.
+    pub per_second: usize,
+    /// Seconds in a row that are too many.
+    pub seconds: usize,
+}
 
-    /// Towards callers.
-    pub const EDGE: Self = Self {
-        max_streams: 100,
-        stream_window: 256 << 10,
-        connection_window: 1 << 20,
-        header_list: (64 << 10) + 100 * 32,
-        local_error_resets: 128,
-        ..Self::MESH
-    };
+/// What one leg offers and demands, from the limits in force. The peer's fields are counted by RFC 9113 with 32 bytes each,
+/// so that whatever our own count allows passes here.
+impl Settings {
+    /// Between two sidecars.
+    pub fn mesh(limits: &Limits) -> Self {
+        Self {
+            max_streams: wire(limits.mesh_streams),
+            first_streams: usize::MAX,
+            stream_window: wire(limits.mesh_stream_window),
+            connection_window: wire(limits.mesh_connection_window),
+            header_list: wire(limits.head_bytes + MORE_BYTES + (limits.head_fields + MORE_FIELDS) * 32),
+            local_error_resets: limits.mesh_local_error_resets,
+            send_buffer: limits.send_buffer,
+            ping_interval: limits.ping_interval,
+            ping_timeout: limits.ping_timeout,
+            stall: limits.stall,
+            preface: limits.head,
+            client_resets: ClientResets {
+                streams: limits.client_reset_streams,
+                percent: limits.client_reset_percent,
+                age: limits.client_reset_age,
+                per_second: limits.client_resets_per_second,
+                seconds: limits.client_reset_seconds,
+            },
+        }
+    }
+
+    /// Towards callers that are no sidecars.
+    pub fn edge(limits: &Limits) -> Self {
+        Self {
+            max_streams: wire(limits.streams),
+            stream_window: wire(limits.stream_window),
+            connection_window: wire(limits.connection_window),
+            header_list: wire(limits.head_bytes + limits.head_fields * 32),
+            local_error_resets: limits.local_error_resets,
+            ..Self::mesh(limits)
+        }
+    }
 
     /// Towards the workload: as many responses at once as on the mesh, so as large a connection window, and no stream
     /// before its SETTINGS: a stream too many would wait for another's end instead of getting a connection.
-    pub const WORKLOAD: Self = Self { first_streams: 0, connection_window: 16 << 20, ..Self::EDGE };
+    pub fn workload(limits: &Limits) -> Self {
+        Self {
+            first_streams: 0,
+            connection_window: wire(limits.mesh_connection_window),
+            ..Self::edge(limits)
+        }
+    }
+}
+
+/// What the mesh leg carries more than the edge allows: fields and bytes of our own.
+pub const MORE_FIELDS: usize = 16;
+/// The bytes of them.
+pub const MORE_BYTES: usize = 4 << 10;
+
+/// HTTP/2's numbers end at 2^31 - 1; the configuration allows no more.
+fn wire(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX).min((1 << 31) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_leg_obeys_the_limits() {
+        let mut limits = Limits::default();
+        for (name, value) in [
+            ("meshStreams", "7"),
+            ("streams", "5"),
+            ("meshStreamWindow", "100000"),
+            ("streamWindow", "70000"),
+            ("meshConnectionWindow", "200000"),
+            ("connectionWindow", "80000"),
+            ("meshLocalErrorResets", "9"),
+            ("localErrorResets", "3"),
+            ("sendBuffer", "2048"),
+            ("pingInterval", "3s"),
+            ("pingTimeout", "4s"),
+            ("stall", "6s"),
+            ("head", "8s"),
+            ("clientResetPercent", "20"),
+        ] {
+            limits.set(name, value).unwrap();
+        }
+        let (mesh, edge, workload) =
+            (Settings::mesh(&limits), Settings::edge(&limits), Settings::workload(&limits));
+        for (settings, expected) in [
+            (mesh, (7, 100_000, 200_000, 9)),
+            (edge, (5, 70_000, 80_000, 3)),
+            (workload, (5, 70_000, 200_000, 3)),
+        ] {
+            let found = (
+                settings.max_streams,
+                settings.stream_window,
+                settings.connection_window,
+                settings.local_error_resets,
+            );
+            assert_eq!(found, expected);
+            assert_eq!((settings.send_buffer, settings.client_resets.percent), (2_048, 20));
+            let times = [settings.ping_interval, settings.ping_timeout, settings.stall, settings.preface];
+            assert_eq!(times.map(|time| time.as_secs()), [3, 4, 6, 8]);
+        }
+    }
 }

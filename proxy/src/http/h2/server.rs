@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::{RecvBody, Settings, TunnelIo, send};
+use super::{ClientResets, RecvBody, Settings, TunnelIo, send};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::upgrade::Pending;
@@ -50,7 +50,7 @@ where
     let Ok(connection) = timeout(settings.preface, handshake).await else { return Ok(Ended::Ordinarily) };
     let mut connection = connection?;
 
-    let resets = Arc::new(Resets::default());
+    let resets = Arc::new(Resets::new(settings.client_resets));
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
     let mut closing = std::pin::pin!(closing);
     let mut deadline: Option<Instant> = None;
@@ -102,10 +102,14 @@ pub enum Ended {
 
 /// The resets of one connection's peer: the mark of rapid reset (CVE-2023-44487), also when paced below what h2 itself
 /// notices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Resets(Mutex<Counts>);
 
 impl Resets {
+    fn new(rules: ClientResets) -> Self {
+        Self(Mutex::new(Counts::new(rules)))
+    }
+
     /// Counts a new stream; true if the peer's resets have become abuse.
     fn opened(&self) -> bool {
         self.0.lock().opened(Instant::now())
@@ -118,40 +122,38 @@ impl Resets {
     }
 }
 
-/// Two rules: of every 500 streams no more than half may be taken back before they are a second old, and never more
-/// than 100 a second, of whatever age, for two seconds running.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
-    streams: u32,
-    premature: u32,
+    rules: ClientResets,
+    streams: usize,
+    premature: usize,
     /// When the running second began, and the resets in it.
     second: Option<Instant>,
-    resets: u32,
+    resets: usize,
     /// Whole seconds in a row that were over the limit.
-    busy: u32,
+    busy: usize,
 }
 
 impl Counts {
-    const WINDOW: u32 = 500;
-    const YOUNG: Duration = Duration::from_secs(1);
-    const PER_SECOND: u32 = 100;
-    const SECONDS: u32 = 2;
+    const fn new(rules: ClientResets) -> Self {
+        Self { rules, streams: 0, premature: 0, second: None, resets: 0, busy: 0 }
+    }
 
     fn opened(&mut self, now: Instant) -> bool {
         self.turn(now);
-        if self.busy >= Self::SECONDS {
+        if self.busy >= self.rules.seconds {
             return true;
         }
         self.streams += 1;
-        if self.streams < Self::WINDOW {
+        if self.streams < self.rules.streams {
             return false;
         }
         self.streams = 0;
-        std::mem::take(&mut self.premature) > Self::WINDOW / 2
+        std::mem::take(&mut self.premature) * 100 > self.rules.streams * self.rules.percent
     }
 
     fn reset(&mut self, age: Duration, now: Instant) {
-        if age < Self::YOUNG {
+        if age < self.rules.age {
             self.premature += 1;
         }
         self.turn(now);
@@ -163,17 +165,17 @@ impl Counts {
     fn turn(&mut self, now: Instant) {
         let second = *self.second.get_or_insert(now);
         let past = now.duration_since(second);
-        if past < Duration::from_secs(1) || self.busy >= Self::SECONDS {
+        if past < Duration::from_secs(1) || self.busy >= self.rules.seconds {
             return;
         }
-        let over = std::mem::take(&mut self.resets) > Self::PER_SECOND;
+        let over = std::mem::take(&mut self.resets) > self.rules.per_second;
         self.busy = if over { self.busy + 1 } else { 0 };
         if past < Duration::from_secs(2) {
             self.second = Some(second + Duration::from_secs(1));
         } else {
             // At least one second without any lies between.
             self.second = Some(now);
-            self.busy = if self.busy < Self::SECONDS { 0 } else { self.busy };
+            self.busy = if self.busy < self.rules.seconds { 0 } else { self.busy };
         }
     }
 }
@@ -250,8 +252,13 @@ async fn keep_alive(ping: Option<PingPong>, settings: Settings) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
 
     const LATE: Duration = Duration::from_secs(10);
+
+    fn counts() -> Counts {
+        Counts::new(Settings::mesh(&Limits::default()).client_resets)
+    }
 
     /// `resets` of that age within each of `seconds`, among as many streams that end well.
     fn run(counts: &mut Counts, mut now: Instant, seconds: u32, resets: u32, age: Duration) -> bool {
@@ -270,19 +277,19 @@ mod tests {
     #[test]
     fn more_than_half_taken_back_young_is_abuse() {
         for (young, abuse) in [(250, false), (251, true)] {
-            let (mut counts, now) = (Counts::default(), Instant::now());
+            let (mut counts, now) = (counts(), Instant::now());
             for _ in 0..young {
                 assert!(!counts.opened(now));
                 counts.reset(Duration::ZERO, now);
             }
-            let found = (young..Counts::WINDOW).any(|_| counts.opened(now));
+            let found = (young..500).any(|_| counts.opened(now));
             assert_eq!(found, abuse, "{young} of 500");
         }
     }
 
     #[test]
     fn more_than_a_hundred_a_second_for_two_seconds_is_abuse() {
-        let run = |seconds, resets| run(&mut Counts::default(), Instant::now(), seconds, resets, LATE);
+        let run = |seconds, resets| run(&mut counts(), Instant::now(), seconds, resets, LATE);
         assert!(!run(10, 100), "as many as are allowed, for long");
         assert!(!run(1, 200), "one second is a burst");
         assert!(run(2, 101));
@@ -290,7 +297,7 @@ mod tests {
 
     #[test]
     fn bursts_with_a_rest_between_them_are_none() {
-        let (mut counts, start) = (Counts::default(), Instant::now());
+        let (mut counts, start) = (counts(), Instant::now());
         for n in 0..5 {
             assert!(!run(&mut counts, start + LATE * n, 1, 150, LATE), "burst {n}");
         }
