@@ -1,11 +1,14 @@
-//! Asks the policy about one registered stream.
+//! Registers a stream, then asks the policy about it: both by one snapshot.
+
+use std::sync::Arc;
 
 use postern_policy::Verdict;
 
-use crate::connections::{Entry, Stream};
+use crate::connections::{Connection, Entry, Facts, Stream};
 use crate::decisions::{Decision, DecisionId};
-use crate::error::Reason;
+use crate::error::{Error, Reason, Side};
 use crate::sidecar::Sidecar;
+use crate::snapshot::Snapshot;
 
 /// The answer about a stream.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +20,33 @@ pub struct Judgement {
     pub refused: Option<Reason>,
 }
 
-/// Judges a stream by the policy in force **now**: it has been registered, so a change that comes later finds it.
-pub fn stream(sidecar: &Sidecar, stream: &Stream) -> Judgement {
-    let snapshot = sidecar.snapshots.load();
+/// How often a stream is made out by a newer policy. Each time takes microseconds, publishing a policy milliseconds.
+const TRIES: usize = 8;
+
+/// Registers the stream that `make` makes out by the request's snapshot. A policy that was published meanwhile did not
+/// find it in the registry; then the newer snapshot takes the older one's place and the stream is made out anew, so that
+/// what it is and what it may are told by one policy, and that is the one in force once it can be found.
+pub fn register<T>(
+    sidecar: &Arc<Sidecar>,
+    connection: &Arc<Connection>,
+    snapshot: &mut Arc<Snapshot>,
+    mut make: impl FnMut(&Snapshot) -> Result<(Facts, T), Error>,
+) -> Result<(Box<Stream>, T), Error> {
+    for _ in 0..TRIES {
+        let (facts, made) = make(snapshot)?;
+        let stream = Box::new(Stream::open(sidecar, connection, facts));
+        let now = sidecar.snapshots.load();
+        if snapshot.has_policy_of(&now) {
+            return Ok((stream, made));
+        }
+        stream.withdraw();
+        *snapshot = Arc::clone(&now);
+    }
+    Err(Error::unsent(Side::Us, Reason::Overloaded, "the policy changes faster than a request is read"))
+}
+
+/// Judges a registered stream by the snapshot that it was registered under: a change that comes later finds it.
+pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgement {
     let entry = stream.entry();
     let Some(generation) = &snapshot.policy else {
         let id = sidecar.decisions.id(0);
@@ -60,3 +87,6 @@ fn remember(
     }
     sidecar.decisions.record(decision);
 }
+
+#[cfg(test)]
+mod tests;

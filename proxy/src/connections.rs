@@ -294,6 +294,11 @@ impl Stream {
         self.account(end);
     }
 
+    /// Takes a stream back that nothing was done for, as if it had never been registered.
+    pub fn withdraw(mut self) {
+        self.ended = true;
+    }
+
     fn account(&mut self, end: End) {
         if !std::mem::replace(&mut self.ended, true) {
             self.sidecar.stream_ended(&self.entry, end);

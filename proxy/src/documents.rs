@@ -268,7 +268,7 @@ fn revoke(sidecar: &Sidecar, generation: &Generation) {
     }
 }
 
-fn scope(sidecar: &Sidecar) -> Scope {
+pub(crate) fn scope(sidecar: &Sidecar) -> Scope {
     let config = &sidecar.config;
     Scope {
         trust_domain: config.identity.trust_domain(),

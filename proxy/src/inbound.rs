@@ -21,10 +21,12 @@ use crate::http::body::Body;
 use crate::http::h2::{self, Closing, Ended, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
+use crate::limits::Limits;
 use crate::listener::HandshakePermit;
 use crate::net::{self, TcpStream};
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
+use crate::snapshot::Snapshot;
 use crate::tcp;
 use crate::worker::Worker;
 
@@ -48,7 +50,7 @@ pub async fn serve_connection(
     let registered = Registered::open(&sidecar, Direction::Inbound, peer);
     let connection = Arc::clone(registered.connection());
     let lifetime = lifetime(&sidecar, &connection, not_before);
-    let settings = Settings::mesh(&sidecar.config.limits);
+    let settings = Settings::mesh(&sidecar.snapshots.load().limits);
     let handler = {
         let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
         move |request: Request<Body>, pending: Option<Pending>| {
@@ -73,7 +75,7 @@ async fn accept(
     address: SocketAddr,
     permit: &mut HandshakePermit,
 ) -> Result<Accepted, &'static str> {
-    let limits = &sidecar.config.limits;
+    let limits = sidecar.snapshots.limits();
     match timeout(limits.first_byte, net::first_byte(&mut stream)).await {
         Ok(Ok(1..)) => {}
         Ok(_) => return Err("closed"),
@@ -139,7 +141,7 @@ async fn lifetime(sidecar: &Sidecar, connection: &Connection, not_before: System
 
 /// The port that a request is for: exactly one `postern-port`, or, from a peer without our transport, the only port
 /// there is.
-pub fn target_port(sidecar: &Sidecar, fields: &HeaderMap) -> Result<u16, Error> {
+pub fn target_port(sidecar: &Sidecar, snapshot: &Snapshot, fields: &HeaderMap) -> Result<u16, Error> {
     let mut lines = fields.get_all(headers::POSTERN_PORT).iter();
     let port = match (lines.next(), lines.next()) {
         (Some(line), None) => parse_port(line.as_bytes())
@@ -161,20 +163,18 @@ pub fn target_port(sidecar: &Sidecar, fields: &HeaderMap) -> Result<u16, Error> 
             }
         }
     };
-    check_port(sidecar, port)?;
+    check_port(sidecar, snapshot, port)?;
     Ok(port)
 }
 
-fn check_port(sidecar: &Sidecar, port: u16) -> Result<(), Error> {
+fn check_port(sidecar: &Sidecar, snapshot: &Snapshot, port: u16) -> Result<(), Error> {
     let not_declared =
         || Error::new(Side::Peer, Reason::PortNotDeclared, format!("port {port} is not declared"));
     if sidecar.config.is_own_listener(SocketAddr::new(sidecar.config.workload.address, port)) {
         return Err(not_declared());
     }
-    let is_named = || {
-        let snapshot = sidecar.snapshots.load();
-        snapshot.policy.as_ref().is_some_and(|generation| generation.ports_named().contains(&port))
-    };
+    let is_named =
+        || snapshot.policy.as_ref().is_some_and(|generation| generation.ports_named().contains(&port));
     if sidecar.config.workload.ports.contains_key(&port) || is_named() { Ok(()) } else { Err(not_declared()) }
 }
 
@@ -193,6 +193,7 @@ pub async fn serve_tunnel(
     connection: &Arc<Connection>,
     request: &Request<Body>,
     pending: Pending,
+    snapshot: Arc<Snapshot>,
     decision: &mut Option<DecisionId>,
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
@@ -209,14 +210,16 @@ pub async fn serve_tunnel(
         return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
     }
     let port = target.port();
-    check_port(sidecar, port)?;
+    check_port(sidecar, &snapshot, port)?;
+    // What follows may last for days, and must not keep this policy for as long.
+    let limits = Arc::clone(&snapshot.limits);
     match sidecar.config.workload.ports.get(&port) {
         Some(protocol) if protocol.is_http() => {
             Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
         }
         Some(_) => {
-            let (stream, id) = judge_tunnel(worker, connection, port, decision)?;
-            let workload = match worker.workload.connect(port, &sidecar.config.limits).await {
+            let (stream, id) = judge_tunnel(worker, connection, port, snapshot, decision)?;
+            let workload = match worker.workload.connect(port, &limits).await {
                 Ok(workload) => Io::tcp(workload),
                 Err(error) => {
                     stream.answered(error.reason.status().as_u16());
@@ -224,21 +227,19 @@ pub async fn serve_tunnel(
                     return Err(error);
                 }
             };
-            let worker = Arc::clone(worker);
-            spawn(async move { relay_stream(&worker, stream, pending, workload).await });
+            spawn(async move { relay_stream(stream, pending, workload, &limits).await });
             Ok(opened(Some(id)))
         }
         None => {
             // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies. What no
             // bytes could change is answered now, and what is being found out has its place among the requests.
-            let generation = sidecar.snapshots.load().policy.clone();
-            if generation.is_none_or(|generation| connection.is_denied_everything(&generation)) {
-                return Err(judge_tunnel(worker, connection, port, decision).err().unwrap_or_else(|| {
-                    Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
-                }));
+            if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
+                return Err(judge_tunnel(worker, connection, port, snapshot, decision).err().unwrap_or_else(
+                    || Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile"),
+                ));
             }
-            let admitted = sidecar.admit()?;
-            let served = serve_undeclared(Arc::clone(worker), Arc::clone(connection), port, pending);
+            let admitted = sidecar.admit(&limits)?;
+            let served = serve_undeclared(Arc::clone(worker), Arc::clone(connection), port, pending, limits);
             spawn(async move {
                 served.await;
                 drop(admitted);
@@ -260,18 +261,22 @@ fn judge_tunnel(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
     port: u16,
+    mut snapshot: Arc<Snapshot>,
     decision: &mut Option<DecisionId>,
 ) -> Result<(Box<Stream>, DecisionId), Error> {
-    let facts = Facts { port, operation: Operation::Tcp, destination: None, asked: None };
-    let mut stream = Box::new(Stream::open(&worker.sidecar, connection, facts));
-    let judgement = authorize::stream(&worker.sidecar, &stream);
+    let sidecar = &worker.sidecar;
+    let (mut stream, ()) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
+        check_port(sidecar, snapshot, port)?;
+        Ok((Facts { port, operation: Operation::Tcp, destination: None, asked: None }, ()))
+    })?;
+    let judgement = authorize::stream(sidecar, &stream, &snapshot);
     *decision = Some(judgement.id);
     if let Some(reason) = judgement.refused {
         stream.answered(reason.status().as_u16());
         stream.finish(End::Failed(reason));
         return Err(Error::new(Side::Peer, reason, format!("the policy says no; decision {}", judgement.id)));
     }
-    stream.hold(worker.sidecar.admit()?);
+    stream.hold(sidecar.admit(&snapshot.limits)?);
     stream.answered(StatusCode::OK.as_u16());
     Ok((stream, judgement.id))
 }
@@ -282,12 +287,18 @@ fn serve_undeclared(
     connection: Arc<Connection>,
     port: u16,
     pending: Pending,
+    limits: Arc<Limits>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(detect_and_serve(worker, connection, port, pending))
+    Box::pin(detect_and_serve(worker, connection, port, pending, limits))
 }
 
-async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port: u16, pending: Pending) {
-    let limits = worker.sidecar.config.limits.clone();
+async fn detect_and_serve(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    port: u16,
+    pending: Pending,
+    limits: Arc<Limits>,
+) {
     let Ok(mut io) = pending.io().await else { return };
     let Ok((protocol, prefix)) = detect::read_prefix(&mut io, limits.detect, limits.head).await else {
         return;
@@ -313,7 +324,9 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
             }
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
-            let workload = match judge_tunnel(&worker, &connection, port, &mut None) {
+            // The tunnel begins here, by the policy that is in force by now.
+            let snapshot = worker.sidecar.snapshots.held();
+            let workload = match judge_tunnel(&worker, &connection, port, snapshot, &mut None) {
                 Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
                     Ok(workload) => Some((stream, workload)),
                     Err(error) => {
@@ -324,7 +337,7 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
                 Err(_) => None,
             };
             match workload {
-                Some((stream, workload)) => relay(&worker, stream, io, Io::tcp(workload)).await,
+                Some((stream, workload)) => relay(stream, io, Io::tcp(workload), &limits).await,
                 None => tcp::Duplex::reset(&mut io),
             }
         }
@@ -332,18 +345,17 @@ async fn detect_and_serve(worker: Arc<Worker>, connection: Arc<Connection>, port
 }
 
 /// Relays a stream whose peer's end is still to become one.
-pub async fn relay_stream(worker: &Worker, stream: Box<Stream>, pending: Pending, workload: Io) {
+pub async fn relay_stream(stream: Box<Stream>, pending: Pending, workload: Io, limits: &Limits) {
     match pending.io().await {
-        Ok(io) => relay(worker, stream, io, workload).await,
+        Ok(io) => relay(stream, io, workload, limits).await,
         Err(_) => stream.finish(End::Failed(Reason::Canceled)),
     }
 }
 
 /// Relays until one side ends, or permission does.
-pub async fn relay<A: tcp::Duplex>(worker: &Worker, stream: Box<Stream>, mut a: A, mut b: Io) {
-    let stall = worker.sidecar.config.limits.stall;
+pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
     let relayed = {
-        let relay = tcp::relay(&mut a, &mut b, stall);
+        let relay = tcp::relay(&mut a, &mut b, limits.stall);
         tokio::select! {
             relayed = relay => Some(relayed),
             () = poll_fn(|cx| stream.poll_revoked(cx)) => None,

@@ -12,9 +12,9 @@
 //!   accept             client SVID required          detect::read_prefix   HTTP/1 or HTTP/2
 //!   connections::Registered                          http::outbound::request
 //!   http::h2::serve                                   Target::find          unknown service: refused
-//!    http::inbound::request                           Stream::open
+//!    http::inbound::request                           authorize::register   registered first
 //!     facts            canonical form                 loop: balance::pick, pool, send, retry::should_retry
-//!     Stream::open     registered first               Body::guarded         accounted when the body ENDS
+//!     authorize::register      registered first       Body::guarded         accounted when the body ENDS
 //!     authorize::stream        judged second
 //!     headers          strip first, add after
 //!     workload         nowhere else
@@ -46,6 +46,8 @@ pub mod runtime;
 pub mod sidecar;
 pub mod snapshot;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod worker;
 pub mod workload;
 

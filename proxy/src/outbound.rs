@@ -12,7 +12,7 @@ use crate::worker::Worker;
 
 /// Serves one connection of the workload.
 pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, address: SocketAddr) {
-    let limits = worker.sidecar.config.limits.clone();
+    let limits = worker.sidecar.snapshots.limits();
     let peer = Peer { identity: None, address, local: None, serial: None, not_after: None };
     let registered = Registered::open(&worker.sidecar, Direction::Outbound, peer);
     let connection = Arc::clone(registered.connection());

@@ -207,6 +207,8 @@ impl Slot {
     }
 }
 
+/// The identity in force now, whatever the request began under: a connection is many requests', and one that waited long
+/// must not show a certificate that has ended meanwhile.
 fn own_identity(sidecar: &Sidecar) -> Result<Arc<MeshIdentity>, Error> {
     let snapshot = sidecar.snapshots.load();
     let own = snapshot
@@ -220,7 +222,7 @@ fn own_identity(sidecar: &Sidecar) -> Result<Arc<MeshIdentity>, Error> {
 }
 
 async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Result<Connection, Error> {
-    let limits = &sidecar.config.limits;
+    let limits = sidecar.snapshots.limits();
     let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
     let failed = |reason, detail: String| Error::unsent(Side::Remote, reason, format!("{address}: {detail}"));
     sidecar.metrics.mesh_dials.inc();
@@ -258,5 +260,5 @@ async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Res
     if !chosen.is_some_and(|chosen| alpn.contains(&chosen)) {
         return Err(failed(Reason::RemoteIdentity, "the peer speaks none of our protocols".to_owned()));
     }
-    Connection::handshake(stream, Settings::mesh(limits), Side::Remote).await
+    Connection::handshake(stream, Settings::mesh(&limits), Side::Remote).await
 }

@@ -13,6 +13,7 @@ use crate::decisions::DecisionLog;
 use crate::documents::History;
 use crate::drain::Drain;
 use crate::error::{Error, Reason, Side};
+use crate::limits::Limits;
 use crate::observe::metrics::Metrics;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshots;
@@ -69,12 +70,11 @@ impl Sidecar {
     }
 
     /// A place among the requests in flight, if one is free.
-    pub fn admit(self: &Arc<Self>) -> Result<Admitted, Error> {
+    pub fn admit(self: &Arc<Self>, limits: &Limits) -> Result<Admitted, Error> {
         let admitted = Admitted(Arc::clone(self));
         // Counted first: the guard above takes back what is refused below.
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let limits = self.snapshots.limits();
-        if !self.pressure.allows_streams(&limits) {
+        if !self.pressure.allows_streams(limits) {
             self.metrics.limit("memory");
             return Err(Error::unsent(Side::Us, Reason::Overloaded, "memory is nearly full"));
         }

@@ -21,6 +21,17 @@ pub struct Snapshot {
     pub limits: Arc<Limits>,
 }
 
+impl Snapshot {
+    /// Whether both have the very same policy and services.
+    pub fn has_policy_of(&self, other: &Self) -> bool {
+        match (&self.policy, &other.policy) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// The sidecar's identity, ready for handshakes.
 #[derive(Debug)]
 pub struct MeshIdentity {

@@ -31,7 +31,7 @@ impl Worker {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            self.workload.sweep(self.sidecar.config.limits.workload_idle);
+            self.workload.sweep(self.sidecar.snapshots.load().limits.workload_idle);
             self.mesh.renew(&self.sidecar).await;
         }
     }

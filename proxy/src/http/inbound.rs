@@ -17,6 +17,9 @@ use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
 use crate::error::{Error, Reason, Side};
 use crate::inbound::{relay_stream, serve_tunnel, target_port};
+use crate::limits::Limits;
+use crate::sidecar::Sidecar;
+use crate::snapshot::Snapshot;
 use crate::worker::Worker;
 
 /// Serves one request that came over the mesh. `inside` is the port of the tunnel that it came through, if it did.
@@ -29,6 +32,8 @@ pub async fn request(
 ) -> Response<Body> {
     let is_grpc = headers::is_grpc(request.headers());
     let is_websocket = is_websocket(&request);
+    // Read once: what it is, whether it may, and within which limits are told by one moment.
+    let snapshot = worker.sidecar.snapshots.held();
     if let Err(error) = check_peer(&worker, &connection, &request, is_websocket) {
         return refuse(&worker, &connection, &error, None, is_grpc);
     }
@@ -36,14 +41,14 @@ pub async fn request(
         let mut decision = None;
         let opened = match (inside, pending) {
             (None, Some(pending)) => {
-                serve_tunnel(&worker, &connection, &request, pending, &mut decision).await
+                serve_tunnel(&worker, &connection, &request, pending, snapshot, &mut decision).await
             }
             _ => Err(Error::new(Side::Peer, Reason::ConnectToHttp, "CONNECT inside a tunnel")),
         };
         return opened.unwrap_or_else(|error| refuse(&worker, &connection, &error, decision, is_grpc));
     }
     let mut decision = None;
-    match forward(&worker, &connection, inside, request, pending, &mut decision).await {
+    match forward(&worker, &connection, inside, request, pending, snapshot, &mut decision).await {
         Ok(response) => response,
         Err(error) => refuse(&worker, &connection, &error, decision, is_grpc),
     }
@@ -101,48 +106,44 @@ async fn forward(
     inside: Option<u16>,
     request: Request<Body>,
     pending: Option<Pending>,
+    mut snapshot: Arc<Snapshot>,
     decision: &mut Option<DecisionId>,
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
     let upgrade = is_websocket(&request).then_some(Upgrade::WebSocket);
     let (mut parts, body) = request.into_parts();
-    check_size(worker, &parts.headers)?;
-    let port = match inside {
-        Some(port) => port,
-        None => target_port(sidecar, &parts.headers)?,
-    };
-    let protocol = sidecar.config.workload.ports.get(&port).copied();
-    if protocol.is_some_and(|protocol| !protocol.is_http()) {
-        return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
-    }
-
+    check_size(&snapshot.limits, &parts.headers)?;
     let host = authority(&parts.uri, &parts.headers)?;
-    let facts = facts(worker, port, upgrade, &parts)?;
-    let mut stream = Box::new(Stream::open(sidecar, connection, facts));
-    let judgement = authorize::stream(sidecar, &stream);
+    let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, upgrade, &parts);
+    let (mut stream, protocol) = authorize::register(sidecar, connection, &mut snapshot, make)?;
+    let port = stream.entry().facts.port;
+    let judgement = authorize::stream(sidecar, &stream, &snapshot);
     *decision = Some(judgement.id);
     if let Some(reason) = judgement.refused {
         stream.answered(reason.status().as_u16());
         stream.finish(End::Failed(reason));
         return Err(Error::new(Side::Peer, reason, "the policy says no"));
     }
+    // A long call must not keep this policy for as long as it waits.
+    let limits = Arc::clone(&snapshot.limits);
+    drop(snapshot);
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_postern(&mut parts.headers);
     headers::strip_forged_identity(&mut parts.headers);
     headers::strip_method_overrides(&mut parts.headers);
     headers::add_identity(&mut parts.headers, connection.peer.identity.as_ref());
-    let delivered = match sidecar.admit() {
+    let delivered = match sidecar.admit(&limits) {
         Ok(admitted) => {
             stream.hold(admitted);
             if upgrade.is_some() {
                 tokio::select! {
-                    delivered = shake_hands(worker, port, host, parts, &stream, pending) => delivered,
+                    delivered = shake_hands(worker, port, host, parts, &stream, pending, &limits) => delivered,
                     () = poll_fn(|cx| stream.poll_revoked(cx)) => {
                         Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
                     }
                 }
             } else {
-                deliver(worker, connection, port, protocol, &host, parts, body, &stream)
+                deliver(worker, connection, port, protocol, &host, parts, body, &stream, &limits)
                     .await
                     .map(Delivered::Response)
             }
@@ -162,17 +163,16 @@ async fn forward(
                 websocket::agree(answer.headers_mut(), key);
             }
             stream.answered(StatusCode::SWITCHING_PROTOCOLS.as_u16());
-            let worker = Arc::clone(worker);
             crate::runtime::spawn(async move {
                 let Ok(workload) = Pending::H1(workload).io().await else { return };
-                relay_stream(&worker, stream, caller.pending, workload).await;
+                relay_stream(stream, caller.pending, workload, &limits).await;
             });
             Ok(answer)
         }
         Err(error) => {
             if error.reason == Reason::Revoked {
                 // The verdict that allowed it is not the one that ends it.
-                *decision = Some(authorize::stream(sidecar, &stream).id);
+                *decision = Some(authorize::stream(sidecar, &stream, &sidecar.snapshots.load()).id);
             }
             stream.answered(error.reason.status().as_u16());
             stream.finish(End::Failed(error.reason));
@@ -214,9 +214,10 @@ async fn deliver(
     parts: http::request::Parts,
     body: Body,
     stream: &Stream,
+    limits: &Limits,
 ) -> Result<Response<Body>, Error> {
     tokio::select! {
-        response = send(worker, connection, port, protocol, host, parts, body, stream) => response,
+        response = send(worker, connection, port, protocol, host, parts, body, stream, limits) => response,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => Err(Error::new(Side::Us, Reason::Revoked, "the policy changed")),
     }
 }
@@ -231,8 +232,8 @@ async fn send(
     mut parts: http::request::Parts,
     body: Body,
     stream: &Stream,
+    limits: &Limits,
 ) -> Result<Response<Body>, Error> {
-    let limits = &worker.sidecar.config.limits;
     let peer = connection.peer.identity.as_ref();
     let Operation::Http { path, .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
@@ -255,14 +256,23 @@ async fn send(
     worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
 }
 
-/// The judged form of a request.
+/// The judged form of a request, and what the workload speaks at its port, if it declares it.
 fn facts(
-    worker: &Worker,
-    port: u16,
+    sidecar: &Sidecar,
+    snapshot: &Snapshot,
+    inside: Option<u16>,
     upgrade: Option<Upgrade>,
     parts: &http::request::Parts,
-) -> Result<Facts, Error> {
-    let options = match &worker.sidecar.snapshots.load().policy {
+) -> Result<(Facts, Option<Protocol>), Error> {
+    let port = match inside {
+        Some(port) => port,
+        None => target_port(sidecar, snapshot, &parts.headers)?,
+    };
+    let protocol = sidecar.config.workload.ports.get(&port).copied();
+    if protocol.is_some_and(|protocol| !protocol.is_http()) {
+        return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
+    }
+    let options = match &snapshot.policy {
         Some(generation) => generation.defaults().path,
         None => postern_policy::norm::PathOptions::default(),
     };
@@ -276,11 +286,11 @@ fn facts(
     if headers::is_grpc(&parts.headers) {
         check_grpc(&method, &path).map_err(bad)?;
     }
-    Ok(Facts { port, operation: Operation::Http { method, path, upgrade }, destination: None, asked: None })
+    let operation = Operation::Http { method, path, upgrade };
+    Ok((Facts { port, operation, destination: None, asked: None }, protocol))
 }
 
-fn check_size(worker: &Worker, fields: &http::HeaderMap) -> Result<(), Error> {
-    let limits = &worker.sidecar.config.limits;
+fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {
     // The mesh leg carries a few fields more: our own.
     let (count, bytes) = headers::size(fields);
     if count > limits.head_fields + h2::MORE_FIELDS || bytes > limits.head_bytes + h2::MORE_BYTES {
@@ -333,6 +343,7 @@ async fn shake_hands(
     mut parts: http::request::Parts,
     stream: &Stream,
     pending: Option<Pending>,
+    limits: &Limits,
 ) -> Result<Delivered, Error> {
     let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
     let pending = pending.ok_or_else(|| refused("a WebSocket that cannot become a byte stream"))?;
@@ -354,7 +365,6 @@ async fn shake_hands(
     };
     parts.uri = uri(None, path)?;
 
-    let limits = &worker.sidecar.config.limits;
     let request = Request::from_parts(parts, Body::empty());
     let mut response = worker.workload.send_upgrade(port, request, limits).await?;
     let against = |detail: &str| Error::new(Side::Workload, Reason::WorkloadProtocol, detail.to_owned());

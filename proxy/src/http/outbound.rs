@@ -14,12 +14,15 @@ use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
 use super::upgrade::{Io, Pending};
 use super::{headers, inbound, respond, websocket};
+use crate::authorize;
 use crate::balance;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::error::{Error, Reason, Side};
 use crate::pool::Kind;
 use crate::retry::should_retry;
 use crate::runtime::spawn;
+use crate::sidecar::Sidecar;
+use crate::snapshot::Snapshot;
 use crate::worker::Worker;
 
 /// Serves one request of the workload.
@@ -55,16 +58,21 @@ async fn serve(
     registered: &mut Option<Box<Stream>>,
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
+    let mut snapshot = sidecar.snapshots.held();
+    let limits = Arc::clone(&snapshot.limits);
     let (fields, bytes) = headers::size(request.headers());
-    if fields > sidecar.config.limits.head_fields || bytes > sidecar.config.limits.head_bytes {
+    if fields > limits.head_fields || bytes > limits.head_bytes {
         return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{fields} fields, {bytes} bytes")));
     }
     let upgrade = upgrade(&request)?;
     let is_tunnel = request.method() == Method::CONNECT && upgrade.is_none();
-    let target = Target::find(worker, &request, is_tunnel)?;
-    let facts = target.facts(&request, upgrade, is_tunnel)?;
-    let mut stream = Box::new(Stream::open(sidecar, connection, facts));
-    stream.hold(match sidecar.admit() {
+    let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
+        let target = Target::find(sidecar, snapshot, &request, is_tunnel)?;
+        Ok((target.facts(&request, upgrade, is_tunnel)?, target))
+    })?;
+    // A long call must not keep this policy for as long as it waits.
+    drop(snapshot);
+    stream.hold(match sidecar.admit(&limits) {
         Ok(admitted) => admitted,
         Err(error) => {
             *registered = Some(stream);
@@ -86,8 +94,9 @@ async fn serve(
         Ok(Opened::Bytes { mut answer, pending, far }) => {
             clean(&mut answer, &target);
             stream.answered(answer.status().as_u16());
-            let worker = Arc::clone(worker);
-            spawn(async move { crate::inbound::relay_stream(&worker, stream, pending, Io::H2(far)).await });
+            spawn(async move {
+                crate::inbound::relay_stream(stream, pending, Io::H2(far), &limits).await;
+            });
             Ok(answer)
         }
         Err(error) => {
@@ -121,7 +130,12 @@ struct Target {
 
 impl Target {
     /// The service that the request names. No Service document, no call.
-    fn find(worker: &Worker, request: &Request<Body>, is_tunnel: bool) -> Result<Self, Error> {
+    fn find(
+        sidecar: &Sidecar,
+        snapshot: &Snapshot,
+        request: &Request<Body>,
+        is_tunnel: bool,
+    ) -> Result<Self, Error> {
         let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
         if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
             return Err(bad("only http:// targets: for TLS of your own, use CONNECT".to_owned()));
@@ -139,8 +153,6 @@ impl Target {
             None if is_tunnel => return Err(bad("CONNECT needs host:port".to_owned())),
             None => 80,
         };
-        let sidecar = &worker.sidecar;
-        let snapshot = sidecar.snapshots.load();
         let generation = snapshot
             .policy
             .as_ref()

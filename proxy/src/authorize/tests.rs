@@ -1,0 +1,127 @@
+use postern_policy::Generation;
+use postern_policy::norm::{CanonMethod, CanonPath};
+
+use super::*;
+use crate::connections::{Direction, Operation};
+use crate::testing;
+
+/// What differs: how `%2F` is read, and whether `/files/a/b` is denied.
+fn documents(escaped: &str, denies: bool) -> String {
+    let denied = if denies { "/files/a/b" } else { "/elsewhere" };
+    format!(
+        "
+apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {{name: default, namespace: postern-system}}
+spec: {{http: {{escapedSlashes: {escaped}}}}}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: all, namespace: shop}}
+spec:
+  target: {{selector: {{app: orders}}}}
+  action: Allow
+  rules: [{{name: web, from: [{{serviceAccounts: [web]}}]}}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: not, namespace: shop}}
+spec:
+  target: {{selector: {{app: orders}}}}
+  action: Deny
+  rules: [{{name: files, to: [{{paths: [{denied}]}}]}}]
+"
+    )
+}
+
+fn publish(sidecar: &Sidecar, generation: &Arc<Generation>) {
+    sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(generation)));
+}
+
+fn facts(snapshot: &Snapshot) -> Facts {
+    let options = snapshot.policy.as_ref().unwrap().defaults().path;
+    let method = CanonMethod::parse("GET").unwrap();
+    let path = CanonPath::parse_for(&method, "/files/a%2Fb", &options).unwrap();
+    Facts {
+        port: 8080,
+        operation: Operation::Http { method, path, upgrade: None },
+        destination: None,
+        asked: None,
+    }
+}
+
+fn judged_by(sidecar: &Sidecar) -> u64 {
+    sidecar.decisions.recent()[0].verdict.unwrap().generation
+}
+
+fn path(stream: &Stream) -> String {
+    stream.entry().facts.method_and_path().1.to_owned()
+}
+
+#[test]
+fn a_policy_published_before_the_registration_makes_the_stream_out_anew_and_judges_it() {
+    let sidecar = testing::sidecar("");
+    let (old, new) = (
+        testing::generation(&sidecar, 1, &documents("Keep", false)),
+        testing::generation(&sidecar, 2, &documents("Decode", true)),
+    );
+    publish(&sidecar, &old);
+    let registered = testing::connection(&sidecar, Direction::Inbound);
+    let mut snapshot = sidecar.snapshots.held();
+    let mut made = 0;
+    let (opened, ()) = register(&sidecar, registered.connection(), &mut snapshot, |snapshot| {
+        made += 1;
+        let facts = facts(snapshot);
+        if made == 1 {
+            // Published and re-judged before the stream can be found.
+            publish(&sidecar, &new);
+            assert_eq!(sidecar.registry.rejudge(&new, "shop", std::time::Duration::ZERO), 0);
+        }
+        Ok((facts, ()))
+    })
+    .unwrap();
+    assert_eq!((made, path(&opened).as_str()), (2, "/files/a/b"), "read as the new policy reads");
+    let judgement = stream(&sidecar, &opened, &snapshot);
+    assert_eq!(judgement.refused, Some(Reason::PolicyDenied), "the new policy denies it");
+    assert_eq!(judged_by(&sidecar), 2);
+    // What was made out by the old policy left no trace.
+    assert_eq!(sidecar.registry.streams().len(), 1);
+    assert_eq!(sidecar.metrics.streams_active[0].get(), 1);
+    let page = sidecar.metrics.render();
+    assert!(page.contains("postern_failures_total{direction=\"inbound\",reason=\"canceled\"} 0"), "{page}");
+}
+
+#[test]
+fn a_request_is_judged_by_the_policy_that_it_was_read_by_and_a_later_one_finds_it() {
+    let sidecar = testing::sidecar("");
+    publish(&sidecar, &testing::generation(&sidecar, 1, &documents("Keep", false)));
+    let registered = testing::connection(&sidecar, Direction::Inbound);
+    let mut snapshot = sidecar.snapshots.held();
+    let (opened, ()) =
+        register(&sidecar, registered.connection(), &mut snapshot, |snapshot| Ok((facts(snapshot), ())))
+            .unwrap();
+    let new = testing::generation(&sidecar, 2, &documents("Keep", true));
+    publish(&sidecar, &new);
+    let judgement = stream(&sidecar, &opened, &snapshot);
+    assert!(judgement.refused.is_none(), "one snapshot reads and judges");
+    assert_eq!(judged_by(&sidecar), 1);
+    assert_eq!(sidecar.registry.rejudge(&new, "shop", std::time::Duration::ZERO), 1);
+}
+
+#[test]
+fn a_policy_that_never_rests_ends_in_an_error() {
+    let sidecar = testing::sidecar("");
+    let generations = [1, 2].map(|number| testing::generation(&sidecar, number, &documents("Keep", false)));
+    publish(&sidecar, &generations[0]);
+    let registered = testing::connection(&sidecar, Direction::Inbound);
+    let mut snapshot = sidecar.snapshots.held();
+    let mut made = 0;
+    let error = register(&sidecar, registered.connection(), &mut snapshot, |snapshot| {
+        made += 1;
+        publish(&sidecar, &generations[made % 2]);
+        Ok((facts(snapshot), ()))
+    })
+    .unwrap_err();
+    assert_eq!((made, error.reason), (TRIES, Reason::Overloaded));
+    assert!(sidecar.registry.streams().is_empty());
+}
