@@ -16,9 +16,10 @@ use postern_policy::{Endpoint, Generation, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use slab::Slab;
 
+use crate::admission::Admitted;
 use crate::decisions::Subject;
 use crate::error::Reason;
-use crate::sidecar::{Admitted, Sidecar};
+use crate::sidecar::Sidecar;
 
 /// Which way a connection runs, seen from the workload.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

@@ -21,6 +21,7 @@
 //!     Body::guarded    accounted when the body ENDS
 //! ```
 
+pub mod admission;
 pub mod app;
 pub mod authorize;
 pub mod balance;

@@ -2,18 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use postern_svid::Clock;
 
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::connections::{End, Entry, Registry};
 use crate::decisions::DecisionLog;
 use crate::documents::History;
 use crate::drain::Drain;
-use crate::error::{Error, Reason, Side};
-use crate::limits::Limits;
+use crate::error::Reason;
 use crate::observe::metrics::Metrics;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshots;
@@ -40,7 +39,8 @@ pub struct Sidecar {
     pub agent: Mutex<Option<postern_agent::Observer>>,
     /// How tight memory and descriptors are.
     pub pressure: Pressure,
-    in_flight: AtomicUsize,
+    /// What is in flight.
+    pub admission: Admission,
 }
 
 impl fmt::Debug for Sidecar {
@@ -65,24 +65,8 @@ impl Sidecar {
             history: Mutex::new(History::default()),
             agent: Mutex::new(None),
             pressure: Pressure::default(),
-            in_flight: AtomicUsize::new(0),
+            admission: Admission::default(),
         }
-    }
-
-    /// A place among the requests in flight, if one is free.
-    pub fn admit(self: &Arc<Self>, limits: &Limits) -> Result<Admitted, Error> {
-        let admitted = Admitted(Arc::clone(self));
-        // Counted first: the guard above takes back what is refused below.
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if !self.pressure.allows_streams(limits) {
-            self.metrics.limit("memory");
-            return Err(Error::unsent(Side::Us, Reason::Overloaded, "memory is nearly full"));
-        }
-        if before >= limits.in_flight {
-            self.metrics.limit("in_flight");
-            return Err(Error::unsent(Side::Us, Reason::Overloaded, "limits.inFlight is reached"));
-        }
-        Ok(admitted)
     }
 
     /// Accounts for a stream that ended.
@@ -117,15 +101,5 @@ impl Sidecar {
             outcome,
             "ended"
         );
-    }
-}
-
-/// One request in flight.
-#[derive(Debug)]
-pub struct Admitted(Arc<Sidecar>);
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

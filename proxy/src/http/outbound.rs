@@ -72,7 +72,7 @@ async fn serve(
     })?;
     // A long call must not keep this policy for as long as it waits.
     drop(snapshot);
-    stream.hold(match sidecar.admit(&limits) {
+    stream.hold(match sidecar.admit_to(&limits, &target.port.service) {
         Ok(admitted) => admitted,
         Err(error) => {
             *registered = Some(stream);
@@ -207,14 +207,6 @@ impl Target {
             endpoints.iter().map(|endpoint| worker.mesh.in_flight(endpoint, kind)).collect();
         let at = balance::pick(&loads, tried, u64::from_le_bytes(random))
             .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))?;
-        if loads[at] >= worker.sidecar.config.limits.in_flight_per_destination {
-            worker.sidecar.metrics.limit("in_flight_per_destination");
-            return Err(Error::unsent(
-                Side::Us,
-                Reason::Overloaded,
-                "limits.inFlightPerDestination is reached",
-            ));
-        }
         Ok((at, &endpoints[at]))
     }
 }
