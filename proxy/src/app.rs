@@ -62,6 +62,7 @@ struct Doors {
 fn start(path: &Path) -> Result<(), StartError> {
     let config = Config::read(path).map_err(|diagnostics| StartError::Config(diagnostics.to_string()))?;
     log::start(&config.log).map_err(StartError::Config)?;
+    listener::raise_nofile();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut instance = [0_u8; 4];
     aws_lc_rs::rand::fill(&mut instance)

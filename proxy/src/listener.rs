@@ -7,10 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::connections::Direction;
+use crate::limits::Limits;
 use crate::net::{TcpListener, TcpStream};
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
@@ -18,18 +20,20 @@ use crate::sidecar::Sidecar;
 /// What accepted connections share across workers.
 #[derive(Clone, Debug)]
 pub struct Permits {
-    connections: Arc<Semaphore>,
+    /// One for each direction: a flood from outside must not keep the workload from calling, nor its calls keep others
+    /// from reaching it.
+    connections: [Arc<Semaphore>; 2],
     handshakes: Arc<Handshakes>,
 }
 
 impl Permits {
     /// Permits for this sidecar's limits.
     pub fn new(sidecar: &Sidecar) -> Self {
-        let limits = &sidecar.config.limits;
-        let files = nofile();
-        let connections = limits.connections.min((files / 2).saturating_sub(200).max(16));
+        let limits = sidecar.snapshots.limits();
+        let connections = connections(&limits, nofile());
+        tracing::info!(connections, "connections of each direction at a time");
         Self {
-            connections: Arc::new(Semaphore::new(connections)),
+            connections: [connections; 2].map(|count| Arc::new(Semaphore::new(count))),
             handshakes: Arc::new(Handshakes {
                 free: Arc::new(Semaphore::new(limits.handshakes)),
                 by_source: Mutex::default(),
@@ -38,6 +42,12 @@ impl Permits {
             }),
         }
     }
+}
+
+/// How many connections of one direction may live. A connection costs two descriptors with the one that it leads to; two
+/// hundred are for the rest.
+fn connections(limits: &Limits, files: usize) -> usize {
+    limits.connections.min(((files / 2).saturating_sub(200) / 2).max(16))
 }
 
 /// Handshakes that are under way.
@@ -134,16 +144,17 @@ pub async fn accept_loop<F, Fut>(
     F: Fn(TcpStream, SocketAddr) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let connections = &permits.connections[direction as usize];
     let closing = sidecar.drain.closing();
     let mut closing = std::pin::pin!(closing);
     let mut backoff = Backoff::default();
     loop {
-        let permit = match Arc::clone(&permits.connections).try_acquire_owned() {
+        let permit = match Arc::clone(connections).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 sidecar.metrics.limit("connections");
                 tokio::select! {
-                    permit = Arc::clone(&permits.connections).acquire_owned() => match permit {
+                    permit = Arc::clone(connections).acquire_owned() => match permit {
                         Ok(permit) => permit,
                         Err(_) => return,
                     },
@@ -233,14 +244,21 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
-/// The soft limit of open files, as the kernel states it.
+/// The soft limit of open files; POSIX's usual one if the kernel does not say.
 pub fn nofile() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or(1_024)
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
+    usize::try_from(soft).unwrap_or(usize::MAX)
+}
+
+/// Raises the soft limit of open files to the hard one. The soft one is low for programs that use `select`, which breaks
+/// past 1,024; this one does not.
+pub fn raise_nofile() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, limit = nofile(), "the limit of open files cannot be raised (LimitNOFILE= sets it)");
+    }
 }
 
 #[cfg(test)]
@@ -259,5 +277,21 @@ mod tests {
     #[test]
     fn the_limit_of_open_files_is_known() {
         assert!(nofile() >= 64);
+    }
+
+    #[test]
+    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        raise_nofile();
+        assert_eq!(nofile() as u64, hard);
+    }
+
+    #[test]
+    fn connections_are_as_many_as_there_are_descriptors_for() {
+        let limits = Limits::default();
+        for (files, each) in [(64, 16), (1_024, 56 + 100), (65_536, 10_000), (usize::MAX, 10_000)] {
+            assert_eq!(connections(&limits, files), each, "{files}");
+        }
     }
 }

@@ -1,0 +1,85 @@
+//! Limits that bite: what is past them, what is not, and that each says so.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use postern_tests::{Mesh, Origin, Plan, wait, wire};
+
+const POLICY: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {selector: {app: orders}}
+  action: Allow
+  rules:
+  - name: web
+    from: [{serviceAccounts: [web]}]
+"#;
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n";
+
+fn hits(mesh: &Mesh, name: &str, limit: &str) -> f64 {
+    mesh.sidecar(name).metrics().value(&format!("postern_limit_hits_total{{limit=\"{limit}\"}}"))
+}
+
+#[test]
+fn a_flood_at_one_door_does_not_shut_the_other() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").limit("connections", "4").limit("firstByte", "60s");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let web = mesh.sidecar("web");
+
+    let strangers: Vec<TcpStream> = (0..8).map(|_| wire::connect(web.inbound())).collect();
+    wait::until("inbound is full", wait::PATIENCE, || hits(&mesh, "web", "connections") > 0.0);
+    // More than the one place that a waiting listener holds in its hand.
+    let more: Vec<TcpStream> = (0..2).map(|_| wire::connect(web.outbound())).collect();
+    let begun = Instant::now();
+    assert_eq!(wire::status(&wire::exchange(web.outbound(), REQUEST)), 200);
+    assert!(begun.elapsed() < Duration::from_secs(5), "the workload calls on: {:?}", begun.elapsed());
+    drop((strangers, more));
+
+    let before = hits(&mesh, "web", "connections");
+    let idle: Vec<TcpStream> = (0..8).map(|_| wire::connect(web.outbound())).collect();
+    wait::until("outbound is full", wait::PATIENCE, || hits(&mesh, "web", "connections") > before);
+    let more: Vec<TcpStream> = (0..2).map(|_| wire::connect(web.inbound())).collect();
+    // Not TLS: refused at once by whoever accepts it.
+    let begun = Instant::now();
+    wire::exchange(web.inbound(), b"hello\r\n");
+    assert!(begun.elapsed() < Duration::from_secs(5), "the mesh gets in: {:?}", begun.elapsed());
+    drop((idle, more));
+}
+
+/// More workers, one Service: its places are counted together.
+#[test]
+fn one_slow_service_has_its_places_over_all_workers() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").workers(2).limit("inFlightPerDestination", "3");
+    plan.sidecar("orders").serves(80, 8080, "http").serves(9000, 9000, "tcp");
+    plan.document("policy.yaml", POLICY);
+    let silent = std::net::TcpListener::bind((plan.address("orders"), 9000)).expect("the port is free");
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let outbound = mesh.sidecar("web").outbound();
+
+    let mut statuses = Vec::new();
+    let mut held = Vec::new();
+    for _ in 0..16 {
+        let mut tunnel = wire::connect(outbound);
+        tunnel
+            .write_all(b"CONNECT orders.shop:9000 HTTP/1.1\r\nHost: orders.shop:9000\r\n\r\n")
+            .expect("it reads");
+        statuses.push(wire::status(wire::read_head(&mut tunnel).as_bytes()));
+        held.push(tunnel);
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 3, "{statuses:?}");
+    assert_eq!(hits(&mesh, "web", "in_flight_per_destination"), 13.0);
+    // The tunnels' other ends would stay open.
+    drop((held, silent));
+    wait::until("the places are free again", wait::PATIENCE, || {
+        wire::status(&wire::exchange(outbound, REQUEST)) == 200
+    });
+}
