@@ -82,9 +82,20 @@ pub fn classify(bytes: &[u8]) -> Protocol {
     }
 }
 
+/// The first bytes of a connection.
+#[derive(Debug)]
+pub struct Prefix {
+    /// What they say.
+    pub protocol: Protocol,
+    /// The bytes themselves.
+    pub bytes: Bytes,
+    /// Time was up before they said more.
+    pub expired: bool,
+}
+
 /// Reads until `classify` is sure, or until time is up: `silent` for what may be a server-first protocol, `head` for
 /// what began like HTTP. What was read is not lost.
-pub async fn read_prefix<I>(io: &mut I, silent: Duration, head: Duration) -> io::Result<(Protocol, Bytes)>
+pub async fn read_prefix<I>(io: &mut I, silent: Duration, head: Duration) -> io::Result<Prefix>
 where
     I: AsyncRead + Unpin,
 {
@@ -95,10 +106,11 @@ where
         let deadline = match seen {
             Protocol::Unknown { http: true } => started + head,
             Protocol::Unknown { http: false } => started + silent,
-            sure => return Ok((sure, bytes.freeze())),
+            sure => return Ok(Prefix { protocol: sure, bytes: bytes.freeze(), expired: false }),
         };
         match timeout_at(deadline, io.read_buf(&mut bytes)).await {
-            Ok(Ok(0)) | Err(_) => return Ok((seen, bytes.freeze())),
+            Ok(Ok(0)) => return Ok(Prefix { protocol: seen, bytes: bytes.freeze(), expired: false }),
+            Err(_) => return Ok(Prefix { protocol: seen, bytes: bytes.freeze(), expired: true }),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(error),
         }
@@ -243,14 +255,19 @@ mod tests {
         let (silent, head) = (Duration::from_secs(1), Duration::from_secs(10));
         let (_client, mut server) = tokio::io::duplex(64);
         let started = Instant::now();
-        let (seen, _) = read_prefix(&mut server, silent, head).await.unwrap();
-        assert_eq!((seen, started.elapsed().as_secs()), (Protocol::Unknown { http: false }, 1));
+        let seen = read_prefix(&mut server, silent, head).await.unwrap();
+        assert!(seen.expired);
+        assert_eq!((seen.protocol, started.elapsed().as_secs()), (Protocol::Unknown { http: false }, 1));
 
         let (mut client, mut server) = tokio::io::duplex(64);
         tokio::io::AsyncWriteExt::write_all(&mut client, b"PO").await.unwrap();
         let started = Instant::now();
-        let (seen, prefix) = read_prefix(&mut server, silent, head).await.unwrap();
-        assert_eq!((seen, started.elapsed().as_secs()), (Protocol::Unknown { http: true }, 10));
-        assert_eq!(&prefix[..], b"PO");
+        let seen = read_prefix(&mut server, silent, head).await.unwrap();
+        assert!(seen.expired);
+        assert_eq!((seen.protocol, started.elapsed().as_secs()), (Protocol::Unknown { http: true }, 10));
+        assert_eq!(&seen.bytes[..], b"PO");
+        drop(client);
+        let seen = read_prefix(&mut server, silent, head).await.unwrap();
+        assert!(!seen.expired, "who leaves has not run out of time");
     }
 }

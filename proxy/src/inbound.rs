@@ -18,7 +18,7 @@ use crate::decisions::DecisionId;
 use crate::detect::{self, Protocol, Rewound};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
-use crate::http::h2::{self, Closing, Ended, Settings};
+use crate::http::h2::{self, Closing, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
 use crate::limits::Limits;
@@ -51,18 +51,15 @@ pub async fn serve_connection(
     let connection = Arc::clone(registered.connection());
     let lifetime = lifetime(&sidecar, &connection, not_before);
     let settings = Settings::mesh(&sidecar.snapshots.load().limits);
+    let counts = sidecar.metrics.server(Direction::Inbound);
     let handler = {
         let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
         move |request: Request<Body>, pending: Option<Pending>| {
             inbound::request(Arc::clone(&worker), Arc::clone(&connection), None, request, pending)
         }
     };
-    match h2::serve(stream, settings, handler, lifetime).await {
-        Ok(Ended::Ordinarily) => {}
-        Ok(Ended::ForResets) => sidecar.metrics.limit("client_resets"),
-        Err(error) => {
-            tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
-        }
+    if let Err(error) = h2::serve(stream, settings, &counts, handler, lifetime).await {
+        tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
     }
 }
 
@@ -79,12 +76,14 @@ async fn accept(
     match timeout(limits.first_byte, net::first_byte(&mut stream)).await {
         Ok(Ok(1..)) => {}
         Ok(_) => return Err("closed"),
-        Err(_) => return Err("timeout"),
+        Err(_) => {
+            sidecar.metrics.limit("first_byte");
+            return Err("first_byte");
+        }
     }
     match timeout(limits.handshake, permit.begin(sidecar)).await {
         Ok(true) => {}
-        Ok(false) => return Err("overloaded"),
-        Err(_) => return Err("timeout"),
+        Ok(false) | Err(_) => return Err("overloaded"),
     }
     let local = stream.local_addr().ok().map(|local| local.ip().to_canonical());
     let Some(own) = sidecar.snapshots.load().identity.clone() else { return Err("no_identity") };
@@ -95,7 +94,10 @@ async fn accept(
     let stream = match timeout(limits.handshake, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(tls::refusal(&error)),
-        Err(_) => return Err("timeout"),
+        Err(_) => {
+            sidecar.metrics.limit("handshake");
+            return Err("handshake_timeout");
+        }
     };
     let session = stream.get_ref().1;
     if !matches!(session.alpn_protocol(), Some(b"postern/1" | b"h2")) {
@@ -300,28 +302,28 @@ async fn detect_and_serve(
     limits: Arc<Limits>,
 ) {
     let Ok(mut io) = pending.io().await else { return };
-    let Ok((protocol, prefix)) = detect::read_prefix(&mut io, limits.detect, limits.head).await else {
-        return;
-    };
-    let mut io = Rewound::new(prefix, io);
-    match protocol {
+    let Ok(prefix) = detect::read_prefix(&mut io, limits.detect, limits.head).await else { return };
+    let counts = worker.sidecar.metrics.server(Direction::Inbound);
+    if prefix.expired {
+        let is_head = prefix.protocol == Protocol::Unknown { http: true };
+        counts.limits.hit(if is_head { "head" } else { "detect" });
+    }
+    let mut io = Rewound::new(prefix.bytes, io);
+    match prefix.protocol {
         // Half a request line is no other protocol.
         Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
         Protocol::Http1 => {
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
-            server::serve_h1(io, &limits, handler, std::future::pending()).await;
+            server::serve_h1(io, &limits, &counts, handler, std::future::pending()).await;
         }
         Protocol::Http2 => {
-            let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
-            let served = h2::serve(io, Settings::edge(&limits), handler, std::future::pending()).await;
-            if matches!(served, Ok(Ended::ForResets)) {
-                sidecar.metrics.limit("client_resets");
-            }
+            // Its end is the tunnel's.
+            let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, std::future::pending()).await;
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
             // The tunnel begins here, by the policy that is in force by now.

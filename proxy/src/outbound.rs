@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::connections::{Direction, Peer, Registered};
 use crate::detect::{self, Protocol, Rewound};
-use crate::http::h2::{self, Closing, Ended, Settings};
+use crate::http::h2::{self, Closing, Settings};
 use crate::http::{outbound, server};
 use crate::net::TcpStream;
 use crate::worker::Worker;
@@ -16,10 +16,13 @@ pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, addres
     let peer = Peer { identity: None, address, local: None, serial: None, not_after: None };
     let registered = Registered::open(&worker.sidecar, Direction::Outbound, peer);
     let connection = Arc::clone(registered.connection());
-    let Ok((protocol, prefix)) = detect::read_prefix(&mut stream, limits.idle, limits.head).await else {
-        return;
-    };
-    let stream = Rewound::new(prefix, stream);
+    let counts = worker.sidecar.metrics.server(Direction::Outbound);
+    let Ok(prefix) = detect::read_prefix(&mut stream, limits.idle, limits.head).await else { return };
+    if prefix.expired {
+        let is_head = prefix.protocol == Protocol::Unknown { http: true };
+        counts.limits.hit(if is_head { "head" } else { "idle" });
+    }
+    let stream = Rewound::new(prefix.bytes, stream);
     let handler = {
         let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
         move |request, pending| {
@@ -27,20 +30,18 @@ pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, addres
         }
     };
     let closing = worker.sidecar.drain.closing();
-    match protocol {
-        Protocol::Http1 => server::serve_h1(stream, &limits, handler, closing).await,
+    match prefix.protocol {
+        Protocol::Http1 => server::serve_h1(stream, &limits, &counts, handler, closing).await,
         Protocol::Http2 => {
             let closing = async {
                 closing.await;
                 Closing::Gracefully(limits.drain_max)
             };
-            match h2::serve(stream, Settings::edge(&limits), handler, closing).await {
-                Ok(Ended::Ordinarily) => {}
-                Ok(Ended::ForResets) => worker.sidecar.metrics.limit("client_resets"),
-                Err(error) => tracing::debug!(%error, "an outbound HTTP/2 connection ended"),
+            if let Err(error) = h2::serve(stream, Settings::edge(&limits), &counts, handler, closing).await {
+                tracing::debug!(%error, "an outbound HTTP/2 connection ended");
             }
         }
-        Protocol::Tls | Protocol::Opaque | Protocol::Unknown { .. } => {
+        protocol @ (Protocol::Tls | Protocol::Opaque | Protocol::Unknown { .. }) => {
             tracing::info!(peer = %address, ?protocol, "not HTTP: the outbound listener is an HTTP proxy");
         }
     }

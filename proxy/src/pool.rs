@@ -13,12 +13,15 @@ use parking_lot::Mutex;
 use postern_policy::{Endpoint, Transport};
 use postern_svid::tls;
 use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::error::{Error, Reason, Side};
 use crate::http::h2::{Connection, Settings};
+use crate::limits::Limits;
 use crate::net;
+use crate::observe::metrics::LimitHits;
 use crate::sidecar::Sidecar;
 use crate::snapshot::MeshIdentity;
 
@@ -33,8 +36,6 @@ pub enum Kind {
 
 /// Dials at a time after a renewal.
 const DIALS: usize = 32;
-/// Streams on one connection before another is opened; the far end allows 250.
-const STREAMS: usize = 200;
 /// The mesh transport, and plain mutual TLS behind it.
 const ALPN_POSTERN: [&[u8]; 2] = [b"postern/1", b"h2"];
 const ALPN_FOREIGN: [&[u8]; 1] = [b"h2"];
@@ -74,13 +75,14 @@ impl MeshPool {
         kind: Kind,
     ) -> Result<Connection, Error> {
         let own = own_identity(sidecar)?;
+        let most = most_streams(&sidecar.snapshots.load().limits);
         let slot = self.slot(endpoint, kind);
-        if let Some(connection) = slot.find(own.identity.generation) {
+        if let Some(connection) = slot.find(own.identity.generation, most) {
             return Ok(connection);
         }
         let failures = slot.failures.lock().0;
         let _dialing = slot.dialing.lock().await;
-        if let Some(connection) = slot.find(own.identity.generation) {
+        if let Some(connection) = slot.find(own.identity.generation, most) {
             return Ok(connection);
         }
         {
@@ -178,13 +180,13 @@ impl Slot {
         });
     }
 
-    fn find(&self, generation: u64) -> Option<Connection> {
+    fn find(&self, generation: u64, most: usize) -> Option<Connection> {
         self.sweep(generation);
         let open = self.open.lock();
         open.iter()
             .filter(|open| {
                 let connection = &open.connection;
-                open.is_usable(generation) && connection.in_flight() < STREAMS && connection.has_room()
+                open.is_usable(generation) && connection.in_flight() < most && connection.has_room()
             })
             .min_by_key(|open| open.connection.in_flight())
             .map(|open| open.connection.clone())
@@ -241,7 +243,10 @@ async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Res
     let stream = match timeout(limits.connect_mesh, net::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(failed(Reason::RemoteUnreachable, error.to_string())),
-        Err(_) => return Err(failed(Reason::RemoteUnreachable, "no answer to connect".to_owned())),
+        Err(_) => {
+            sidecar.metrics.limit("connect_mesh");
+            return Err(failed(Reason::RemoteUnreachable, "no answer to connect".to_owned()));
+        }
     };
     let name = ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(config).connect(name, stream);
@@ -254,11 +259,93 @@ async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Res
             };
             return Err(failed(reason, format!("TLS: {error}")));
         }
-        Err(_) => return Err(failed(Reason::RemoteUnreachable, "the TLS handshake does not end".to_owned())),
+        Err(_) => {
+            sidecar.metrics.limit("handshake");
+            return Err(failed(Reason::RemoteUnreachable, "the TLS handshake does not end".to_owned()));
+        }
     };
     let chosen = stream.get_ref().1.alpn_protocol();
     if !chosen.is_some_and(|chosen| alpn.contains(&chosen)) {
         return Err(failed(Reason::RemoteIdentity, "the peer speaks none of our protocols".to_owned()));
     }
-    Connection::handshake(stream, Settings::mesh(&limits), Side::Remote).await
+    start(stream, endpoint.transport, &limits, &sidecar.metrics.limits).await
+}
+
+/// Streams on one connection before another is opened: fewer than the far end allows, which is configured as this one is.
+fn most_streams(limits: &Limits) -> usize {
+    limits.mesh_streams - limits.mesh_streams / 5
+}
+
+/// HTTP/2 on a connection that both sides have proven themselves on. A sidecar's limit of streams is known beforehand; who
+/// else answers has to name its own first, or a burst before that would be past it.
+async fn start<I>(io: I, transport: Transport, limits: &Limits, hits: &LimitHits) -> Result<Connection, Error>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let settings = Settings::mesh(limits);
+    match transport {
+        Transport::Postern => Connection::handshake(io, settings, Side::Remote, hits).await,
+        Transport::Mtls => {
+            let settings = Settings { first_streams: 0, ..settings };
+            let connection = Connection::handshake(io, settings, Side::Remote, hits).await?;
+            match timeout(limits.handshake, connection.settled()).await {
+                Ok(settled) => settled.map(|()| connection),
+                Err(_) => {
+                    hits.hit("handshake");
+                    let detail = "the peer never says how many streams it allows (HTTP/2 SETTINGS)";
+                    Err(Error::unsent(Side::Remote, Reason::RemoteUnreachable, detail))
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::observe::metrics::Metrics;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_foreign_endpoint_names_its_limit_before_the_first_stream() {
+        let (limits, metrics) = (Limits::default(), Metrics::default());
+        let (near, far) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let mut builder = h2::server::Builder::new();
+            let mut far = builder.max_concurrent_streams(2).handshake::<_, bytes::Bytes>(far).await.unwrap();
+            while let Some(Ok(_)) = far.accept().await {}
+        });
+        let connection = start(near, Transport::Mtls, &limits, &metrics.limits).await.unwrap();
+        let mut open = Vec::new();
+        while connection.has_room() && open.len() < 10 {
+            let head = http::Request::get("http://orders.shop/").body(()).unwrap();
+            open.push(connection.open(head, true).await.unwrap());
+        }
+        assert_eq!(open.len(), 2, "as many as the peer allows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sidecar_that_answers_no_ping_is_counted() {
+        let (limits, metrics) = (Limits::default(), Metrics::default());
+        let (near, _far) = tokio::io::duplex(1 << 16);
+        let connection = start(near, Transport::Postern, &limits, &metrics.limits).await.unwrap();
+        let head = http::Request::get("http://orders.shop/").body(()).unwrap();
+        let _open = connection.open(head, true).await.unwrap();
+        tokio::time::sleep(limits.ping_interval + limits.ping_timeout + Duration::from_secs(1)).await;
+        assert!(!connection.is_open() && metrics.render().contains("limit=\"ping\"} 1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_foreign_endpoint_that_never_names_it_is_given_up() {
+        let (limits, metrics) = (Limits::default(), Metrics::default());
+        let (near, _far) = tokio::io::duplex(1 << 16);
+        let begun = Instant::now();
+        let error = start(near, Transport::Mtls, &limits, &metrics.limits).await.unwrap_err();
+        assert_eq!((error.reason, begun.elapsed().as_secs()), (Reason::RemoteUnreachable, 5));
+        assert!(metrics.render().contains("limit=\"handshake\"} 1"));
+    }
 }

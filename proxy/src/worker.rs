@@ -21,7 +21,8 @@ pub struct Worker {
 impl Worker {
     /// A worker without connections.
     pub fn new(sidecar: Arc<Sidecar>) -> Arc<Self> {
-        let workload = Arc::new(WorkloadPool::new(sidecar.config.workload.address));
+        let workload =
+            Arc::new(WorkloadPool::new(sidecar.config.workload.address, sidecar.metrics.limits.clone()));
         Arc::new(Self { sidecar, mesh: MeshPool::default(), workload })
     }
 

@@ -23,6 +23,7 @@ use crate::http::h2::{Connection, Settings};
 use crate::http::stall::StallClock;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
+use crate::observe::metrics::LimitHits;
 use crate::runtime::spawn;
 
 type Key = (u16, Option<SpiffeId>);
@@ -36,6 +37,7 @@ pub struct WorkloadPool {
     address: std::net::IpAddr,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     h2: Mutex<HashMap<Key, Arc<Shared>>>,
+    hits: LimitHits,
 }
 
 /// The HTTP/2 connections of one key: as many as its streams need, for the workload says how many each may carry.
@@ -108,8 +110,8 @@ impl ReturnTo for Back {
 
 impl WorkloadPool {
     /// A pool for the workload at `address`.
-    pub fn new(address: std::net::IpAddr) -> Self {
-        Self { address, idle: Mutex::default(), h2: Mutex::default() }
+    pub fn new(address: std::net::IpAddr, hits: LimitHits) -> Self {
+        Self { address, idle: Mutex::default(), h2: Mutex::default(), hits }
     }
 
     /// A fresh connection, for tunnels.
@@ -121,7 +123,10 @@ impl WorkloadPool {
         match timeout(limits.connect_workload, net::connect(address)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(unreachable(error.to_string())),
-            Err(_) => Err(unreachable("no answer to connect".to_owned())),
+            Err(_) => {
+                self.hits.hit("connect_workload");
+                Err(unreachable("no answer to connect".to_owned()))
+            }
         }
     }
 
@@ -198,7 +203,8 @@ impl WorkloadPool {
 
     async fn open_h2(&self, port: u16, limits: &Limits) -> Result<Connection, Error> {
         let stream = self.connect(port, limits).await?;
-        let connection = Connection::handshake(stream, Settings::workload(limits), Side::Workload).await?;
+        let connection =
+            Connection::handshake(stream, Settings::workload(limits), Side::Workload, &self.hits).await?;
         connection.settled().await?;
         Ok(connection)
     }
@@ -207,8 +213,12 @@ impl WorkloadPool {
     pub fn sweep(&self, age: Duration) {
         let mut dropped = Vec::new();
         self.idle.lock().retain(|_, kept| {
-            let (old, fresh) = std::mem::take(kept).into_iter().partition(|idle| idle.since.elapsed() >= age);
+            let (old, fresh): (Vec<Idle>, _) =
+                std::mem::take(kept).into_iter().partition(|idle| idle.since.elapsed() >= age);
             *kept = fresh;
+            for _ in &old {
+                self.hits.hit("workload_idle");
+            }
             dropped.push(old);
             !kept.is_empty()
         });
@@ -310,4 +320,33 @@ fn is_stall(error: &hyper::Error) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<std::io::Error>())
         .is_some_and(|source| source.kind() == std::io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_workload_that_does_not_answer_connect_is_counted() {
+        let metrics = Metrics::default();
+        // A listener whose queue is full answers nothing more.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        let pool = WorkloadPool::new([127, 0, 0, 1].into(), metrics.limits.clone());
+        let mut limits = Limits::default();
+        limits.set("connectWorkload", "200ms").unwrap();
+        let mut queued = Vec::new();
+        let error = loop {
+            match pool.connect(port, &limits).await {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 100, "the queue never fills");
+        };
+        assert_eq!(error.reason, Reason::WorkloadUnreachable);
+        assert!(metrics.render().contains("limit=\"connect_workload\"} 1"));
+    }
 }

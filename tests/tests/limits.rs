@@ -83,3 +83,81 @@ fn one_slow_service_has_its_places_over_all_workers() {
         wire::status(&wire::exchange(outbound, REQUEST)) == 200
     });
 }
+
+/// Each deadline and size of a connection from the workload, and what counts it.
+#[test]
+fn what_a_caller_overstays_is_counted_by_its_name() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").limit("head", "1s").limit("idle", "1s").limit("headBytes", "4096");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let outbound = mesh.sidecar("web").outbound();
+    let long = format!("GET / HTTP/1.1\r\nHost: orders.shop\r\nX-Much: {}\r\n\r\n", "a".repeat(200_000));
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: orders.shop\r\n{}\r\n",
+        (0..101).map(|n| format!("X-{n}: 1\r\n")).collect::<String>()
+    );
+    for (what, limit, sent) in [
+        ("nothing", "idle", &b""[..]),
+        ("half a method", "head", b"GE"),
+        ("half a head", "head", b"GET / HTTP/1.1\r\nHost: "),
+        ("nothing after a request", "idle", b"GET / HTTP/1.1\r\nHost: orders.shop\r\n\r\n"),
+        ("a long field", "head_size", long.as_bytes()),
+        ("many fields", "head_size", many.as_bytes()),
+    ] {
+        let names = ["idle", "head", "head_size"];
+        let before = names.map(|name| hits(&mesh, "web", name));
+        let answer = wire::exchange(outbound, sent);
+        if limit == "head_size" {
+            assert_eq!(wire::status(&answer), 431, "{what}");
+        }
+        let expected: Vec<f64> = names
+            .iter()
+            .zip(before)
+            .map(|(name, before)| before + f64::from(u8::from(*name == limit)))
+            .collect();
+        wait::until(&format!("{what} is counted as {limit}"), wait::PATIENCE, || {
+            names.map(|name| hits(&mesh, "web", name)).to_vec() == expected
+        });
+    }
+    let failures = mesh.sidecar("web").metrics();
+    let name = "postern_failures_total{direction=\"outbound\",reason=\"head_too_large\"}";
+    assert_eq!(failures.value(name), 2.0);
+}
+
+/// A rule names the port, the workload does not: its bytes tell what it is, and silence is waited for no longer than
+/// `detect`.
+#[test]
+fn silence_on_an_undeclared_port_is_counted() {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http").limit("detect", "300ms");
+    let allowed = POLICY.replace(
+        "from: [{serviceAccounts: [web]}]",
+        "from: [{serviceAccounts: [web]}]\n    to: [{ports: [9000]}]",
+    );
+    plan.document("policy.yaml", &allowed);
+    let address = plan.address("orders");
+    plan.document(
+        "raw.yaml",
+        &format!(
+            "
+apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {{name: raw, namespace: shop}}
+spec:
+  identity: spiffe://demo.postern/ns/shop/sa/orders
+  ports: [{{port: 9000, protocol: tcp, targetPort: 9000}}]
+  endpoints: [{{address: {address}}}]
+"
+        ),
+    );
+    let _origin = Origin::echo((address, 9000));
+    let mesh = plan.start();
+    let mut tunnel = wire::connect(mesh.sidecar("web").outbound());
+    tunnel.write_all(b"CONNECT raw.shop:9000 HTTP/1.1\r\nHost: raw.shop:9000\r\n\r\n").expect("it reads");
+    assert_eq!(wire::status(wire::read_head(&mut tunnel).as_bytes()), 200);
+    wait::until("the silence is counted", wait::PATIENCE, || hits(&mesh, "orders", "detect") == 1.0);
+}

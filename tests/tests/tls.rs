@@ -205,10 +205,10 @@ fn what_is_not_tls() {
             assert!(!answer.starts_with(b"HTTP"), "{what}: {}", String::from_utf8_lossy(&answer));
         });
     }
-    assert_refused(&mesh, &origin, "nothing at all", "timeout", || {
+    assert_refused(&mesh, &origin, "nothing at all", "first_byte", || {
         assert_eq!(wire::exchange(inbound, b""), b"");
     });
-    assert_refused(&mesh, &origin, "half a ClientHello", "timeout", || {
+    assert_refused(&mesh, &origin, "half a ClientHello", "handshake_timeout", || {
         assert_eq!(wire::exchange(inbound, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"), b"");
     });
     assert!(origin.requests().is_empty());

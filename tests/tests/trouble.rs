@@ -257,7 +257,13 @@ fn half_a_handshake_and_silence_are_cut_and_counted() {
     }
     // Counted right after the line is cut, which is what was waited for.
     wait::until("both are counted", wait::PATIENCE, || {
-        orders.metrics().value("postern_tls_refusals_total{reason=\"timeout\"}") == 2.0
+        let metrics = orders.metrics();
+        ["first_byte", "handshake_timeout"]
+            .iter()
+            .all(|reason| metrics.value(&format!("postern_tls_refusals_total{{reason=\"{reason}\"}}")) == 1.0)
+            && ["first_byte", "handshake"]
+                .iter()
+                .all(|limit| metrics.value(&format!("postern_limit_hits_total{{limit=\"{limit}\"}}")) == 1.0)
     });
 }
 

@@ -27,18 +27,31 @@ use super::stall::StallClock;
 use super::upgrade::Pending;
 use crate::error::Side;
 use crate::limits::Limits;
+use crate::observe::metrics::{LimitHits, ServerCounts};
 use crate::tcp::Duplex;
 
 /// Serves HTTP/1 on `io` until it ends, or until `closing` resolves and the request that runs has ended.
-pub async fn serve_h1<I, H, F>(io: I, limits: &Limits, handler: H, closing: impl Future<Output = ()>)
-where
+pub async fn serve_h1<I, H, F>(
+    io: I,
+    limits: &Limits,
+    counts: &ServerCounts,
+    handler: H,
+    closing: impl Future<Output = ()>,
+) where
     I: Duplex + Send + 'static,
     H: Fn(Request<Body>, Option<Pending>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send,
 {
     let state = Arc::new(HeadState::default());
     let io = StallClock::new(io, limits.stall);
-    let io = HeadClock { io, state: Arc::clone(&state), limit: limits.head, clock: None };
+    let io = HeadClock {
+        io,
+        state: Arc::clone(&state),
+        limit: limits.head,
+        clock: None,
+        hits: counts.limits.clone(),
+    };
+    let at_end = Arc::clone(&state);
     let service = service_fn(move |mut request: Request<Incoming>| {
         state.set(HeadState::SERVING);
         let may_switch =
@@ -66,6 +79,11 @@ where
         }
     };
     if let Err(error) = ended {
+        if error.is_parse_too_large() {
+            counts.head_too_large();
+        } else if error.is_timeout() {
+            counts.limits.hit(if at_end.is(HeadState::READING) { "head" } else { "idle" });
+        }
         tracing::debug!(%error, "an HTTP/1 connection ended");
     }
 }
@@ -109,6 +127,7 @@ pub(super) struct HeadClock<I> {
     state: Arc<HeadState>,
     limit: Duration,
     clock: Option<Pin<Box<Sleep>>>,
+    hits: LimitHits,
 }
 
 impl<I> HeadClock<I> {
@@ -142,10 +161,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for HeadClock<I> {
                 let limit = self.limit;
                 let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
                 match clock.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the request head does not end",
-                    ))),
+                    Poll::Ready(()) => {
+                        self.hits.hit("head");
+                        Poll::Ready(Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "the request head does not end",
+                        )))
+                    }
                     Poll::Pending => Poll::Pending,
                 }
             }

@@ -19,7 +19,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Why handshakes at the mesh listener commonly fail (`postern_svid::tls::refusal`): written at zero from the start.
-const TLS_REFUSALS: [&str; 13] = [
+const TLS_REFUSALS: [&str; 15] = [
     "no_certificate",
     "tls_version",
     "expired",
@@ -29,26 +29,68 @@ const TLS_REFUSALS: [&str; 13] = [
     "unknown_trust_domain",
     "no_spiffe_id",
     "not_tls",
+    "first_byte",
+    "handshake_timeout",
     "timeout",
     "overloaded",
     "closed",
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 10] = [
+const LIMITS: [&str; 23] = [
     "admin",
     "client_resets",
+    "connect_mesh",
+    "connect_workload",
     "connections",
+    "descriptors",
+    "detect",
+    "first_byte",
+    "handshake",
     "handshakes",
     "handshakes_per_source",
+    "head",
+    "head_size",
+    "health",
+    "idle",
     "in_flight",
     "in_flight_per_destination",
-    "descriptors",
-    "health",
+    "local_error_resets",
     "memory",
+    "ping",
+    "stall",
+    "streams",
+    "workload_idle",
 ];
 /// Powers of four from a quarter of a millisecond: a proxy's own time and a slow service both fit.
 const SECONDS: [f64; 9] = [0.000_25, 0.001, 0.004, 0.016, 0.064, 0.256, 1.024, 4.096, 16.384];
+
+/// Counts how often limits bit; handed to whoever enforces one.
+#[derive(Clone, Debug)]
+pub struct LimitHits(Family<Labels, Counter>);
+
+impl LimitHits {
+    /// Counts one bite.
+    pub fn hit(&self, limit: &'static str) {
+        self.0.get_or_create(&vec![("limit", limit)]).inc();
+    }
+}
+
+/// What a connection towards callers counts by itself, before there is a request.
+#[derive(Clone, Debug)]
+pub struct ServerCounts {
+    /// How often each limit bit.
+    pub limits: LimitHits,
+    refused: Counter,
+}
+
+impl ServerCounts {
+    /// Counts a head that the library below answered with 431.
+    pub fn head_too_large(&self) {
+        self.limits.hit("head_size");
+        self.refused.inc();
+    }
+}
 
 /// Handles that are resolved once; the data path only adds.
 #[derive(Debug)]
@@ -58,7 +100,8 @@ pub struct Metrics {
     failures: [Vec<Counter>; 2],
     durations: [Histogram; 2],
     tls_refusals: Family<Labels, Counter>,
-    limits: Family<Labels, Counter>,
+    /// How often each limit bit.
+    pub limits: LimitHits,
     decisions: [Counter; 2],
     /// Streams that run, by direction.
     pub streams_active: [Gauge; 2],
@@ -164,7 +207,7 @@ impl Default for Metrics {
             policy_loads: ["loaded", "refused"]
                 .map(|result| policy_loads.get_or_create_owned(&vec![("result", result)])),
             tls_refusals,
-            limits,
+            limits: LimitHits(limits),
             mesh_dials: Counter::default(),
             accept_errors: Counter::default(),
             policy_generation: Gauge::default(),
@@ -223,6 +266,17 @@ impl Metrics {
     /// Counts what was refused or broke.
     pub fn failure(&self, direction: Direction, reason: Reason) {
         self.failures[direction as usize][reason as usize].inc();
+        match reason {
+            Reason::HeadTooLarge => self.limit("head_size"),
+            Reason::Stalled => self.limit("stall"),
+            _ => {}
+        }
+    }
+
+    /// What connections of this direction count by themselves.
+    pub fn server(&self, direction: Direction) -> ServerCounts {
+        let refused = self.failures[direction as usize][Reason::HeadTooLarge as usize].clone();
+        ServerCounts { limits: self.limits.clone(), refused }
     }
 
     /// Counts a handshake that failed.
@@ -232,7 +286,7 @@ impl Metrics {
 
     /// Counts a limit's bite.
     pub fn limit(&self, limit: &'static str) {
-        self.limits.get_or_create(&vec![("limit", limit)]).inc();
+        self.limits.hit(limit);
     }
 
     /// Counts a verdict.
@@ -266,8 +320,13 @@ mod tests {
         );
         metrics.request(Direction::Inbound, 403, 0.001);
         metrics.tls_refusal("alpn");
+        metrics.server(Direction::Inbound).head_too_large();
+        metrics.failure(Direction::Inbound, Reason::HeadTooLarge);
         let text = metrics.render();
         assert!(text.contains("postern_requests_total{direction=\"inbound\",status=\"4xx\"} 1"), "{text}");
         assert!(text.contains("postern_tls_refusals_total{reason=\"alpn\"} 1"), "{text}");
+        assert!(text.contains("postern_limit_hits_total{limit=\"head_size\"} 2"), "{text}");
+        let failures = "postern_failures_total{direction=\"inbound\",reason=\"head_too_large\"} 2";
+        assert!(text.contains(failures), "{text}");
     }
 }

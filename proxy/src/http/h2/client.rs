@@ -16,6 +16,7 @@ use super::recv::Exchange;
 use super::{RecvBody, Settings, TunnelIo, send};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
+use crate::observe::metrics::LimitHits;
 use crate::runtime::{Owned, spawn};
 
 /// A connection to one peer; requests run on it side by side. It closes when every clone is dropped and the last
@@ -47,7 +48,7 @@ impl Drop for InFlight {
 
 impl Connection {
     /// Starts HTTP/2 on `io`, a connection to `side`.
-    pub async fn handshake<I>(io: I, settings: Settings, side: Side) -> Result<Self, Error>
+    pub async fn handshake<I>(io: I, settings: Settings, side: Side, hits: &LimitHits) -> Result<Self, Error>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -64,7 +65,7 @@ impl Connection {
             .map_err(|error| unreachable_error(side, &error))?;
         let state = Arc::new(State::default());
         let ping = connection.ping_pong();
-        let watched = Arc::clone(&state);
+        let (watched, hits) = (Arc::clone(&state), hits.clone());
         spawn(async move {
             tokio::select! {
                 // Ends when the peer closes, or when all handles and streams are gone.
@@ -72,6 +73,7 @@ impl Connection {
                     tracing::debug!(%error, "an HTTP/2 connection ended");
                 },
                 () = keep_alive(ping, &watched, settings) => {
+                    hits.hit("ping");
                     tracing::info!("an HTTP/2 peer no longer answers PING: its connection is closed");
                 }
             }

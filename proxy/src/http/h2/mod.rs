@@ -8,10 +8,11 @@ mod recv;
 mod send;
 mod server;
 mod tunnel;
+mod watch;
 
 pub use client::{Connection, Opened};
 pub use recv::RecvBody;
-pub use server::{Closing, Ended, serve};
+pub use server::{Closing, serve};
 pub use tunnel::TunnelIo;
 
 use std::time::Duration;

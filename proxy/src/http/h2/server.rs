@@ -14,10 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use super::watch::Watched;
 use super::{ClientResets, RecvBody, Settings, TunnelIo, send};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::upgrade::Pending;
+use crate::observe::metrics::ServerCounts;
 use crate::runtime::spawn;
 
 /// What ends a connection from our side.
@@ -31,13 +33,20 @@ pub enum Closing {
 
 /// Serves `io` until the peer closes it or `closing` resolves. Each request runs in a task of its own; `handler`
 /// always has an answer.
-pub async fn serve<I, H, F, C>(io: I, settings: Settings, handler: H, closing: C) -> Result<Ended, h2::Error>
+pub async fn serve<I, H, F, C>(
+    io: I,
+    settings: Settings,
+    counts: &ServerCounts,
+    handler: H,
+    closing: C,
+) -> Result<(), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     H: Fn(Request<Body>, Option<Pending>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
     C: Future<Output = Closing>,
 {
+    let (io, unseen) = Watched::new(io, counts.clone());
     let handshake = server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
@@ -47,57 +56,56 @@ where
         .max_local_error_reset_streams(Some(settings.local_error_resets))
         .enable_connect_protocol()
         .handshake(io);
-    let Ok(connection) = timeout(settings.preface, handshake).await else { return Ok(Ended::Ordinarily) };
+    let Ok(connection) = timeout(settings.preface, handshake).await else {
+        counts.limits.hit("head");
+        return Ok(());
+    };
     let mut connection = connection?;
 
     let resets = Arc::new(Resets::new(settings.client_resets));
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
     let mut closing = std::pin::pin!(closing);
     let mut deadline: Option<Instant> = None;
-    let mut ended = Ended::Ordinarily;
+    let mut is_abused = false;
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    if ended == Ended::ForResets {
+                    unseen.lock().accepted(respond.stream_id().as_u32());
+                    if is_abused {
                         // Came before our GOAWAY was on the wire.
                         continue;
                     }
                     if resets.opened() {
                         tracing::warn!("a peer keeps taking requests back: its connection is closed");
                         connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
-                        ended = Ended::ForResets;
+                        counts.limits.hit("client_resets");
+                        is_abused = true;
                         continue;
                     }
                     spawn(stream(request, respond, settings.stall, handler.clone(), Arc::clone(&resets)));
                 }
                 // Our own GOAWAY.
-                Some(Err(_)) if ended == Ended::ForResets => return Ok(ended),
+                Some(Err(_)) if is_abused => return Ok(()),
                 Some(Err(error)) => return Err(error),
-                None => return Ok(ended),
+                None => return Ok(()),
             },
             why = &mut closing, if deadline.is_none() => match why {
                 Closing::Gracefully(within) => {
                     connection.graceful_shutdown();
                     deadline = Some(Instant::now() + within);
                 }
-                Closing::Now => return Ok(ended),
+                Closing::Now => return Ok(()),
             },
             () = async { tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)).await }, if deadline.is_some() => {
-                return Ok(ended);
+                return Ok(());
             }
-            () = &mut lost => return Ok(ended),
+            () = &mut lost => {
+                counts.limits.hit("ping");
+                return Ok(());
+            }
         }
     }
-}
-
-/// Why a connection was served no longer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Ended {
-    /// It closed in order, or the peer fell silent.
-    Ordinarily,
-    /// The peer took too many of its requests back.
-    ForResets,
 }
 
 /// The resets of one connection's peer: the mark of rapid reset (CVE-2023-44487), also when paced below what h2 itself
@@ -249,6 +257,8 @@ async fn keep_alive(ping: Option<PingPong>, settings: Settings) {
     }
 }
 
+#[cfg(test)]
+mod bites;
 #[cfg(test)]
 mod tests {
     use super::*;

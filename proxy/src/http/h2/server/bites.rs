@@ -1,0 +1,119 @@
+//! Each limit of a connection that a peer opened says when it bit, whether h2 enforces it or we do.
+
+use h2::client;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+use super::*;
+use crate::connections::Direction;
+use crate::http::respond;
+use crate::limits::Limits;
+use crate::observe::metrics::Metrics;
+
+/// Serves the far end of a pipe with `limits` changed as given; every request is answered with 200.
+fn serving(changes: &[(&str, &str)]) -> (DuplexStream, Arc<Metrics>, tokio::task::JoinHandle<()>) {
+    let mut limits = Limits::default();
+    for (name, value) in changes {
+        limits.set(name, value).unwrap();
+    }
+    let metrics = Arc::new(Metrics::default());
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let counts = metrics.server(Direction::Inbound);
+    let served = tokio::spawn(async move {
+        let handler = |_, _| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            respond::empty(http::StatusCode::OK)
+        };
+        let _ = serve(far, Settings::edge(&limits), &counts, handler, std::future::pending()).await;
+    });
+    (near, metrics, served)
+}
+
+fn hits(metrics: &Metrics, limit: &str) -> u64 {
+    let name = format!("postern_limit_hits_total{{limit=\"{limit}\"}} ");
+    let page = metrics.render();
+    let line = page.lines().find_map(|line| line.strip_prefix(&name));
+    line.unwrap_or_else(|| panic!("{limit} is written from the start")).parse().unwrap()
+}
+
+/// What a client says first: preface and empty SETTINGS.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_h2_answers_with_431_is_counted() {
+    let (near, metrics, _served) = serving(&[("headBytes", "1024"), ("headFields", "10")]);
+    let (mut send, connection) = client::handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    let get = |more: usize| {
+        let request = Request::get("http://orders.shop/").header("x-much", "a".repeat(more));
+        request.body(()).unwrap()
+    };
+    let (large, _) = send.send_request(get(4_000), true).unwrap();
+    let (small, _) = send.send_request(get(10), true).unwrap();
+    assert_eq!(large.await.unwrap().status(), 431);
+    assert_eq!(small.await.unwrap().status(), 200);
+    assert_eq!(hits(&metrics, "head_size"), 1);
+    let page = metrics.render();
+    assert!(page.contains("{direction=\"inbound\",reason=\"head_too_large\"} 1"), "{page}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_past_the_limit_are_counted() {
+    let (mut near, metrics, _served) = serving(&[("streams", "2")]);
+    near.write_all(HELLO).await.unwrap();
+    for stream in (1_u32..=9).step_by(2) {
+        // GET http://a/, whole.
+        near.write_all(b"\0\0\x06\x01\x05").await.unwrap();
+        near.write_all(&stream.to_be_bytes()).await.unwrap();
+        near.write_all(b"\x82\x86\x84\x41\x01a").await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(hits(&metrics, "streams"), 3);
+    assert_eq!(hits(&metrics, "head_size"), 0, "the two that were answered were ours");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_that_is_not_answered_is_counted() {
+    let (mut near, metrics, served) = serving(&[("pingInterval", "3s"), ("pingTimeout", "4s")]);
+    near.write_all(HELLO).await.unwrap();
+    let begun = Instant::now();
+    served.await.unwrap();
+    assert_eq!((begun.elapsed().as_secs(), hits(&metrics, "ping")), (7, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preface_that_does_not_come_is_a_head_that_does_not_end() {
+    let (_near, metrics, served) = serving(&[("head", "2s")]);
+    served.await.unwrap();
+    assert_eq!(hits(&metrics, "head"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peers_mistakes_are_counted_when_they_close_its_connection() {
+    let (mut near, metrics, served) = serving(&[("localErrorResets", "3")]);
+    near.write_all(HELLO).await.unwrap();
+    for stream in (1_u32..=9).step_by(2) {
+        // HEADERS that end the stream and hold `:path` alone.
+        near.write_all(b"\0\0\x01\x01\x05").await.unwrap();
+        near.write_all(&stream.to_be_bytes()).await.unwrap();
+        near.write_all(b"\x84").await.unwrap();
+    }
+    served.await.unwrap();
+    let mut answer = Vec::new();
+    near.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(hits(&metrics, "local_error_resets"), 1);
+    assert_eq!(hits(&metrics, "streams"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_continuations_is_a_head_too_large() {
+    let (mut near, metrics, served) = serving(&[("headBytes", "1024"), ("headFields", "10")]);
+    near.write_all(HELLO).await.unwrap();
+    near.write_all(b"\0\0\x01\x01\x01\0\0\0\x01\x82").await.unwrap();
+    for _ in 0..1_000 {
+        if near.write_all(b"\0\0\0\x09\0\0\0\0\x01").await.is_err() {
+            break;
+        }
+    }
+    served.await.unwrap();
+    assert_eq!(hits(&metrics, "head_size"), 1);
+}
