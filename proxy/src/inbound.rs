@@ -50,7 +50,7 @@ pub async fn serve_connection(
     let registered = Registered::open(&sidecar, Direction::Inbound, peer);
     let connection = Arc::clone(registered.connection());
     let lifetime = lifetime(&sidecar, &connection, not_before);
-    let settings = Settings::mesh(&sidecar.snapshots.load().limits);
+    let settings = offered(stream.get_ref().1.alpn_protocol(), &sidecar.snapshots.load().limits);
     let counts = sidecar.metrics.server(Direction::Inbound);
     let handler = {
         let (worker, connection) = (Arc::clone(&worker), Arc::clone(&connection));
@@ -61,6 +61,12 @@ pub async fn serve_connection(
     if let Err(error) = h2::serve(stream, settings, &counts, handler, lifetime).await {
         tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
     }
+}
+
+/// What a peer is offered. Who speaks plain HTTP/2 is no sidecar: one connection of it is one caller's, not a whole
+/// workload's.
+fn offered(alpn: Option<&[u8]>, limits: &Limits) -> Settings {
+    if alpn == Some(b"postern/1") { Settings::mesh(limits) } else { Settings::edge(limits) }
 }
 
 type Accepted = (TlsStream<TcpStream>, Peer, SystemTime);
@@ -384,6 +390,18 @@ pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, lim
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_foreign_peer_gets_what_strangers_get() {
+        let limits = Limits::default();
+        let of = |alpn: &[u8]| {
+            let settings = offered(Some(alpn), &limits);
+            let windows = (settings.stream_window, settings.connection_window);
+            (settings.max_streams, windows, settings.local_error_resets)
+        };
+        assert_eq!(of(b"postern/1"), (250, (1 << 20, 16 << 20), 1_024));
+        assert_eq!(of(b"h2"), (100, (256 << 10, 1 << 20), 128));
+    }
 
     #[test]
     fn ports_are_plain_decimals() {
