@@ -1,10 +1,12 @@
 //! Limits that bite: what is past them, what is not, and that each says so.
 
-use std::io::Write as _;
-use std::net::TcpStream;
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use postern_tests::{Mesh, Origin, Plan, wait, wire};
+use socket2::{Domain, Socket, Type};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -140,10 +142,93 @@ fn silence_on_an_undeclared_port_is_counted() {
     );
     plan.document("policy.yaml", &allowed);
     let address = plan.address("orders");
+    plan.document("raw.yaml", &raw(address));
+    let _origin = Origin::echo((address, 9000));
+    let mesh = plan.start();
+    let mut tunnel = wire::connect(mesh.sidecar("web").outbound());
+    tunnel.write_all(b"CONNECT raw.shop:9000 HTTP/1.1\r\nHost: raw.shop:9000\r\n\r\n").expect("it reads");
+    assert_eq!(wire::status(wire::read_head(&mut tunnel).as_bytes()), 200);
+    wait::until("the silence is counted", wait::PATIENCE, || hits(&mesh, "orders", "detect") == 1.0);
+}
+
+/// A listener whose queue is full answers no more SYN.
+#[test]
+fn an_endpoint_that_does_not_answer_connect_is_counted() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").limit("connectMesh", "300ms");
+    let address = plan.spare_address(0);
     plan.document(
-        "raw.yaml",
+        "deaf.yaml",
         &format!(
             "
+apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {{name: deaf, namespace: shop}}
+spec:
+  identity: spiffe://demo.postern/ns/shop/sa/orders
+  ports: [{{port: 80, protocol: http, targetPort: 8080}}]
+  endpoints: [{{address: {address}}}]
+"
+        ),
+    );
+    let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).expect("sockets can be made");
+    let at = SocketAddr::new(address, 24_143);
+    deaf.bind(&at.into()).expect("the address is spare");
+    deaf.listen(0).expect("it listens");
+    let mut queued = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&at, Duration::from_millis(300)) {
+        queued.push(stream);
+        assert!(queued.len() < 100, "the queue never fills");
+    }
+    let mesh = plan.start();
+    let request = b"GET / HTTP/1.1\r\nHost: deaf.shop\r\nConnection: close\r\n\r\n";
+    assert_eq!(wire::status(&wire::exchange(mesh.sidecar("web").outbound(), request)), 503);
+    assert!(hits(&mesh, "web", "connect_mesh") >= 1.0);
+}
+
+/// HTTP/2 found in a tunnel to an undeclared port is served within the configured limits too.
+#[test]
+fn the_settings_inside_a_tunnel_are_the_configured_ones() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").limit("streams", "6");
+    plan.sidecar("orders").serves(80, 8080, "http").limit("streams", "5").limit("streamWindow", "70000");
+    let allowed = POLICY.replace(
+        "from: [{serviceAccounts: [web]}]",
+        "from: [{serviceAccounts: [web]}]\n    to: [{ports: [9000]}]",
+    );
+    plan.document("policy.yaml", &allowed);
+    plan.document("raw.yaml", &raw(plan.address("orders")));
+    let mesh = plan.start();
+    let outbound = mesh.sidecar("web").outbound();
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    let mut tunnel = wire::connect(outbound);
+    tunnel.write_all(b"CONNECT raw.shop:9000 HTTP/1.1\r\nHost: raw.shop:9000\r\n\r\n").expect("it reads");
+    assert_eq!(wire::status(wire::read_head(&mut tunnel).as_bytes()), 200);
+    tunnel.write_all(hello).expect("it reads");
+    let settings = settings(&mut tunnel);
+    assert_eq!((settings.get(&3), settings.get(&4)), (Some(&5), Some(&70_000)), "{settings:?}");
+
+    let mut direct = wire::connect(outbound);
+    direct.write_all(hello).expect("it reads");
+    assert_eq!(self::settings(&mut direct).get(&3), Some(&6));
+}
+
+/// The first frame of an HTTP/2 server: its SETTINGS by their numbers (RFC 9113, 6.5.2).
+fn settings(stream: &mut TcpStream) -> BTreeMap<u16, u32> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).expect("a server speaks first");
+    assert_eq!(head[3], 4, "SETTINGS");
+    let mut body = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+    stream.read_exact(&mut body).expect("the frame is whole");
+    let number = |part: &[u8]| part.iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    body.chunks(6).map(|entry| (u16::from_be_bytes([entry[0], entry[1]]), number(&entry[2..]))).collect()
+}
+
+/// A Service at a port that the workload does not declare.
+fn raw(address: IpAddr) -> String {
+    format!(
+        "
 apiVersion: postern.dev/v1alpha1
 kind: Service
 metadata: {{name: raw, namespace: shop}}
@@ -152,12 +237,5 @@ spec:
   ports: [{{port: 9000, protocol: tcp, targetPort: 9000}}]
   endpoints: [{{address: {address}}}]
 "
-        ),
-    );
-    let _origin = Origin::echo((address, 9000));
-    let mesh = plan.start();
-    let mut tunnel = wire::connect(mesh.sidecar("web").outbound());
-    tunnel.write_all(b"CONNECT raw.shop:9000 HTTP/1.1\r\nHost: raw.shop:9000\r\n\r\n").expect("it reads");
-    assert_eq!(wire::status(wire::read_head(&mut tunnel).as_bytes()), 200);
-    wait::until("the silence is counted", wait::PATIENCE, || hits(&mesh, "orders", "detect") == 1.0);
+    )
 }
