@@ -194,6 +194,8 @@ pub(crate) struct PortDoc {
     pub(crate) target_port: Option<Sp<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) name: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) upgrades: Option<List<String>>,
 }
 
 #[derive(Deserialize)]

@@ -27,6 +27,7 @@ mod pattern;
 mod rule;
 mod services;
 mod text;
+mod upgrade;
 mod verdict;
 pub mod yaml;
 
@@ -36,7 +37,8 @@ pub use explain::{Explanation, Miss};
 pub use generation::Generation;
 pub use load::{load, trust_domain_of};
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
+pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope,
-    Source, Stage, Upgrade, Verdict, Workload,
+    Source, Stage, Verdict, Workload,
 };

@@ -8,6 +8,7 @@ use postern_svid::SpiffeId;
 use serde::Serialize;
 
 use crate::norm::CanonHost;
+use crate::upgrade::UpgradeName;
 
 /// What a port speaks, as declared.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -116,6 +117,9 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port of the workload (`postern-port` on the mesh).
     pub target_port: u16,
+    /// What its HTTP requests may turn into, WebSocket aside.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub upgrades: std::sync::Arc<[UpgradeName]>,
     /// The service that it belongs to.
     pub service: ServiceName,
     /// Whether the service stands outside the mesh.

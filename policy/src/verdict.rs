@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::diagnostic::Place;
 use crate::norm::{CanonMethod, CanonPath, PathOptions};
+use crate::upgrade::Upgrade;
 
 /// For whom documents are loaded.
 #[derive(Clone, Debug)]
@@ -65,22 +66,15 @@ pub struct Source<'a> {
 pub enum Operation<'a> {
     /// An HTTP request.
     Http {
-        /// Its method (GET for a WebSocket, whichever way it came).
+        /// Its method, as the workload sees it (GET for a WebSocket, whichever way it came).
         method: &'a CanonMethod,
         /// Its path.
         path: &'a CanonPath,
         /// What it wants to turn into.
-        upgrade: Option<Upgrade>,
+        upgrade: Option<&'a Upgrade>,
     },
     /// Opaque bytes: nothing about layer 7 will ever be known.
     Tcp,
-}
-
-/// Protocols that a request can turn into.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Upgrade {
-    /// RFC 6455 or RFC 8441.
-    WebSocket,
 }
 
 /// A rule's number within its generation: lower numbers are asked first.

@@ -1,13 +1,15 @@
 //! `sidecar.yaml`, read once into types that cannot be wrong any more. All mistakes are reported together, each with
 //! its place.
 
+mod upgrades;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use postern_agent::{Attestation, Trust};
 use postern_policy::yaml::{self, Spanned};
-use postern_policy::{Diagnostic, Diagnostics, Protocol, SourceFile};
+use postern_policy::{Diagnostic, Diagnostics, Protocol, SourceFile, UpgradeName};
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 
@@ -64,6 +66,8 @@ pub struct WorkloadConfig {
     pub address: IpAddr,
     /// The ports it serves to the mesh.
     pub ports: BTreeMap<u16, Protocol>,
+    /// What requests to those ports may turn into, WebSocket aside.
+    pub upgrades: BTreeMap<u16, Vec<UpgradeName>>,
     /// Labels for the selectors of policies.
     pub labels: BTreeMap<String, String>,
 }
@@ -127,7 +131,7 @@ impl Config {
             parts
         });
         let trust = trust(file, &raw.control_plane, &mut wrong);
-        let ports = ports(file, &raw, &mut wrong);
+        let (ports, upgrades) = ports(file, &raw, &mut wrong);
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
@@ -157,7 +161,12 @@ impl Config {
             control_plane_id,
             trust,
             attestation: Attestation::JoinToken(raw.control_plane.join_token),
-            workload: WorkloadConfig { address: raw.workload.address, ports, labels: raw.workload.labels },
+            workload: WorkloadConfig {
+                address: raw.workload.address,
+                ports,
+                upgrades,
+                labels: raw.workload.labels,
+            },
             inbound: raw.inbound.address.value,
             outbound: raw.outbound.address.value,
             health: raw.health.address.value,
@@ -236,6 +245,7 @@ struct Workload {
 struct Port {
     port: Spanned<u16>,
     protocol: Spanned<String>,
+    upgrades: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[derive(Deserialize)]
@@ -313,9 +323,11 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
     limits
 }
 
-fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16, Protocol> {
+type Ports = (BTreeMap<u16, Protocol>, BTreeMap<u16, Vec<UpgradeName>>);
+
+fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
     let own = [&raw.inbound, &raw.outbound, &raw.health].map(|listener| listener.address.value);
-    let mut ports = BTreeMap::new();
+    let (mut ports, mut upgrades) = Ports::default();
     for entry in &raw.workload.ports {
         let port = entry.port.value;
         let Some(protocol) = Protocol::parse(&entry.protocol.value) else {
@@ -334,8 +346,11 @@ fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> BTreeMap<u16
         if ports.insert(port, protocol).is_some() {
             wrong.push(yaml::at(file, &entry.port, format!("port {port} is declared twice")));
         }
+        if let Some(names) = &entry.upgrades {
+            upgrades.insert(port, upgrades::check(file, names, protocol, wrong));
+        }
     }
-    ports
+    (ports, upgrades)
 }
 
 /// Two doors cannot stand in one place; the machine would only say so when the second one is opened.

@@ -111,7 +111,7 @@ impl Connection {
 pub enum Operation {
     /// An HTTP request.
     Http {
-        /// Its method (GET for a WebSocket).
+        /// Its method (GET for a WebSocket), as the far workload sees it.
         method: CanonMethod,
         /// Its path and query.
         path: CanonPath,
@@ -140,7 +140,7 @@ impl Facts {
     pub fn policy_operation(&self) -> postern_policy::Operation<'_> {
         match &self.operation {
             Operation::Http { method, path, upgrade } => {
-                postern_policy::Operation::Http { method, path, upgrade: *upgrade }
+                postern_policy::Operation::Http { method, path, upgrade: upgrade.as_ref() }
             }
             Operation::Tcp => postern_policy::Operation::Tcp,
         }

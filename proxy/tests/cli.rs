@@ -136,3 +136,26 @@ fn a_machine_that_does_not_let_it_is_1() {
     let said = text(&failed.stderr);
     assert!(said.contains("inbound.address") && said.contains(&address), "{said}");
 }
+
+#[test]
+fn upgrades_are_listed_by_name_and_checked() {
+    let with = |port: &str| {
+        let (_directory, path) = config(|good| good.replace("protocol: http}", port));
+        let checked = run(&["check", "--config", &path]);
+        (checked.status.code(), text(&checked.stderr))
+    };
+    let (code, said) = with("protocol: http, upgrades: [tcp, spdy/3.1]}");
+    assert_eq!(code, Some(0), "{said}");
+    for (port, words) in [
+        ("protocol: http, upgrades: [tcp, h2c]}", ["sidecar.yaml:10:56", "never passed on"]),
+        ("protocol: http, upgrades: [websocket]}", ["sidecar.yaml:10:51", "passes at every HTTP port"]),
+        ("protocol: http, upgrades: [TCP]}", ["sidecar.yaml:10:51", "write tcp"]),
+        ("protocol: http, upgrades: [tcp, tcp]}", ["sidecar.yaml:10:56", "twice"]),
+        ("protocol: http, upgrades: []}", ["sidecar.yaml:10:50", "empty"]),
+        ("protocol: grpc, upgrades: [tcp]}", ["sidecar.yaml:10:50", "only HTTP/1.1"]),
+    ] {
+        let (code, said) = with(port);
+        assert_eq!(code, Some(2), "{port}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{port}: {said}");
+    }
+}

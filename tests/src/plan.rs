@@ -41,6 +41,16 @@ pub(crate) struct Port {
     service: u16,
     workload: u16,
     protocol: String,
+    upgrades: Vec<String>,
+}
+
+impl Port {
+    fn upgrades(&self) -> String {
+        if self.upgrades.is_empty() {
+            return String::new();
+        }
+        format!(", upgrades: [{}]", self.upgrades.join(", "))
+    }
 }
 
 impl Default for Plan {
@@ -154,9 +164,13 @@ impl Plan {
                  metadata: {{name: {name}, namespace: shop}}\nspec:\n  \
                  identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  ports:\n",
             );
-            for Port { service, workload, protocol } in &sidecar.ports {
-                let _ =
-                    writeln!(text, "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}}}");
+            for port in &sidecar.ports {
+                let Port { service, workload, protocol, .. } = port;
+                let upgrades = port.upgrades();
+                let _ = writeln!(
+                    text,
+                    "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}{upgrades}}}"
+                );
             }
             let _ = writeln!(text, "  endpoints: [{{address: {}}}]", sidecar.address);
         }
@@ -168,7 +182,9 @@ impl Plan {
         let ports: Vec<String> = sidecar
             .ports
             .iter()
-            .map(|port| format!("{{port: {}, protocol: {}}}", port.workload, port.protocol))
+            .map(|port| {
+                format!("{{port: {}, protocol: {}{}}}", port.workload, port.protocol, port.upgrades())
+            })
             .collect();
         let mut text = format!(
             "identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
@@ -200,7 +216,14 @@ impl Plan {
 impl SidecarPlan {
     /// The workload serves `workload`, which the Service shows as `service`: `http`, `http2`, `grpc`, `tcp` or `tls`.
     pub fn serves(&mut self, service: u16, workload: u16, protocol: &str) -> &mut Self {
-        self.ports.push(Port { service, workload, protocol: protocol.to_owned() });
+        self.ports.push(Port { service, workload, protocol: protocol.to_owned(), upgrades: Vec::new() });
+        self
+    }
+
+    /// The port that was named last lists these upgrades.
+    pub fn upgrades(&mut self, names: &[&str]) -> &mut Self {
+        let port = self.ports.last_mut().expect("a port is named before its upgrades");
+        port.upgrades = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 

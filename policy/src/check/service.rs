@@ -7,8 +7,9 @@ use std::sync::Arc;
 use postern_svid::SpiffeId;
 
 use super::{Page, Rules};
-use crate::doc::{Document, EndpointDoc, PortDoc, ServiceSpec, Sp};
+use crate::doc::{Document, EndpointDoc, List, PortDoc, ServiceSpec, Sp};
 use crate::services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Transport};
+use crate::upgrade::{MAX_UPGRADES, UpgradeName};
 use crate::yaml;
 
 /// The sidecar's inbound port.
@@ -40,7 +41,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
     let mut numbers = HashSet::new();
     let mut checked = Vec::with_capacity(ports.value.len());
     for entry in page.items(ports, "ports") {
-        let PortDoc { port, protocol, target_port, name: port_name } = &entry.value;
+        let PortDoc { port, protocol, target_port, name: port_name, upgrades } = &entry.value;
         let number = self::port(page, port);
         let target_port = target_port.as_ref().map_or(number, |port| self::port(page, port));
         if !numbers.insert(number) {
@@ -50,11 +51,16 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             page.name(port_name);
         }
         let Some(protocol) = self::protocol(page, protocol) else { continue };
+        let upgrades = match upgrades {
+            Some(names) => self::upgrades(page, names, protocol, &endpoints),
+            None => Vec::new(),
+        };
         checked.push(ServicePort {
             port: number,
             name: port_name.as_ref().map(|name| name.value.as_str().into()),
             protocol,
             target_port,
+            upgrades: upgrades.into(),
             service: name.clone(),
             external,
             endpoints: endpoints.clone(),
@@ -130,7 +136,92 @@ fn port(page: &mut Page<'_>, port: &Sp<u16>) -> u16 {
     port.value
 }
 
+fn upgrades(
+    page: &mut Page<'_>,
+    names: &List<String>,
+    protocol: Protocol,
+    endpoints: &[Endpoint],
+) -> Vec<UpgradeName> {
+    if protocol != Protocol::Http {
+        page.error_with(
+            names.referenced,
+            format!("a port of protocol {protocol} has no upgrades"),
+            "only HTTP/1.1 has them: declare the port as http, or leave `upgrades` out",
+        );
+    }
+    if endpoints.iter().any(|endpoint| endpoint.transport == Transport::Mtls) {
+        page.error_with(
+            names.referenced,
+            "upgrades travel between sidecars only",
+            "an endpoint of this service has `transport: mtls`: leave `upgrades` out",
+        );
+    }
+    if names.value.len() > MAX_UPGRADES {
+        page.error(names.referenced, format!("a port lists at most {MAX_UPGRADES} upgrades"));
+    }
+    let mut checked = Vec::new();
+    for entry in page.items(names, "upgrades").iter().take(MAX_UPGRADES) {
+        match UpgradeName::parse(&entry.value) {
+            Ok(name) if checked.contains(&name) => {
+                page.error(entry.referenced, format!("{name} stands here twice"));
+            }
+            Ok(name) => checked.push(name),
+            Err(error) => page.error_with(entry.referenced, error.to_string(), error.help()),
+        }
+    }
+    checked
+}
+
 fn protocol(page: &mut Page<'_>, word: &Sp<String>) -> Option<Protocol> {
     let words = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp, Protocol::Tls];
     page.word(word, &words.map(|protocol| (protocol.as_str(), protocol)))
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_svid::TrustDomain;
+
+    use crate::{Scope, SourceFile, load};
+
+    fn loaded(port: &str, endpoint: &str) -> Result<Vec<String>, String> {
+        let text = format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: docker, namespace: shop}}\nspec:\n  \
+             identity: spiffe://td/ns/shop/sa/docker\n  ports:\n  - {{port: 80, {port}}}\n  \
+             endpoints: [{{address: 127.0.0.1{endpoint}}}]\n"
+        );
+        let scope = Scope {
+            trust_domain: TrustDomain::parse("td").unwrap(),
+            root_namespace: "postern-system".to_owned(),
+            workload: None,
+        };
+        let files = [SourceFile { name: "s.yaml".to_owned(), text: text.into_bytes() }];
+        let generation = load(&files, &scope, 1).map_err(|errors| errors.to_string())?;
+        let service = generation.services().by_name("shop", "docker").unwrap();
+        Ok(service.port(80).unwrap().upgrades.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn upgrades_are_listed_by_name() {
+        assert_eq!(loaded("protocol: http", "").unwrap(), Vec::<String>::new());
+        assert_eq!(loaded("protocol: http, upgrades: [tcp, spdy/3.1]", "").unwrap(), ["tcp", "spdy/3.1"]);
+        let many: Vec<String> = (0..17).map(|n| format!("p{n}")).collect();
+        let many = format!("protocol: http, upgrades: [{}]", many.join(", "));
+        for (port, endpoint, words) in [
+            ("protocol: http, upgrades: [tcp, h2c]", "", ["s.yaml:7:48", "never passed on"]),
+            ("protocol: http, upgrades: [HTTP/2.0]", "", ["s.yaml:7:43", "never passed on"]),
+            ("protocol: http, upgrades: [tls/1.0]", "", ["s.yaml:7:43", "never passed on"]),
+            ("protocol: http, upgrades: [websocket]", "", ["s.yaml:7:43", "passes at every HTTP port"]),
+            ("protocol: http, upgrades: [SPDY/3.1]", "", ["s.yaml:7:43", "write spdy/3.1"]),
+            ("protocol: http, upgrades: ['a b']", "", ["s.yaml:7:43", "not the name of an upgrade"]),
+            ("protocol: http, upgrades: [tcp, tcp]", "", ["s.yaml:7:48", "twice"]),
+            ("protocol: http, upgrades: []", "", ["s.yaml:7:42", "empty"]),
+            ("protocol: http2, upgrades: [tcp]", "", ["s.yaml:7:43", "only HTTP/1.1"]),
+            ("protocol: tcp, upgrades: [tcp]", "", ["s.yaml:7:41", "of protocol tcp"]),
+            ("protocol: http, upgrades: [tcp]", ", transport: mtls", ["s.yaml:7:42", "between sidecars"]),
+            (&many, "", ["s.yaml:7:42", "at most 16"]),
+        ] {
+            let said = loaded(port, endpoint).expect_err(port);
+            assert!(words.iter().all(|word| said.contains(word)), "{port}: {said}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod path;
 
 pub use host::CanonHost;
 pub use method::CanonMethod;
+pub(crate) use method::is_token;
 pub use path::{CanonPath, EscapedSlashes, MAX_PATH, MAX_READINGS, PathOptions, check_grpc};
 
 use std::fmt;

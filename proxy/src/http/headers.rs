@@ -15,6 +15,8 @@ use crate::error::Reason;
 pub const POSTERN_PORT: HeaderName = HeaderName::from_static("postern-port");
 /// The HTTP version that the caller spoke.
 pub const POSTERN_VERSION: HeaderName = HeaderName::from_static("postern-version");
+/// The method of a request that crosses the mesh as extended CONNECT, where it has no other place.
+pub const POSTERN_METHOD: HeaderName = HeaderName::from_static("postern-method");
 /// The id of the verdict.
 pub const POSTERN_DECISION: HeaderName = HeaderName::from_static("postern-decision");
 /// Why a sidecar answered instead of the workload.
@@ -181,11 +183,24 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 /// Whether the request asks to become a WebSocket (RFC 6455, 4.2.1).
 pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-        && headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-            .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+        && nominates_upgrade(headers)
+}
+
+/// The one protocol that a message names in `Upgrade` (RFC 9110, 7.8). None if it names several, for then it is the far
+/// side's to choose, or if `Connection` does not say so too.
+pub fn asked_upgrade(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut lines = headers.get_all(UPGRADE).iter();
+    let line = lines.next()?.as_bytes().trim_ascii();
+    let is_one = lines.next().is_none() && !line.is_empty() && !line.contains(&b',');
+    (is_one && nominates_upgrade(headers)).then_some(line)
+}
+
+fn nominates_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
 #[cfg(test)]
@@ -287,5 +302,21 @@ mod tests {
         assert!(asks_for_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
         assert!(!asks_for_websocket(&map(&[("upgrade", "websocket")])));
         assert!(!asks_for_websocket(&map(&[("connection", "upgrade"), ("upgrade", "h2c")])));
+    }
+
+    #[test]
+    fn one_upgrade_is_asked_for_or_none() {
+        let asked = |fields: &[(&str, &str)]| asked_upgrade(&map(fields)).map(<[u8]>::to_vec);
+        let named = ("connection", "keep-alive, Upgrade");
+        assert_eq!(asked(&[named, ("upgrade", " SPDY/3.1 ")]).as_deref(), Some(&b"SPDY/3.1"[..]));
+        for fields in [
+            &[("upgrade", "tcp")][..],
+            &[named],
+            &[named, ("upgrade", "")],
+            &[named, ("upgrade", "tcp, h2c")],
+            &[named, ("upgrade", "tcp"), ("upgrade", "tcp")],
+        ] {
+            assert_eq!(asked(fields), None, "{fields:?}");
+        }
     }
 }

@@ -1,17 +1,21 @@
 //! One inbound request: from a proven peer to the workload.
 
+mod handshake;
+
 use std::future::poll_fn;
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use postern_policy::Protocol;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, check_grpc};
-use postern_policy::{Protocol, Upgrade};
 
+use self::handshake::Delivered;
 use super::body::Body;
 use super::upgrade::Pending;
-use super::{h2, headers, respond, websocket};
+use super::{h2, headers, respond};
 use crate::authorize;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
@@ -31,13 +35,13 @@ pub async fn request(
     pending: Option<Pending>,
 ) -> Response<Body> {
     let is_grpc = headers::is_grpc(request.headers());
-    let is_websocket = is_websocket(&request);
+    let is_upgrade = request.extensions().get::<::h2::ext::Protocol>().is_some();
     // Read once: what it is, whether it may, and within which limits are told by one moment.
     let snapshot = worker.sidecar.snapshots.held();
-    if let Err(error) = check_peer(&worker, &connection, &request, is_websocket) {
+    if let Err(error) = check_peer(&worker, &connection) {
         return refuse(&worker, &connection, &error, None, is_grpc);
     }
-    if request.method() == Method::CONNECT && !is_websocket {
+    if request.method() == Method::CONNECT && !is_upgrade {
         let mut decision = None;
         let opened = match (inside, pending) {
             (None, Some(pending)) => {
@@ -55,16 +59,7 @@ pub async fn request(
 }
 
 /// What rules out a request before anything else is asked about it.
-fn check_peer(
-    worker: &Worker,
-    connection: &Connection,
-    request: &Request<Body>,
-    is_websocket: bool,
-) -> Result<(), Error> {
-    if request.extensions().get::<::h2::ext::Protocol>().is_some() && !is_websocket {
-        let detail = "only websocket may follow extended CONNECT";
-        return Err(Error::new(Side::Peer, Reason::UpgradeRefused, detail));
-    }
+fn check_peer(worker: &Worker, connection: &Connection) -> Result<(), Error> {
     // The connection itself may live a little longer, for what already runs; nothing new starts on a certificate that
     // has ended, unless its holder has proven a newer one.
     let sidecar = &worker.sidecar;
@@ -93,13 +88,6 @@ fn refuse(
     respond::error(error, decision, is_grpc)
 }
 
-fn is_websocket(request: &Request<Body>) -> bool {
-    match request.extensions().get::<::h2::ext::Protocol>() {
-        Some(protocol) => protocol.as_str().eq_ignore_ascii_case("websocket"),
-        None => request.version() <= Version::HTTP_11 && headers::asks_for_websocket(request.headers()),
-    }
-}
-
 async fn forward(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
@@ -110,13 +98,14 @@ async fn forward(
     decision: &mut Option<DecisionId>,
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
-    let upgrade = is_websocket(&request).then_some(Upgrade::WebSocket);
     let (mut parts, body) = request.into_parts();
     check_size(&snapshot.limits, &parts.headers)?;
     let host = authority(&parts.uri, &parts.headers)?;
-    let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, upgrade, &parts);
+    let has_body = !body.is_end_stream();
+    let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &parts);
     let (mut stream, protocol) = authorize::register(sidecar, connection, &mut snapshot, make)?;
     let port = stream.entry().facts.port;
+    let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
     let judgement = authorize::stream(sidecar, &stream, &snapshot);
     *decision = Some(judgement.id);
     if let Some(reason) = judgement.refused {
@@ -135,9 +124,9 @@ async fn forward(
     let delivered = match sidecar.admit(&limits) {
         Ok(admitted) => {
             stream.hold(admitted);
-            if upgrade.is_some() {
+            if is_upgrade {
                 tokio::select! {
-                    delivered = shake_hands(worker, port, host, parts, &stream, pending, &limits) => delivered,
+                    delivered = handshake::shake_hands(worker, port, host, parts, &stream, pending, &limits) => delivered,
                     () = poll_fn(|cx| stream.poll_revoked(cx)) => {
                         Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
                     }
@@ -157,10 +146,10 @@ async fn forward(
             stream.answered(response.status().as_u16());
             Ok(response.map(|body| body.guarded(stream)))
         }
-        Ok(Delivered::WebSocket { mut answer, caller, workload }) => {
+        Ok(Delivered::Bytes { mut answer, caller, workload }) => {
             clean(answer.headers_mut(), judgement.id);
-            if let Some(key) = &caller.key {
-                websocket::agree(answer.headers_mut(), key);
+            if let Some(handshake) = &caller.handshake {
+                handshake.agree(answer.headers_mut());
             }
             stream.answered(StatusCode::SWITCHING_PROTOCOLS.as_u16());
             crate::runtime::spawn(async move {
@@ -179,23 +168,6 @@ async fn forward(
             Err(error)
         }
     }
-}
-
-/// What the workload made of a request.
-enum Delivered {
-    Response(Response<Body>),
-    /// A WebSocket: the answer, and the two ends that become byte streams.
-    WebSocket {
-        answer: Response<Body>,
-        caller: Caller,
-        workload: hyper::upgrade::OnUpgrade,
-    },
-}
-
-/// The caller's end of a WebSocket. Inside a tunnel it speaks HTTP/1 itself and waits for the answer to its own key.
-struct Caller {
-    pending: Pending,
-    key: Option<HeaderValue>,
 }
 
 fn clean(fields: &mut http::HeaderMap, id: DecisionId) {
@@ -261,7 +233,7 @@ fn facts(
     sidecar: &Sidecar,
     snapshot: &Snapshot,
     inside: Option<u16>,
-    upgrade: Option<Upgrade>,
+    has_body: bool,
     parts: &http::request::Parts,
 ) -> Result<(Facts, Option<Protocol>), Error> {
     let port = match inside {
@@ -272,6 +244,7 @@ fn facts(
     if protocol.is_some_and(|protocol| !protocol.is_http()) {
         return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
     }
+    let upgrade = handshake::asked(sidecar, port, parts, has_body)?;
     let options = match &snapshot.policy {
         Some(generation) => generation.defaults().path,
         None => postern_policy::norm::PathOptions::default(),
@@ -279,8 +252,7 @@ fn facts(
     let bad = |error: postern_policy::norm::NormError| {
         Error::new(Side::Peer, Reason::BadRequest, error.to_string())
     };
-    let method = if upgrade.is_some() { "GET" } else { parts.method.as_str() };
-    let method = CanonMethod::parse(method).map_err(bad)?;
+    let method = CanonMethod::parse(handshake::method(upgrade.as_ref(), parts)?).map_err(bad)?;
     let raw = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let path = CanonPath::parse_for(&method, raw, &options).map_err(bad)?;
     if headers::is_grpc(&parts.headers) {
@@ -334,56 +306,4 @@ fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
         parts.authority = Some(Authority::try_from(host.as_bytes()).map_err(|error| bad(error.to_string()))?);
     }
     Uri::from_parts(parts).map_err(|error| bad(error.to_string()))
-}
-
-async fn shake_hands(
-    worker: &Arc<Worker>,
-    port: u16,
-    host: HeaderValue,
-    mut parts: http::request::Parts,
-    stream: &Stream,
-    pending: Option<Pending>,
-    limits: &Limits,
-) -> Result<Delivered, Error> {
-    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
-    let pending = pending.ok_or_else(|| refused("a WebSocket that cannot become a byte stream"))?;
-    let theirs = if parts.method == Method::CONNECT {
-        None
-    } else {
-        Some(websocket::take_key(&mut parts.headers).ok_or_else(|| refused("no valid Sec-WebSocket-Key"))?)
-    };
-    let key =
-        websocket::fresh_key().ok_or_else(|| Error::new(Side::Us, Reason::Internal, "no randomness"))?;
-    websocket::ask(&mut parts.headers, &key);
-    headers::join_cookies(&mut parts.headers);
-    parts.headers.insert(HOST, host);
-    parts.method = Method::GET;
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
-        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a WebSocket"));
-    };
-    parts.uri = uri(None, path)?;
-
-    let request = Request::from_parts(parts, Body::empty());
-    let mut response = worker.workload.send_upgrade(port, request, limits).await?;
-    let against = |detail: &str| Error::new(Side::Workload, Reason::WorkloadProtocol, detail.to_owned());
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        if response.status().is_success() {
-            // On the mesh a 2xx would open the tunnel.
-            return Err(against(
-                "the workload answered success to a WebSocket handshake, but did not switch",
-            ));
-        }
-        return Ok(Delivered::Response(response.map(|incoming| Body::h1(incoming, Side::Workload))));
-    }
-    if !websocket::is_answer(response.headers(), &key) {
-        return Err(against("the workload's answer does not fit the WebSocket handshake"));
-    }
-    let workload = hyper::upgrade::on(&mut response);
-    let status = if theirs.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
-    let mut answer = respond::empty(status);
-    *answer.headers_mut() = std::mem::take(response.headers_mut());
-    answer.headers_mut().remove(http::header::SEC_WEBSOCKET_ACCEPT);
-    Ok(Delivered::WebSocket { answer, caller: Caller { pending, key: theirs }, workload })
 }

@@ -1,6 +1,7 @@
 //! One outbound request: from the own workload to a service of the mesh, and nowhere else.
 
-use std::future::poll_fn;
+mod handshake;
+
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
@@ -13,7 +14,7 @@ use postern_policy::{Endpoint, ServicePort, Transport, Upgrade};
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
 use super::upgrade::{Io, Pending};
-use super::{headers, inbound, respond, websocket};
+use super::{headers, inbound, respond};
 use crate::authorize;
 use crate::balance;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
@@ -64,12 +65,14 @@ async fn serve(
     if fields > limits.head_fields || bytes > limits.head_bytes {
         return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{fields} fields, {bytes} bytes")));
     }
-    let upgrade = upgrade(&request)?;
-    let is_tunnel = request.method() == Method::CONNECT && upgrade.is_none();
+    let is_websocket = handshake::asks_for_websocket(&request)?;
+    let is_tunnel = request.method() == Method::CONNECT && !is_websocket;
     let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
         let target = Target::find(sidecar, snapshot, &request, is_tunnel)?;
+        let upgrade = if is_websocket { Some(Upgrade::WebSocket) } else { target.upgrade(&request) };
         Ok((target.facts(&request, upgrade, is_tunnel)?, target))
     })?;
+    let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
     // A long call must not keep this policy for as long as it waits.
     drop(snapshot);
     stream.hold(match sidecar.admit_to(&limits, &target.port.service) {
@@ -79,10 +82,10 @@ async fn serve(
             return Err(error);
         }
     });
-    let result = match (upgrade, is_tunnel) {
-        (Some(Upgrade::WebSocket), _) => open_websocket(worker, &target, request, pending, &stream).await,
-        (None, true) => open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel),
-        (None, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
+    let result = match (is_upgrade, is_tunnel) {
+        (true, _) => handshake::open(worker, &target, request, pending, &stream).await,
+        (false, true) => open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel),
+        (false, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
     };
     match result {
         Ok(Opened::Response(mut response)) => {
@@ -185,7 +188,8 @@ impl Target {
         let operation = if is_tunnel {
             Operation::Tcp
         } else {
-            let method = if upgrade.is_some() { "GET" } else { request.method().as_str() };
+            let is_websocket = upgrade == Some(Upgrade::WebSocket);
+            let method = if is_websocket { "GET" } else { request.method().as_str() };
             let method = CanonMethod::parse(method).map_err(bad)?;
             let raw = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             let path = CanonPath::parse_for(&method, raw, &self.path_options).map_err(bad)?;
@@ -208,16 +212,6 @@ impl Target {
         let at = balance::pick(&loads, tried, u64::from_le_bytes(random))
             .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))?;
         Ok((at, &endpoints[at]))
-    }
-}
-
-fn upgrade(request: &Request<Body>) -> Result<Option<Upgrade>, Error> {
-    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
-    match request.extensions().get::<::h2::ext::Protocol>() {
-        Some(protocol) if protocol.as_str().eq_ignore_ascii_case("websocket") => Ok(Some(Upgrade::WebSocket)),
-        Some(_) => Err(refused("only websocket may follow extended CONNECT")),
-        None if headers::asks_for_websocket(request.headers()) => Ok(Some(Upgrade::WebSocket)),
-        None => Ok(None),
     }
 }
 
@@ -354,52 +348,5 @@ async fn open_tunnel(
             Ok(Ok((answer, pending, far)))
         }
         Err(response) => Ok(Err(response)),
-    }
-}
-
-async fn open_websocket(
-    worker: &Arc<Worker>,
-    target: &Target,
-    request: Request<Body>,
-    pending: Option<Pending>,
-    stream: &Stream,
-) -> Result<Opened, Error> {
-    let refused = |text: &str| Error::new(Side::Peer, Reason::UpgradeRefused, text.to_owned());
-    let (mut parts, _) = request.into_parts();
-    let pending = pending.ok_or_else(|| refused("a WebSocket that cannot become a byte stream"))?;
-    // Over HTTP/2 (RFC 8441) there is no key, and success is 200.
-    let key = if parts.method == Method::CONNECT {
-        None
-    } else {
-        Some(websocket::take_key(&mut parts.headers).ok_or_else(|| refused("no valid Sec-WebSocket-Key"))?)
-    };
-    let Operation::Http { path, .. } = &stream.entry().facts.operation else {
-        return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a WebSocket"));
-    };
-    let mut tried = Vec::new();
-    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
-    stream.entry().asks(&endpoint);
-    let mut head = mesh_head(target, &endpoint, &parts, path)?;
-    *head.method_mut() = Method::CONNECT;
-    head.extensions_mut().insert(::h2::ext::Protocol::from_static("websocket"));
-    let opened = tokio::select! {
-        opened = connection.tunnel(head) => opened?,
-        () = poll_fn(|cx| stream.poll_revoked(cx)) => {
-            return Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"));
-        }
-    };
-    match opened {
-        Err(response) => Ok(Opened::Response(response)),
-        Ok(opened) => {
-            let (far_parts, far) = opened.into_parts();
-            let mut answer = respond::empty(StatusCode::OK);
-            *answer.headers_mut() = far_parts.headers;
-            headers::strip_hop_by_hop(answer.headers_mut());
-            if let Some(key) = key {
-                *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                websocket::agree(answer.headers_mut(), &key);
-            }
-            Ok(Opened::Bytes { answer, pending, far })
-        }
     }
 }

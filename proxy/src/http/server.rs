@@ -54,8 +54,9 @@ pub async fn serve_h1<I, H, F>(
     let at_end = Arc::clone(&state);
     let service = service_fn(move |mut request: Request<Incoming>| {
         state.set(HeadState::SERVING);
-        let may_switch =
-            request.method() == Method::CONNECT || headers::asks_for_websocket(request.headers());
+        let may_switch = request.method() == Method::CONNECT
+            || headers::asks_for_websocket(request.headers())
+            || headers::asked_upgrade(request.headers()).is_some();
         let pending = may_switch.then(|| Pending::H1(hyper::upgrade::on(&mut request)));
         let serving = Arc::new(Serving(Arc::clone(&state)));
         let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));

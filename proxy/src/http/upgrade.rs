@@ -5,17 +5,62 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use postern_policy::UpgradeName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::h2::TunnelIo;
 use super::server::HeadClock;
 use super::stall::StallClock;
+use super::{headers, websocket};
 use crate::detect::Rewound;
 use crate::net::TcpStream;
 use crate::tcp::Duplex;
+
+/// A handshake on an HTTP/1 leg: what one side asks, and what proves that the other's answer is one to it.
+#[derive(Clone, Debug)]
+pub enum Handshake {
+    /// A WebSocket's, with its key.
+    WebSocket(HeaderValue),
+    /// Any other's: the name is all there is.
+    Named(UpgradeName),
+}
+
+impl Handshake {
+    /// Adds the fields of the question.
+    pub fn ask(&self, headers: &mut HeaderMap) {
+        match self {
+            Self::WebSocket(key) => websocket::ask(headers, key),
+            Self::Named(name) => Self::name(headers, name),
+        }
+    }
+
+    /// Adds the fields of the answer.
+    pub fn agree(&self, headers: &mut HeaderMap) {
+        match self {
+            Self::WebSocket(key) => websocket::agree(headers, key),
+            Self::Named(name) => Self::name(headers, name),
+        }
+    }
+
+    /// Whether a 101 with these fields answers it.
+    pub fn is_answer(&self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::WebSocket(key) => websocket::is_answer(headers, key),
+            Self::Named(name) => headers::asked_upgrade(headers).is_some_and(|answer| name.is(answer)),
+        }
+    }
+
+    fn name(headers: &mut HeaderMap, name: &UpgradeName) {
+        if let Ok(name) = HeaderValue::from_str(name.as_str()) {
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, name);
+        }
+    }
+}
 
 /// An exchange that becomes a byte stream once its 101 or 200 is on the wire.
 #[derive(Debug)]

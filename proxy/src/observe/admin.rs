@@ -370,7 +370,8 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                 Err(error) => return bad(format!("path: {error}")),
             };
             let upgrade = asked.websocket.then_some(Upgrade::WebSocket);
-            generation.explain(source, asked.port, Operation::Http { method: &method, path: &path, upgrade })
+            let operation = Operation::Http { method: &method, path: &path, upgrade: upgrade.as_ref() };
+            generation.explain(source, asked.port, operation)
         }
         _ => return bad("give method and path for a request, or neither for opaque TCP".to_owned()),
     };
