@@ -66,7 +66,7 @@ pub(crate) fn explain(
 }
 
 /// The Allow rule with the fewest failing fields; of several, the first. With several readings of the path the miss is
-/// about the first of them that nothing allows.
+/// about all of them that nothing allows: whoever mends one of them is denied for the next.
 fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Operation<'_>) -> Option<Miss> {
     let engine = &generation.engine;
     let allowed = |view: Option<&str>| {
@@ -75,13 +75,13 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
                 && eval_ref::matches(rule, &engine.domains, source, port, operation, view) == Truth::True
         })
     };
-    let view = match operation {
-        Operation::Http { path, .. } => Some(path.views().find(|view| !allowed(Some(view)))?),
-        Operation::Tcp => None,
+    let views: Vec<&str> = match operation {
+        Operation::Http { path, .. } => path.views().filter(|view| !allowed(Some(view))).collect(),
+        Operation::Tcp => Vec::new(),
     };
     let allows = engine.rules.iter().zip(&generation.names).filter(|(rule, _)| rule.action == Action::Allow);
     let (misfit, name) = allows
-        .map(|(rule, name)| (self::misfit(rule, generation, source, port, operation, view), name))
+        .map(|(rule, name)| (self::misfit(rule, generation, source, port, operation, &views), name))
         .min_by_key(|(misfit, _)| misfit.failed.len())?;
     let Misfit { failed, changes } = misfit;
     let change = format!("in rule {name} ({}): {}", name.place, changes.join("; and "));
@@ -114,7 +114,7 @@ fn misfit(
     source: Source<'_>,
     port: u16,
     operation: Operation<'_>,
-    view: Option<&str>,
+    views: &[&str],
 ) -> Misfit {
     let Rule { action: _, target_ports, from, to } = rule;
     let domains = &generation.engine.domains;
@@ -133,14 +133,15 @@ fn misfit(
     };
     out.add(who, || from_alternative(from.as_deref(), source));
     let slashes = generation.defaults.path.escaped_slashes;
-    let path = view.filter(|path| PathPattern::parse(path, slashes).is_ok());
+    let nameable = views.iter().all(|path| PathPattern::parse(path, slashes).is_ok());
+    let paths = nameable.then_some(views);
     let what = match to {
         Some(targets) => {
-            least(targets.iter().map(|target| target_failures(target, port, operation, view, path)))
+            least(targets.iter().map(|target| target_failures(target, port, operation, views, paths)))
         }
         None => method_failure(None, operation).into_iter().collect(),
     };
-    out.add(what, || to_alternative(to.is_some(), port, operation, path));
+    out.add(what, || to_alternative(to.is_some(), port, operation, paths));
     out
 }
 
@@ -159,14 +160,15 @@ fn from_alternative(from: Option<&[Peer]>, source: Source<'_>) -> String {
     }
 }
 
-/// The narrowest alternative of `to` that covers this operation; `path` is `None` if no rule can name it.
-fn to_alternative(has_to: bool, port: u16, operation: Operation<'_>, path: Option<&str>) -> String {
-    let (alternative, warning) = match (operation, path) {
+/// The narrowest alternative of `to` that covers this operation; `paths` is `None` if no rule can name one of them.
+fn to_alternative(has_to: bool, port: u16, operation: Operation<'_>, paths: Option<&[&str]>) -> String {
+    let (alternative, warning) = match (operation, paths) {
         (Operation::Tcp, _) => {
             (format!("{{ports: [{port}]}}"), "; that allows every HTTP request on this port too")
         }
-        (Operation::Http { method, .. }, Some(path)) => {
-            (format!("{{methods: [{method}], paths: [\"{path}\"], ports: [{port}]}}"), "")
+        (Operation::Http { method, .. }, Some(paths)) => {
+            let paths: Vec<String> = paths.iter().map(|path| format!("\"{path}\"")).collect();
+            (format!("{{methods: [{method}], paths: [{}], ports: [{port}]}}", paths.join(", ")), "")
         }
         (Operation::Http { method, .. }, None) => (
             format!("{{methods: [{method}], ports: [{port}]}}"),
@@ -251,13 +253,13 @@ fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<F
     out
 }
 
-/// `path` is the reading as a rule can name it.
+/// `nameable` is there if rules can name every reading.
 fn target_failures(
     target: &Target,
     port: u16,
     operation: Operation<'_>,
-    view: Option<&str>,
-    path: Option<&str>,
+    views: &[&str],
+    nameable: Option<&[&str]>,
 ) -> Vec<Failure> {
     let Target { methods, paths, ports } = target;
     let mut out = Vec::new();
@@ -279,17 +281,14 @@ fn target_failures(
         return out;
     };
     out.extend(method_failure(methods.as_ref(), operation));
-    let view = view.unwrap_or("");
-    if let Some(paths) = paths
-        && !paths.iter().any(|pattern| pattern.matches(view))
-    {
-        // A prefix more would open what lies below too, and `paths` cannot stand beside `pathPrefix`.
-        let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
-        out.push(Failure {
-            what: format!("the path {view} is not {}", list(paths, "", "one of")),
-            change: path.filter(|_| !is_prefix).map(|path| format!("add {path} to `paths`")),
-        });
-    }
+    let Some(paths) = paths else { return out };
+    // A prefix more would open what lies below too, and `paths` cannot stand beside `pathPrefix`.
+    let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
+    let missed = views.iter().filter(|view| !paths.iter().any(|pattern| pattern.matches(view)));
+    out.extend(missed.map(|view| Failure {
+        what: format!("the path {view} is not {}", list(paths, "", "one of")),
+        change: nameable.filter(|_| !is_prefix).map(|_| format!("add {view} to `paths`")),
+    }));
     out
 }
 

@@ -284,6 +284,7 @@ fn advice_allows_the_call() {
     let web = Some("ns/shop/sa/web");
     let alternative = |what: &str| format!("add an alternative `{what}` to `to`");
     let get_other = "{methods: [GET], paths: [\"/other\"], ports: [8080]}";
+    let both = "{methods: [GET], paths: [\"/b;x\", \"/b\"], ports: [8080]}";
     let trace = "{methods: [TRACE], paths: [\"/a\"], ports: [8080]}";
     let me = "{spiffe: [\"spiffe://demo.postern/ns/shop/sa/web\"]}";
     let stranger = "{unauthenticated: true, cidrs: [\"127.0.0.9\"]}";
@@ -302,6 +303,35 @@ fn advice_allows_the_call() {
             web,
             get("/other"),
             "add /other to `paths`".into(),
+        ),
+        // Every reading that nothing allows, and no other.
+        (
+            "to: [{paths: [/a]}]",
+            "to: [{paths: [/a, '/b;x', /b]}]".into(),
+            web,
+            get("/b;x"),
+            "add /b;x to `paths`; and add /b to `paths`".into(),
+        ),
+        (
+            "to: [{methods: [POST], paths: [/b]}]",
+            "to: [{methods: [POST, GET], paths: [/b, '/b;x']}]".into(),
+            web,
+            get("/b;x"),
+            "add GET to `methods`; and add /b;x to `paths`".into(),
+        ),
+        (
+            "to: [{paths: [/b]}]",
+            "to: [{paths: [/b, '/b;x']}]".into(),
+            web,
+            get("/b;x"),
+            "add /b;x to `paths`".into(),
+        ),
+        (
+            "to: [{pathPrefix: [/a]}]",
+            format!("to: [{{pathPrefix: [/a]}}, {both}]"),
+            web,
+            get("/b;x"),
+            alternative(both),
         ),
         (
             "to: [{methods: [GET]}]",
