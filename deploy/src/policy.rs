@@ -1,17 +1,14 @@
 //! `postern policy`: check documents and explain decisions, offline. The sidecar's own code does both.
 
-use std::collections::BTreeMap;
+mod check;
+mod explain;
+
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use postern_policy::norm::{CanonMethod, CanonPath, NormError};
-use postern_policy::{
-    Diagnostic, Diagnostics, Explanation, Generation, Operation, Scope, ServicePort, Source, SourceFile,
-    Workload, load, trust_domain_of,
-};
-use postern_svid::{SpiffeId, TrustDomain};
+use postern_policy::{Diagnostic, Diagnostics, Scope, SourceFile, Workload, trust_domain_of};
+use postern_svid::TrustDomain;
 
 /// As the library bounds a file; one byte more is read so that it can say so.
 const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
@@ -26,46 +23,10 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Read documents as a sidecar would and show every mistake. Exit code 0: they load; 1: a sidecar refuses them.
-    Check(Check),
+    Check(check::Args),
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
-    Explain(Explain),
-}
-
-#[derive(clap::Args)]
-struct Check {
-    /// Files or directories of documents.
-    #[arg(required = true)]
-    paths: Vec<PathBuf>,
-    #[command(flatten)]
-    set: Set,
-}
-
-#[derive(clap::Args)]
-struct Explain {
-    /// A file or directory of documents.
-    #[arg(value_name = "DOCUMENTS")]
-    path: PathBuf,
-    /// The called workload: namespace/service-account or namespace/service, with a port.
-    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
-    to: String,
-    /// The port in --to is the workload's own, whatever ports its Service has.
-    #[arg(long)]
-    workload_port: bool,
-    /// The caller: an id, namespace/service-account, or `unauthenticated`.
-    #[arg(long, value_name = "CALLER")]
-    from: String,
-    /// The caller's address.
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    address: IpAddr,
-    /// Labels of the called workload, k=v,k=v [default: app=NAME].
-    #[arg(long)]
-    labels: Option<String>,
-    /// A method and a path, or `tcp`.
-    #[arg(required = true, num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
-    operation: Vec<String>,
-    #[command(flatten)]
-    set: Set,
+    Explain(explain::Args),
 }
 
 #[derive(clap::Args)]
@@ -83,8 +44,8 @@ struct Set {
 
 pub(crate) fn run(args: Args) -> ExitCode {
     let (result, json) = match args.verb {
-        Verb::Check(args) => (check(&args), args.set.json),
-        Verb::Explain(args) => (explain(&args), args.set.json),
+        Verb::Check(args) => (check::run(&args), args.set.json),
+        Verb::Explain(args) => (explain::run(&args), args.set.json),
     };
     match result {
         Ok(code) => code,
@@ -126,60 +87,6 @@ fn question(error: impl fmt::Display) -> Failure {
     Failure::Question(error.to_string())
 }
 
-fn check(args: &Check) -> Result<ExitCode, Failure> {
-    let mut files = Vec::new();
-    for path in &args.paths {
-        files.extend(read(path).map_err(Failure::Documents)?);
-    }
-    let scope = args.set.scope(&files, None)?;
-    let generation = match load(&files, &scope, 0) {
-        Ok(generation) => generation,
-        Err(errors) => {
-            if args.set.json {
-                println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
-            } else {
-                eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
-            }
-            return Ok(ExitCode::from(1));
-        }
-    };
-    let report = serde_json::json!({
-        "ok": true,
-        "trustDomain": scope.trust_domain.as_str(),
-        "documents": generation.documents(),
-        "services": generation.services().iter().collect::<Vec<_>>(),
-        "warnings": generation.warnings(),
-    });
-    if args.set.json {
-        println!("{report}");
-        return Ok(ExitCode::SUCCESS);
-    }
-    for warning in generation.warnings() {
-        eprintln!("{warning}\n");
-    }
-    println!("{}", summary(&files, &generation, &scope));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> String {
-    let documents = generation.documents();
-    let policies = documents.iter().filter(|document| document.kind == "AccessPolicy").count();
-    let rules: usize = documents.iter().map(|document| document.rules).sum();
-    let mut out = format!(
-        "ok: {} in {} for trust domain {}: {} with {}, {}",
-        plural(documents.len(), "document"),
-        plural(files.len(), "file"),
-        scope.trust_domain,
-        plural(policies, "access policies"),
-        plural(rules, "rule"),
-        plural(generation.services().len(), "service"),
-    );
-    if !generation.warnings().is_empty() {
-        out.push_str(&format!("; {}", plural(generation.warnings().total(), "warning")));
-    }
-    out
-}
-
 /// `1 rule`, `2 rules`; `access policies` stands for its singular too.
 fn plural(count: usize, word: &str) -> String {
     match (count, word.strip_suffix("ies")) {
@@ -204,176 +111,6 @@ impl Set {
         };
         Ok(Scope { trust_domain, root_namespace: self.root_namespace.clone(), workload })
     }
-}
-
-fn explain(args: &Explain) -> Result<ExitCode, Failure> {
-    let files = read(&args.path)?;
-    let (namespace, name, port) = callee(&args.to)?;
-    let labels = match &args.labels {
-        Some(text) => labels(text)?,
-        None => BTreeMap::from([("app".to_owned(), name.to_owned())]),
-    };
-    let workload = Workload { namespace: namespace.to_owned(), service_account: name.to_owned(), labels };
-    let scope = args.set.scope(&files, Some(workload))?;
-    let generation = load(&files, &scope, 0)?;
-    let service = generation.services().by_name(namespace, name);
-    let ports = service.map(|service| service.ports.as_slice());
-    let judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
-    let identity = caller(&args.from, &scope.trust_domain)?;
-    let source = Source { identity: identity.as_ref(), address: args.address };
-    let explanation = match args.operation.as_slice() {
-        [tcp] if tcp.eq_ignore_ascii_case("tcp") => generation.explain(source, judged.port, Operation::Tcp),
-        // Else it would be a method of that name, which nobody means.
-        [tcp, _] if tcp.eq_ignore_ascii_case("tcp") => {
-            return Err(question("opaque TCP has no path: say tcp alone, or METHOD /path"));
-        }
-        [method, path] => match canonical(method, path, &generation) {
-            Ok((method, path)) => {
-                let operation = Operation::Http { method: &method, path: &path, upgrade: None };
-                generation.explain(source, judged.port, operation)
-            }
-            Err(error) => {
-                show_bad_request(&error, args.set.json, &judged);
-                return Ok(ExitCode::from(1));
-            }
-        },
-        _ => return Err(question("say METHOD /path, or tcp")),
-    };
-    show(&explanation, args.set.json, &judged)?;
-    Ok(if explanation.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// The request as it would be judged.
-fn canonical(
-    method: &str,
-    path: &str,
-    generation: &Generation,
-) -> Result<(CanonMethod, CanonPath), NormError> {
-    let method = CanonMethod::parse(method)?;
-    let path = CanonPath::parse_for(&method, path, &generation.defaults().path)?;
-    Ok((method, path))
-}
-
-fn show(explanation: &Explanation, json: bool, judged: &Judged) -> Result<(), Failure> {
-    if json {
-        let mut value = serde_json::to_value(explanation).map_err(question)?;
-        value["ok"] = true.into();
-        value["port"] = judged.port.into();
-        value["portBecause"] = judged.because.as_str().into();
-        println!("{value}");
-    } else {
-        println!("{explanation}\n{judged}");
-    }
-    Ok(())
-}
-
-/// A call that no rule is asked about is a call that does not arrive: the answer is "denied", in the words of the
-/// decision log.
-fn show_bad_request(error: &NormError, json: bool, judged: &Judged) {
-    if json {
-        let value = serde_json::json!({
-            "ok": true,
-            "verdict": { "allowed": false, "reason": "bad_request" },
-            "error": error.to_string(),
-            "port": judged.port,
-            "portBecause": judged.because,
-        });
-        println!("{value}");
-    } else {
-        println!("denied: the sidecar answers 400 before any rule is asked (bad_request): {error}\n{judged}");
-    }
-}
-
-fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
-    let bad = || question("--to is namespace/name or namespace/name:port");
-    let (place, port) = match text.split_once(':') {
-        Some((place, port)) => {
-            (place, Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad)?))
-        }
-        None => (text, None),
-    };
-    let (namespace, name) = place.split_once('/').ok_or_else(bad)?;
-    if namespace.is_empty() || name.is_empty() || name.contains('/') {
-        return Err(bad());
-    }
-    Ok((namespace, name, port))
-}
-
-/// The workload's port that a question is about, and how it was found.
-struct Judged {
-    port: u16,
-    because: String,
-}
-
-impl fmt::Display for Judged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "judged: port {} of the workload ({})", self.port, self.because)
-    }
-}
-
-/// Rules speak of the workload's ports; people remember the service's. A number that is a port of both, but not the same
-/// one, is nobody's to guess.
-fn judged_port(
-    ports: Option<&[ServicePort]>,
-    callee: &str,
-    port: Option<u16>,
-    is_workloads: bool,
-) -> Result<Judged, Failure> {
-    let known = ports.unwrap_or_default();
-    let of_service = |entry: &ServicePort| Judged {
-        port: entry.target_port,
-        because: format!("the Service's port {}", entry.port),
-    };
-    let port = match (port, known) {
-        (Some(port), _) => port,
-        (None, _) if is_workloads => {
-            return Err(question(format!("--workload-port needs a port: say --to {callee}:PORT")));
-        }
-        (None, [only]) => return Ok(of_service(only)),
-        (None, []) => {
-            return Err(question(format!("no Service {callee} tells its port: say --to {callee}:PORT")));
-        }
-        (None, several) => {
-            let known: Vec<String> = several.iter().map(|port| port.port.to_string()).collect();
-            return Err(question(format!("{callee} has several ports: say one of {}", known.join(", "))));
-        }
-    };
-    let because = |because: &str| Ok(Judged { port, because: because.to_owned() });
-    if is_workloads {
-        return because("as --workload-port says");
-    }
-    let named = known.iter().find(|entry| entry.port == port);
-    let reached = known.iter().find(|entry| entry.target_port == port);
-    match (named, reached) {
-        (Some(named), Some(reached)) if named.target_port != port => Err(question(format!(
-            "{callee}:{port} can mean two ports: the Service's {port} is the workload's {}, and the workload's {port} \
-             is the Service's {}. Say --workload-port with the one that is meant: --to {callee}:{} or --to {callee}:{port}",
-            named.target_port, reached.port, named.target_port
-        ))),
-        (Some(named), _) => Ok(of_service(named)),
-        (None, _) if ports.is_none() => because("as given: there is no Service of this name"),
-        (None, _) => because("as given: it is no port of the Service"),
-    }
-}
-
-fn caller(text: &str, trust_domain: &TrustDomain) -> Result<Option<SpiffeId>, Failure> {
-    if text == "unauthenticated" {
-        return Ok(None);
-    }
-    let id = match text.split_once('/') {
-        _ if text.starts_with("spiffe:") => SpiffeId::parse(text),
-        Some((namespace, account)) => SpiffeId::service_account(trust_domain, namespace, account),
-        None => return Err(question("--from is a SPIFFE id, namespace/service-account or unauthenticated")),
-    };
-    id.map(Some).map_err(|error| question(format!("--from: {error}")))
-}
-
-fn labels(text: &str) -> Result<BTreeMap<String, String>, Failure> {
-    let pair = |pair: &str| {
-        let (key, value) = pair.split_once('=').ok_or_else(|| question("--labels is k=v,k=v"))?;
-        Ok((key.to_owned(), value.to_owned()))
-    };
-    text.split(',').filter(|part| !part.is_empty()).map(pair).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
@@ -412,21 +149,5 @@ mod tests {
         assert_eq!(plural(2, "access policies"), "2 access policies");
         assert_eq!(plural(1, "rule"), "1 rule");
         assert_eq!(plural(0, "rule"), "0 rules");
-    }
-
-    #[test]
-    fn arguments() {
-        assert!(matches!(callee("shop/orders:80"), Ok(("shop", "orders", Some(80)))));
-        assert!(matches!(callee("shop/orders"), Ok(("shop", "orders", None))));
-        for bad in ["orders", "shop/", "/orders", "a/b/c", "a/b:0", "a/b:x"] {
-            assert!(callee(bad).is_err(), "{bad}");
-        }
-        let td = TrustDomain::parse("td").unwrap();
-        let id = |text| caller(text, &td).ok().flatten().map(|id| id.to_string());
-        assert_eq!(id("shop/web").as_deref(), Some("spiffe://td/ns/shop/sa/web"));
-        assert_eq!(id("spiffe://else/x").as_deref(), Some("spiffe://else/x"));
-        assert!(matches!(caller("unauthenticated", &td), Ok(None)));
-        assert!(caller("web", &td).is_err());
-        assert!(labels("a=b,c").is_err());
     }
 }
