@@ -114,18 +114,8 @@ impl Set {
 }
 
 fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    if path.is_dir() { read_directory(path) } else { Ok(vec![read_file(path)?]) }
-}
-
-/// The documents of a directory, read by the sidecar's own code.
-fn read_directory(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    let files = postern_proxy::documents::read_directory(path)?;
-    if files.is_empty() {
-        let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
-            .with_help("documents are files whose names end in .yaml or .yml");
-        return Err(nothing.into());
-    }
-    Ok(files)
+    // A directory is read by the sidecar's own code.
+    if path.is_dir() { postern_proxy::documents::read_directory(path) } else { Ok(vec![read_file(path)?]) }
 }
 
 fn read_file(path: &Path) -> Result<SourceFile, Diagnostics> {

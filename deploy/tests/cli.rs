@@ -247,3 +247,25 @@ fn a_token_never_makes_a_ca_by_accident() {
     assert!(!std::path::Path::new(&second).exists());
     assert_eq!(create(&[&known[..], &["--id", web]].concat()).status.code(), Some(0));
 }
+
+/// A sidecar that meets such a directory keeps what it has, or denies everything.
+#[test]
+fn a_directory_without_documents_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let empty = directory.path().display().to_string();
+    let (_beside, good) = file("policy.yaml", TWO_PORTS);
+    let explain = ["policy", "explain", &empty, "--from", "shop/web", "--to", "shop/orders:1", "GET", "/"];
+    for (what, arguments, code) in [
+        ("no file", &["policy", "check", &empty][..], 1),
+        ("no file beside another", &["policy", "check", &good, &empty], 1),
+        ("no file to explain", &explain, 2),
+    ] {
+        let refused = run(arguments);
+        assert_eq!(refused.status.code(), Some(code), "{what}: {}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains("holds no documents"), "{what}: {}", text(&refused.stderr));
+    }
+    std::fs::write(directory.path().join("a.yaml"), "# nothing yet\n---\n").expect("it is ours");
+    let refused = run(&["policy", "check", &empty, "--json"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stdout).contains("holds no documents"), "{}", text(&refused.stdout));
+}

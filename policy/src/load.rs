@@ -42,6 +42,9 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
             return Err(errors);
         }
     }
+    if reader.documents.is_empty() && reader.errors.is_empty() {
+        reader.errors.push(no_documents());
+    }
     reader.check_set(scope);
     let settled = reader.settle(scope);
     let domains = OwnDomains { canonical: scope.trust_domain.clone(), aliases: settled.aliases.clone() };
@@ -105,6 +108,14 @@ pub fn trust_domain_of(files: &[SourceFile]) -> Option<TrustDomain> {
         Some(name) => TrustDomain::parse(&name.value).ok(),
         None => SpiffeId::parse(&identity?.value).ok().map(|id| id.trust_domain()),
     }
+}
+
+/// An empty set is what a wrong mount or an unfinished copy looks like: taken for good, it would take everything away.
+fn no_documents() -> Diagnostic {
+    Diagnostic::whole("", "the set holds no documents").with_help(
+        "documents are read from files whose names end in .yaml or .yml; to deny everything on purpose, keep one that \
+         allows nothing, such as MeshDefaults",
+    )
 }
 
 fn bounds(files: &[SourceFile]) -> Result<(), Diagnostic> {

@@ -225,10 +225,29 @@ fn decisions() {
     assert_eq!(g.rule(crate::RuleId(0)).place.to_string(), "a.yaml:17:11");
 }
 
+/// Nobody means it: it is what a wrong mount looks like, and would take everything away.
 #[test]
-fn an_empty_set_denies() {
-    let g = load(&[], &scope(), 1).unwrap();
+fn a_set_without_documents_is_refused() {
+    let empty = |name: &str, text: &str| SourceFile { name: name.into(), text: text.into() };
+    let sets =
+        [vec![], vec![empty("a.yaml", "")], vec![empty("a.yaml", "# a\n---\n---\n"), empty("b.yaml", "\n")]];
+    for set in sets {
+        let said = load(&set, &scope(), 1).expect_err("there is no document").to_string();
+        assert!(said.contains("holds no documents") && said.contains(".yaml"), "{said}");
+    }
+    // What is wrong besides is said, and nothing more.
+    let errors = load(&[file("a: [")], &scope(), 1).expect_err("it is no YAML");
+    assert!(!errors.to_string().contains("no documents"), "{errors}");
+}
+
+#[test]
+fn a_set_without_rules_denies() {
+    let g = generation(&service(
+        "  external: true\n  ports: [{port: 1, protocol: tcp}]\n  endpoints: [{address: 127.0.0.1}]\n",
+    ));
     assert_eq!(ask(&g, &Ask::default()), "no_rule");
+    let source = Source { identity: None, address: "10.0.0.1".parse().unwrap() };
+    assert!(g.explain(source, 1, Operation::Tcp).to_string().contains("no Allow rule concerns"));
     let none = Scope { workload: None, ..scope() };
     let g = load(&[file(ORDERS)], &none, 1).unwrap();
     assert_eq!(ask(&g, &Ask { request: Some(("GET", "/any")), ..Ask::default() }), "no_rule");
@@ -273,9 +292,6 @@ to allow it: in rule shop/orders-api/storefront-reads (a.yaml:17:11): add DELETE
     assert_eq!(json["verdict"]["allowed"], false);
     assert_eq!(json["verdict"]["reason"], "no_rule");
     assert_eq!(json["nearest"]["failed"][0], "the peer proved no identity");
-    let nothing = load(&[], &scope(), 1).unwrap();
-    let source = Source { identity: None, address: "10.0.0.1".parse().unwrap() };
-    assert!(nothing.explain(source, 1, Operation::Tcp).to_string().contains("no Allow rule concerns"));
 }
 
 /// Advice is followed to the letter, and then the call is allowed.

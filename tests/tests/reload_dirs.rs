@@ -206,9 +206,21 @@ fn files_come_and_go() {
     pair.becomes(403, SOON);
     write(&pair.file("another.yml"), OPEN);
     pair.becomes(200, SOON);
-    // No file at all is a set too, and an empty set allows nothing.
+    // A set without rules allows nothing.
     fs::remove_file(pair.file("another.yml")).expect("it is ours");
+    pair.becomes(403, SOON);
+    pair.is_well();
+    // None at all is what a wrong mount looks like: it takes nothing away.
+    write(&pair.file("policy.yaml"), OPEN);
+    pair.becomes(200, SOON);
+    let services = fs::read_to_string(pair.file("services.yaml")).expect("it is ours");
+    write(&pair.file("services.yaml"), "# later\n");
+    fs::remove_file(pair.file("policy.yaml")).expect("it is ours");
+    pair.is_refused(AT_LAST, "holds no documents");
     fs::remove_file(pair.file("services.yaml")).expect("it is ours");
+    wait::stays("no file at all changes nothing", Duration::from_secs(3), || pair.status() == 200);
+    pair.is_refused(AT_LAST, "holds no documents");
+    write(&pair.file("services.yaml"), &services);
     pair.becomes(403, SOON);
     pair.is_well();
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use postern_policy::{Generation, Scope, SourceFile, load};
+use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, load};
 
 use super::{Failure, Set, plural, read};
 
@@ -19,19 +19,19 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut files = Vec::new();
     for path in &args.paths {
-        files.extend(read(path).map_err(Failure::Documents)?);
+        let found = read(path)?;
+        if found.is_empty() {
+            // Beside others too: whoever names a directory means what is in it.
+            let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
+                .with_help("documents are files whose names end in .yaml or .yml");
+            return Ok(refused(&nothing.into(), args.set.json));
+        }
+        files.extend(found);
     }
     let scope = args.set.scope(&files, None)?;
     let generation = match load(&files, &scope, 0) {
         Ok(generation) => generation,
-        Err(errors) => {
-            if args.set.json {
-                println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
-            } else {
-                eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
-            }
-            return Ok(ExitCode::from(1));
-        }
+        Err(errors) => return Ok(refused(&errors, args.set.json)),
     };
     let report = serde_json::json!({
         "ok": true,
@@ -49,6 +49,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     println!("{}", summary(&files, &generation, &scope));
     Ok(ExitCode::SUCCESS)
+}
+
+fn refused(errors: &Diagnostics, json: bool) -> ExitCode {
+    if json {
+        println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
+    } else {
+        eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
+    }
+    ExitCode::from(1)
 }
 
 fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> String {
