@@ -26,8 +26,10 @@ mod load;
 mod loopback;
 mod mesh;
 mod metrics;
+pub mod namespace;
 mod nginx;
 mod origin;
+mod peer;
 mod plan;
 mod process;
 pub mod wait;
@@ -43,6 +45,7 @@ pub use mesh::{ControlPlane, Mesh, Sidecar};
 pub use metrics::Metrics;
 pub use nginx::Nginx;
 pub use origin::{Ended, Origin, Seen};
+pub use peer::Peer;
 pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
 pub use process::Process;
 

@@ -310,7 +310,7 @@ impl Sidecar {
 
     /// Its mesh listener.
     pub fn inbound(&self) -> SocketAddr {
-        (self.plan.address, 24_143).into()
+        self.plan.inbound
     }
 
     /// Its workload's way out: an HTTP proxy.

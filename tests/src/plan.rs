@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use crate::loopback::Block;
@@ -26,6 +26,7 @@ pub struct Plan {
 pub struct SidecarPlan {
     pub(crate) name: String,
     pub(crate) address: IpAddr,
+    pub(crate) inbound: SocketAddr,
     pub(crate) ports: Vec<Port>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: BTreeMap<String, String>,
@@ -83,6 +84,7 @@ impl Plan {
         self.sidecars.push(SidecarPlan {
             name: name.to_owned(),
             address,
+            inbound: (address, 24_143).into(),
             ports: Vec::new(),
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             limits: BTreeMap::new(),
@@ -191,9 +193,10 @@ impl Plan {
              address: {control}:24150\n  spiffeId: spiffe://{TRUST_DOMAIN}/postern/control\n  \
              trustBundle: {bundle}\n  joinToken: {token}\n\
              workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
-             inbound: {{address: \"{address}:24143\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
+             inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
              health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}}}\ndocuments: {documents}\n\
              workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
+            inbound = sidecar.inbound,
             state = directory.join(name).display(),
             control = self.block.address(0),
             bundle = directory.join("control/bundle.pem").display(),
@@ -260,6 +263,12 @@ impl SidecarPlan {
     /// How long its join token may be used.
     pub fn token_ttl(&mut self, ttl: &str) -> &mut Self {
         ttl.clone_into(&mut self.token_ttl);
+        self
+    }
+
+    /// Where its mesh listener is bound, if not at its own address. Services must be written by hand then.
+    pub fn inbound(&mut self, address: &str) -> &mut Self {
+        self.inbound = address.parse().unwrap_or_else(|error| panic!("{address}: {error}"));
         self
     }
 

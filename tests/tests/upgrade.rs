@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postern_tests::{Mesh, Plan, Process, foreign, wait};
+use postern_tests::{Mesh, Peer, Plan, Process, foreign, wait};
 use serde_json::Value;
 
 const POLICY: &str = r#"
@@ -187,4 +187,42 @@ fn a_workload_that_does_not_answer_the_upgrade_is_not_believed() {
     let busy = &results["POST,/busy,tcp"];
     assert_eq!(busy["status"], 409, "{busy}");
     assert!(busy["body"].as_str().is_some_and(|body| body.contains("/busy")), "{busy}");
+}
+
+/// What a sidecar of ours would never send, and a peer with a valid identity can.
+#[test]
+fn a_peer_cannot_choose_what_is_judged() {
+    if !foreign::need(&["websockets"]) {
+        return;
+    }
+    let pair = pair(&["tcp"]);
+    let peer = Peer::connect(&pair.mesh, "web", "docker", pair.mesh.sidecar("docker").inbound());
+    for (protocol, path, methods, status) in [
+        ("tcp", "/attach", &["POST"][..], 200),
+        ("TCP", "/attach", &["POST"], 200),
+        ("tcp", "/attach", &["GET"], 403),
+        ("tcp", "/attach", &[], 403),
+        ("tcp", "/attach", &["POST", "GET"], 403),
+        ("tcp", "/attach", &["GET", "POST"], 403),
+        ("tcp", "/exec", &["PUT"], 403),
+        ("h2c", "/attach", &["POST"], 403),
+        ("spdy/3.1", "/attach", &["POST"], 403),
+        ("tcp, h2c", "/attach", &["POST"], 403),
+        // Judged, and asked for, as a GET, whatever else is said.
+        ("websocket", "/attach", &["POST"], 403),
+    ] {
+        let mut head = http::Request::new(());
+        *head.method_mut() = http::Method::CONNECT;
+        *head.uri_mut() = format!("http://docker.shop{path}").parse().expect("it is a URI");
+        head.headers_mut().insert("postern-port", 8080.into());
+        for method in methods {
+            head.headers_mut().append("postern-method", method.parse().expect("it is a value"));
+        }
+        head.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+        let (answer, _stream) = peer.open(head);
+        assert_eq!(answer.status(), status, "{protocol} {path} {methods:?}");
+    }
+    let log = pair.server.log();
+    assert_eq!(log.matches("asked POST /attach").count(), 2, "{log}");
+    assert_eq!(log.matches("asked").count(), 2, "nothing else was asked for: {log}");
 }
