@@ -14,6 +14,8 @@ use postern_control::Config;
 use postern_policy::yaml::Span;
 use postern_svid::{Clock, SpiffeId, SystemClock, TrustDomain};
 
+use crate::say;
+
 /// The certificate authority: join tokens and what it has issued.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -106,7 +108,11 @@ fn create(
     });
     match made {
         Ok(()) => {
-            println!("{}: a join token for {id}, to be used once within {} s", out.display(), ttl.as_secs());
+            say(format_args!(
+                "{}: a join token for {id}, to be used once within {} s",
+                out.display(),
+                ttl.as_secs()
+            ));
             ExitCode::SUCCESS
         }
         Err(error) => failed(error),
@@ -135,8 +141,8 @@ fn status(place: Place, trust_domain: Option<TrustDomain>) -> ExitCode {
 fn print_status(store: &Sqlite, trust_domain: &TrustDomain) -> Result<(), postern_ca::store::StoreError> {
     let now = SystemClock.wall();
     let counts = store.counts(now)?;
-    println!("trust domain   {trust_domain}");
-    println!("bundle         version {}", store.bundle_sequence()?);
+    say(format_args!("trust domain   {trust_domain}"));
+    say(format_args!("bundle         version {}", store.bundle_sequence()?));
     for ca in store.authorities()? {
         let kind = match ca.kind {
             Kind::Root => "root",
@@ -147,11 +153,11 @@ fn print_status(store: &Sqlite, trust_domain: &TrustDomain) -> Result<(), poster
             State::Active => "active",
             State::Retired => "retired",
         };
-        println!("{kind:<14} {state}, {}, {}", ca.label, left(ca.not_after, now));
+        say(format_args!("{kind:<14} {state}, {}, {}", ca.label, left(ca.not_after, now)));
     }
-    println!("certificates   {} valid", counts.valid);
-    println!("join tokens    {} open", counts.open_tokens);
-    println!("forks          {}", counts.forked);
+    say(format_args!("certificates   {} valid", counts.valid));
+    say(format_args!("join tokens    {} open", counts.open_tokens));
+    say(format_args!("forks          {}", counts.forked));
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 it worked, 1 it failed, 2 the command line or a configuration file is wrong.
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +40,11 @@ enum Command {
     Proxy(proxy::Args),
     /// Run a sidecar, exactly as `postern-proxy run` does.
     Sidecar(proxy::SidecarArgs),
+}
+
+/// Prints an answer. A reader that has seen enough (`| head`) is no failure, and `println!` would panic.
+pub(crate) fn say(answer: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{answer}");
 }
 
 fn main() -> ExitCode {

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use postern_policy::{Diagnostic, Diagnostics, Scope, SourceFile, Workload, trust_domain_of};
 use postern_svid::TrustDomain;
 
+use crate::say;
+
 /// As the library bounds a file; one byte more is read so that it can say so.
 const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
 
@@ -51,7 +53,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Ok(code) => code,
         Err(Failure::Question(message)) => {
             if json {
-                println!("{}", serde_json::json!({ "ok": false, "error": message }));
+                say(serde_json::json!({ "ok": false, "error": message }));
             } else {
                 eprintln!("error: {message}");
             }
@@ -59,7 +61,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         }
         Err(Failure::Documents(errors)) => {
             if json {
-                println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
+                say(serde_json::json!({ "ok": false, "errors": errors }));
             } else {
                 eprintln!(
                     "{errors}\n\n{}: no answer from these documents",

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
+use crate::say;
+
 /// Run a sidecar.
 #[derive(clap::Args)]
 pub(crate) struct SidecarArgs {
@@ -155,7 +157,7 @@ fn caller(socket: &Path, from: Option<String>) -> std::io::Result<Option<String>
 /// that is denied is no success (1), as with `postern policy explain`.
 fn print(status: u16, answer: &str) -> ExitCode {
     let Ok(value) = serde_json::from_str::<serde_json::Value>(answer) else {
-        show(answer);
+        say(answer.trim_end());
         return ExitCode::from(u8::from(!(200..300).contains(&status)));
     };
     if status == 400
@@ -165,16 +167,11 @@ fn print(status: u16, answer: &str) -> ExitCode {
         return ExitCode::from(2);
     }
     match value["text"].as_str().filter(|_| value.get("explanation").is_some()) {
-        Some(text) => show(text),
-        None => show(&serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned())),
+        Some(text) => say(text.trim_end()),
+        None => say(serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned())),
     }
     let is_denied = value["explanation"]["verdict"]["allowed"] == false;
     ExitCode::from(u8::from(is_denied || !(200..300).contains(&status)))
-}
-
-fn show(text: &str) {
-    // A reader that has seen enough (`| head`) is no failure.
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
 /// One request over the socket. HTTP/1.0: the answer ends with the connection.

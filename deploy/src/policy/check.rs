@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, load};
 
 use super::{Failure, Set, plural, read};
+use crate::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -41,19 +42,19 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         "warnings": generation.warnings(),
     });
     if args.set.json {
-        println!("{report}");
+        say(report);
         return Ok(ExitCode::SUCCESS);
     }
     for warning in generation.warnings() {
         eprintln!("{warning}\n");
     }
-    println!("{}", summary(&files, &generation, &scope));
+    say(summary(&files, &generation, &scope));
     Ok(ExitCode::SUCCESS)
 }
 
 fn refused(errors: &Diagnostics, json: bool) -> ExitCode {
     if json {
-        println!("{}", serde_json::json!({ "ok": false, "errors": errors }));
+        say(serde_json::json!({ "ok": false, "errors": errors }));
     } else {
         eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
     }

@@ -11,6 +11,7 @@ use postern_policy::{Explanation, Generation, Operation, ServicePort, Source, Wo
 use postern_svid::{SpiffeId, TrustDomain};
 
 use super::{Failure, Set, question, read};
+use crate::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -93,9 +94,9 @@ fn show(explanation: &Explanation, json: bool, judged: &Judged) -> Result<(), Fa
         value["ok"] = true.into();
         value["port"] = judged.port.into();
         value["portBecause"] = judged.because.as_str().into();
-        println!("{value}");
+        say(value);
     } else {
-        println!("{explanation}\n{judged}");
+        say(format_args!("{explanation}\n{judged}"));
     }
     Ok(())
 }
@@ -111,9 +112,11 @@ fn show_bad_request(error: &NormError, json: bool, judged: &Judged) {
             "port": judged.port,
             "portBecause": judged.because,
         });
-        println!("{value}");
+        say(value);
     } else {
-        println!("denied: the sidecar answers 400 before any rule is asked (bad_request): {error}\n{judged}");
+        say(format_args!(
+            "denied: the sidecar answers 400 before any rule is asked (bad_request): {error}\n{judged}"
+        ));
     }
 }
 
