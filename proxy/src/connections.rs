@@ -14,12 +14,17 @@ use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{Endpoint, Generation, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
-use slab::Slab;
+use tokio::sync::Notify;
 
 use crate::admission::Admitted;
 use crate::decisions::Subject;
 use crate::error::Reason;
 use crate::sidecar::Sidecar;
+use crate::trust::Proof;
+
+mod registry;
+
+pub use registry::{Registered, Registry};
 
 /// Which way a connection runs, seen from the workload.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -54,6 +59,8 @@ pub struct Peer {
     pub serial: Option<String>,
     /// When that certificate ends.
     pub not_after: Option<SystemTime>,
+    /// What proved it; none for the own workload.
+    pub proof: Option<Proof>,
 }
 
 /// An accepted connection.
@@ -69,6 +76,8 @@ pub struct Connection {
     pub since: SystemTime,
     /// What the policy engine resolved about the peer, for one generation.
     resolved: Mutex<Option<Arc<postern_policy::Connection>>>,
+    /// Has a permit once nothing vouches for the peer any more.
+    distrusted: Notify,
 }
 
 impl Connection {
@@ -90,6 +99,16 @@ impl Connection {
     /// Whether nothing at all can be allowed here, whatever a stream may turn out to be.
     pub fn is_denied_everything(&self, generation: &Generation) -> bool {
         matches!(self.resolved(generation).stage(), Stage::Deny(_))
+    }
+
+    /// Withdraws trust in the peer: whoever serves the connection closes it at once.
+    pub fn distrust(&self) {
+        self.distrusted.notify_one();
+    }
+
+    /// Resolves once trust in the peer is withdrawn, for the one who serves the connection.
+    pub async fn distrusted(&self) {
+        self.distrusted.notified().await;
     }
 
     /// The peer resolved for `generation`; resolved again when the generation is another.
@@ -312,90 +331,5 @@ impl Drop for Stream {
         self.account(End::Failed(Reason::Canceled));
         self.sidecar.registry.streams.lock().remove(self.key);
         self.sidecar.metrics.streams_active[self.entry.connection.direction as usize].dec();
-    }
-}
-
-/// Everything that lives in this sidecar.
-#[derive(Debug, Default)]
-pub struct Registry {
-    streams: Mutex<Slab<Arc<Entry>>>,
-    connections: Mutex<Slab<Arc<Connection>>>,
-    next: AtomicU64,
-}
-
-/// A connection's place in the registry.
-#[derive(Debug)]
-pub struct Registered {
-    sidecar: Arc<Sidecar>,
-    connection: Arc<Connection>,
-    key: usize,
-}
-
-impl Registered {
-    /// Registers a connection.
-    pub fn open(sidecar: &Arc<Sidecar>, direction: Direction, peer: Peer) -> Self {
-        let connection = Arc::new(Connection {
-            id: sidecar.registry.next.fetch_add(1, Ordering::Relaxed) + 1,
-            direction,
-            peer,
-            since: sidecar.clock.wall(),
-            resolved: Mutex::new(None),
-        });
-        let key = sidecar.registry.connections.lock().insert(Arc::clone(&connection));
-        Self { sidecar: Arc::clone(sidecar), connection, key }
-    }
-
-    /// What is registered.
-    pub fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.sidecar.registry.connections.lock().remove(self.key);
-    }
-}
-
-impl Registry {
-    /// All connections now.
-    pub fn connections(&self) -> Vec<Arc<Connection>> {
-        self.connections.lock().iter().map(|(_, connection)| Arc::clone(connection)).collect()
-    }
-
-    /// All streams now.
-    pub fn streams(&self) -> Vec<Arc<Entry>> {
-        self.streams.lock().iter().map(|(_, entry)| Arc::clone(entry)).collect()
-    }
-
-    /// Whether a peer of this id, at this address, has proven a certificate that is valid past `now`. Then it can
-    /// renew, and what it opened before may go on.
-    pub fn has_newer(&self, than: &Connection, now: SystemTime) -> bool {
-        self.connections.lock().iter().any(|(_, other)| {
-            other.direction == Direction::Inbound
-                && other.peer.identity == than.peer.identity
-                && other.peer.address.ip() == than.peer.address.ip()
-                && other.peer.not_after.is_some_and(|not_after| not_after > now)
-        })
-    }
-
-    /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
-    /// excepted. `namespace` is the workload's own. Returns how many it revoked.
-    pub fn rejudge(&self, generation: &Generation, namespace: &str, young: Duration) -> usize {
-        let mut revoked = 0;
-        for entry in self.streams() {
-            if entry.is_young(young) {
-                continue;
-            }
-            let is_allowed = match entry.connection.direction {
-                Direction::Inbound => entry.connection.judge(generation, &entry.facts).is_allowed(),
-                Direction::Outbound => !entry.has_lost_its_way(generation, namespace),
-            };
-            if !is_allowed {
-                entry.revoke();
-                revoked += 1;
-            }
-        }
-        revoked
     }
 }

@@ -187,7 +187,7 @@ mod tests {
             asked: None,
         };
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Peer { identity: None, address, local: None, serial: None, not_after: None };
+        let peer = Peer { identity: None, address, local: None, serial: None, not_after: None, proof: None };
         Subject::new(Direction::Inbound, &peer, &facts, Arc::default())
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::sidecar::Sidecar;
 use crate::snapshot::MeshIdentity;
+use crate::trust;
 
 /// What the mesh listener speaks: our transport, and plain mutual TLS with HTTP/2 for foreign peers.
 const ALPN: [&[u8]; 2] = [b"postern/1", b"h2"];
@@ -18,11 +19,32 @@ pub async fn follow(sidecar: Arc<Sidecar>, mut identities: watch::Receiver<Optio
     loop {
         let identity = identities.borrow_and_update().clone();
         if let Some(identity) = identity {
+            let before = sidecar.snapshots.load().identity.clone();
             publish(&sidecar, identity);
+            hold_to_trust(&sidecar, before.as_deref()).await;
         }
         if identities.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Holds the bundles in force against what is open, if a root is gone that vouched for something before.
+async fn hold_to_trust(sidecar: &Arc<Sidecar>, before: Option<&MeshIdentity>) {
+    let Some((before, now)) = before.zip(sidecar.snapshots.load().identity.clone()) else { return };
+    if now.identity.bundles.keep_all_of(&before.identity.bundles) {
+        return;
+    }
+    tracing::warn!("a root has left the trust bundle: what rests on it is closed");
+    // Each worker looks through its own pool.
+    sidecar.registry.trust_changed.send_replace(());
+    let walk = {
+        let sidecar = Arc::clone(sidecar);
+        move || trust::check_all(&sidecar, &now.identity.bundles)
+    };
+    match tokio::task::spawn_blocking(walk).await {
+        Ok(closed) => tracing::info!(closed, "inbound connections were held against the trust bundle"),
+        Err(error) => tracing::error!(%error, "holding connections against the trust bundle broke off"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Request, Response, StatusCode};
-use postern_svid::tls;
+use postern_svid::{Role, tls};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -28,6 +28,7 @@ use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::tcp;
+use crate::trust::Proof;
 use crate::worker::Worker;
 
 /// Serves one connection to the mesh listener from its first byte to its last.
@@ -58,7 +59,13 @@ pub async fn serve_connection(
             inbound::request(Arc::clone(&worker), Arc::clone(&connection), None, request, pending)
         }
     };
-    if let Err(error) = h2::serve(stream, settings, &counts, handler, lifetime).await {
+    let served = tokio::select! {
+        biased;
+        // Whatever state it is in, a GOAWAY's last grace included.
+        () = connection.distrusted() => return,
+        served = h2::serve(stream, settings, &counts, handler, lifetime) => served,
+    };
+    if let Err(error) = served {
         tracing::debug!(%error, peer = ?connection.peer.identity, "a mesh connection ended");
     }
 }
@@ -110,6 +117,8 @@ async fn accept(
         return Err("alpn");
     }
     let svid = tls::peer(session.peer_certificates()).map_err(|error| error.reason())?;
+    let proof = Proof::new(sidecar, session.peer_certificates(), Role::Client, own.identity.generation)
+        .map_err(|error| error.reason())?;
     let serial = svid.serial().iter().map(|byte| format!("{byte:02x}")).collect();
     let peer = Peer {
         identity: Some(svid.id().clone()),
@@ -117,6 +126,7 @@ async fn accept(
         local,
         serial: Some(serial),
         not_after: Some(svid.not_after()),
+        proof: Some(proof),
     };
     Ok((stream, peer, svid.not_before()))
 }

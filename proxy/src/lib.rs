@@ -49,6 +49,7 @@ pub mod snapshot;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
+pub mod trust;
 pub mod worker;
 pub mod workload;
 

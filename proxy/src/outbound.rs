@@ -13,7 +13,7 @@ use crate::worker::Worker;
 /// Serves one connection of the workload.
 pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, address: SocketAddr) {
     let limits = worker.sidecar.snapshots.limits();
-    let peer = Peer { identity: None, address, local: None, serial: None, not_after: None };
+    let peer = Peer { identity: None, address, local: None, serial: None, not_after: None, proof: None };
     let registered = Registered::open(&worker.sidecar, Direction::Outbound, peer);
     let connection = Arc::clone(registered.connection());
     let counts = worker.sidecar.metrics.server(Direction::Outbound);

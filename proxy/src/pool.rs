@@ -11,12 +11,13 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use postern_policy::{Endpoint, Transport};
-use postern_svid::tls;
+use postern_svid::{Role, tls};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::connections::Direction;
 use crate::error::{Error, Reason, Side};
 use crate::http::h2::{Connection, Settings};
 use crate::limits::Limits;
@@ -24,6 +25,7 @@ use crate::net;
 use crate::observe::metrics::LimitHits;
 use crate::sidecar::Sidecar;
 use crate::snapshot::MeshIdentity;
+use crate::trust::Proof;
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -64,6 +66,8 @@ struct Open {
     /// The own identity's generation that it was opened under.
     generation: u64,
     connection: Connection,
+    /// What the peer has proven itself with.
+    proof: Proof,
 }
 
 impl MeshPool {
@@ -133,6 +137,16 @@ impl MeshPool {
         });
     }
 
+    /// Cuts every connection to a peer that the trust bundle in force no longer vouches for, with all that runs on it.
+    pub async fn hold_to_trust(&self, sidecar: &Sidecar) {
+        let slots: Vec<Arc<Slot>> = self.slots.lock().values().flatten().cloned().collect();
+        for slot in slots {
+            slot.hold_to_trust(sidecar);
+            // Signatures are verified here, on a thread that forwards.
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn slot(&self, endpoint: &Endpoint, kind: Kind) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
@@ -192,12 +206,38 @@ impl Slot {
             .map(|open| open.connection.clone())
     }
 
+    /// Cuts what rests on a root that is gone. What was proven under the bundles in force is not asked about again.
+    fn hold_to_trust(&self, sidecar: &Sidecar) {
+        let snapshot = sidecar.snapshots.load();
+        let Some(own) = &snapshot.identity else { return };
+        let now = sidecar.clock.wall();
+        self.open.lock().retain(|open| {
+            if open.proof.generation() == own.identity.generation {
+                return true;
+            }
+            let Err(error) = open.proof.verify(&own.identity.bundles, now) else { return true };
+            sidecar.metrics.distrusted[Direction::Outbound as usize].inc();
+            tracing::warn!(
+                peer = ?self.endpoint.identities,
+                address = %self.endpoint.address,
+                %error,
+                "the trust bundle in force no longer vouches for a peer: the connection to it is cut"
+            );
+            open.connection.cut();
+            false
+        });
+    }
+
     async fn dial(&self, sidecar: &Sidecar, own: &MeshIdentity) -> Result<Connection, Error> {
         match dial(sidecar, own, &self.endpoint).await {
-            Ok(connection) => {
-                self.open
-                    .lock()
-                    .push(Open { generation: own.identity.generation, connection: connection.clone() });
+            Ok((connection, proof)) => {
+                let generation = own.identity.generation;
+                self.open.lock().push(Open { generation, connection: connection.clone(), proof });
+                let in_force = sidecar.snapshots.load().identity.as_ref().map(|own| own.identity.generation);
+                if in_force != Some(generation) {
+                    // A root may have gone while this was dialled.
+                    self.hold_to_trust(sidecar);
+                }
                 Ok(connection)
             }
             Err(error) => {
@@ -223,7 +263,11 @@ fn own_identity(sidecar: &Sidecar) -> Result<Arc<MeshIdentity>, Error> {
     Ok(Arc::clone(own))
 }
 
-async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Result<Connection, Error> {
+async fn dial(
+    sidecar: &Sidecar,
+    own: &MeshIdentity,
+    endpoint: &Endpoint,
+) -> Result<(Connection, Proof), Error> {
     let limits = sidecar.snapshots.limits();
     let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
     let failed = |reason, detail: String| Error::unsent(Side::Remote, reason, format!("{address}: {detail}"));
@@ -268,7 +312,11 @@ async fn dial(sidecar: &Sidecar, own: &MeshIdentity, endpoint: &Endpoint) -> Res
     if !chosen.is_some_and(|chosen| alpn.contains(&chosen)) {
         return Err(failed(Reason::RemoteIdentity, "the peer speaks none of our protocols".to_owned()));
     }
-    start(stream, endpoint.transport, &limits, &sidecar.metrics.limits).await
+    let proven = stream.get_ref().1.peer_certificates();
+    let proof = Proof::new(sidecar, proven, Role::Server, own.identity.generation)
+        .map_err(|error| failed(Reason::RemoteIdentity, error.to_string()))?;
+    let connection = start(stream, endpoint.transport, &limits, &sidecar.metrics.limits).await?;
+    Ok((connection, proof))
 }
 
 /// Streams on one connection before another is opened: fewer than the far end allows, which is configured as this one is.

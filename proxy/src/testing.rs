@@ -50,6 +50,7 @@ pub(crate) fn connection(sidecar: &Arc<Sidecar>, direction: Direction) -> Regist
         local: None,
         serial: None,
         not_after: None,
+        proof: None,
     };
     Registered::open(sidecar, direction, peer)
 }

@@ -26,8 +26,20 @@ impl Worker {
         Arc::new(Self { sidecar, mesh: MeshPool::default(), workload })
     }
 
-    /// Sweeps idle connections and follows renewals, until the worker's runtime ends.
+    /// Sweeps idle connections and follows renewals and trust, until the worker's runtime ends.
     pub async fn keep_house(self: Arc<Self>) {
+        // Side by side: a round of renewals may wait for peers, and lost trust must not wait for it.
+        tokio::join!(self.follow_renewals(), self.follow_trust());
+    }
+
+    async fn follow_trust(&self) {
+        let mut changes = self.sidecar.registry.trust_changed.subscribe();
+        while changes.changed().await.is_ok() {
+            self.mesh.hold_to_trust(&self.sidecar).await;
+        }
+    }
+
+    async fn follow_renewals(&self) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

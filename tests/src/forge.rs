@@ -61,6 +61,11 @@ impl Forge {
         Self::new(mesh, Issuer::new(params, key), root)
     }
 
+    /// The certificate that everything here is signed with, PEM.
+    pub fn issuing_pem(&self) -> &str {
+        &self.issuing_pem
+    }
+
     fn new(mesh: &Mesh, issuer: Issuer<'static, KeyPair>, issuing_pem: String) -> Self {
         let directory = mesh.directory().join("forged");
         fs::create_dir_all(&directory).expect("the mesh's directory can be written to");

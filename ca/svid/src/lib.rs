@@ -12,4 +12,6 @@ mod x509;
 pub use clock::{Clock, SystemClock, TestClock};
 pub use id::{IdError, SpiffeId, TrustDomain};
 #[cfg(feature = "x509")]
-pub use x509::{Bundle, BundleError, Bundles, PeerSvid, Role, Svid, SvidError, VerifyError, tls, verify};
+pub use x509::{
+    Bundle, BundleError, Bundles, PeerSvid, Role, Svid, SvidError, VerifyError, tls, verify, verify_again,
+};

@@ -109,6 +109,8 @@ pub struct Metrics {
     pub connections_total: [Counter; 2],
     /// Connections that live, by direction.
     pub connections_active: [Gauge; 2],
+    /// Mesh connections closed because the trust bundle lost the root that vouched for their peer, by who dialled.
+    pub distrusted: [Counter; 2],
     /// Mesh connections dialled.
     pub mesh_dials: Counter,
     /// Bytes of response bodies, by direction.
@@ -181,6 +183,12 @@ impl Default for Metrics {
         registry.register("connections", "Connections accepted", connections_total.clone());
         let connections_active = Family::default();
         registry.register("connections_active", "Connections that live", connections_active.clone());
+        let distrusted = Family::default();
+        registry.register(
+            "connections_distrusted",
+            "Mesh connections closed because the trust bundle no longer vouches for their peer",
+            distrusted.clone(),
+        );
         let response_bytes = Family::default();
         registry.register("response_bytes", "Bytes of response bodies", response_bytes.clone());
         let policy_loads = Family::<Labels, Counter>::default();
@@ -203,6 +211,7 @@ impl Default for Metrics {
             streams_active: by_direction(&streams_active),
             connections_total: count_by_direction(&connections_total),
             connections_active: by_direction(&connections_active),
+            distrusted: count_by_direction(&distrusted),
             response_bytes: count_by_direction(&response_bytes),
             policy_loads: ["loaded", "refused"]
                 .map(|result| policy_loads.get_or_create_owned(&vec![("result", result)])),

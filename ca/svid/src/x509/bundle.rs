@@ -158,6 +158,15 @@ impl Bundles {
         self.0.get(&id.trust_domain())
     }
 
+    /// Whether every root of `older` is here too, for the same trust domain: then whatever verified against `older`
+    /// verifies here.
+    pub fn keep_all_of(&self, older: &Self) -> bool {
+        older.iter().all(|older| {
+            self.of_trust_domain(&older.trust_domain)
+                .is_some_and(|newer| older.roots.iter().all(|root| newer.roots.contains(root)))
+        })
+    }
+
     /// All bundles, by name of their trust domain.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Bundle>> {
         self.0.values()

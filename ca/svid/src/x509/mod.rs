@@ -11,7 +11,7 @@ mod verify;
 pub use bundle::{Bundle, BundleError, Bundles};
 pub use error::VerifyError;
 pub use svid::{Svid, SvidError};
-pub use verify::{PeerSvid, verify};
+pub use verify::{PeerSvid, verify, verify_again};
 
 /// Which side of a TLS connection a certificate stands for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

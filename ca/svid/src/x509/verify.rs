@@ -134,6 +134,23 @@ pub fn verify(
     }
 }
 
+/// Verifies once more a `chain` that has verified at `then`, after `bundles` have changed: only trust is asked about, not
+/// time. What the passing of time does to a connection is its owner's business, and a leaf or an issuing CA that has ended
+/// since must not look like a root that was taken away. So the chain is good if it verifies now, or at its end, or as of
+/// `then`.
+pub fn verify_again(
+    chain: &[CertificateDer<'_>],
+    bundles: &Bundles,
+    role: Role,
+    then: SystemTime,
+    now: SystemTime,
+) -> Result<PeerSvid, VerifyError> {
+    let leaf = chain.first().ok_or(VerifyError::NoCertificate)?;
+    let end = Facts::parse(leaf)?.not_after;
+    // A root that was renewed under its old key may have begun after `then`.
+    verify(chain, bundles, role, now.min(end)).or_else(|_| verify(chain, bundles, role, then))
+}
+
 /// Our rules for everything above the leaf.
 fn check_path(
     path: &VerifiedPath<'_>,

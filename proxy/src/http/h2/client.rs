@@ -10,6 +10,7 @@ use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason as Code, SendStream};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::recv::Exchange;
@@ -34,6 +35,8 @@ struct State {
     in_flight: AtomicUsize,
     /// No new stream may be opened: GOAWAY, broken, or replaced.
     closed: AtomicBool,
+    /// Has a permit once everything on it must end.
+    cut: Notify,
 }
 
 /// One stream's place in the count.
@@ -72,6 +75,7 @@ impl Connection {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "an HTTP/2 connection ended");
                 },
+                () = watched.cut.notified() => {}
                 () = keep_alive(ping, &watched, settings) => {
                     hits.hit("ping");
                     tracing::info!("an HTTP/2 peer no longer answers PING: its connection is closed");
@@ -80,6 +84,12 @@ impl Connection {
             watched.closed.store(true, Ordering::Relaxed);
         });
         Ok(Self { send, state, settings, side })
+    }
+
+    /// Ends the connection at once, with every stream on it.
+    pub fn cut(&self) {
+        self.state.closed.store(true, Ordering::Relaxed);
+        self.state.cut.notify_one();
     }
 
     /// Whether a new stream may be opened here.

@@ -1,0 +1,105 @@
+//! Where every connection and every stream can be found.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use postern_policy::Generation;
+use slab::Slab;
+use tokio::sync::{Notify, watch};
+
+use super::{Connection, Direction, Entry, Peer};
+use crate::sidecar::Sidecar;
+use crate::trust::{self, Issuers};
+
+/// Everything that lives in this sidecar.
+#[derive(Debug, Default)]
+pub struct Registry {
+    pub(super) streams: Mutex<Slab<Arc<Entry>>>,
+    connections: Mutex<Slab<Arc<Connection>>>,
+    next: AtomicU64,
+    /// The issuing CAs that peers have shown.
+    pub issuers: Issuers,
+    /// Says that the trust bundle in force lost a root.
+    pub trust_changed: watch::Sender<()>,
+}
+
+/// A connection's place in the registry.
+#[derive(Debug)]
+pub struct Registered {
+    sidecar: Arc<Sidecar>,
+    connection: Arc<Connection>,
+    key: usize,
+}
+
+impl Registered {
+    /// Registers a connection, and holds the trust bundle in force against its peer.
+    pub fn open(sidecar: &Arc<Sidecar>, direction: Direction, peer: Peer) -> Self {
+        let connection = Arc::new(Connection {
+            id: sidecar.registry.next.fetch_add(1, Ordering::Relaxed) + 1,
+            direction,
+            peer,
+            since: sidecar.clock.wall(),
+            resolved: Mutex::new(None),
+            distrusted: Notify::new(),
+        });
+        let key = sidecar.registry.connections.lock().insert(Arc::clone(&connection));
+        trust::check(sidecar, &connection);
+        Self { sidecar: Arc::clone(sidecar), connection, key }
+    }
+
+    /// What is registered.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sidecar.registry.connections.lock().remove(self.key);
+    }
+}
+
+impl Registry {
+    /// All connections now.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.connections.lock().iter().map(|(_, connection)| Arc::clone(connection)).collect()
+    }
+
+    /// All streams now.
+    pub fn streams(&self) -> Vec<Arc<Entry>> {
+        self.streams.lock().iter().map(|(_, entry)| Arc::clone(entry)).collect()
+    }
+
+    /// Whether a peer of this id, at this address, has proven a certificate that is valid past `now`. Then it can
+    /// renew, and what it opened before may go on.
+    pub fn has_newer(&self, than: &Connection, now: SystemTime) -> bool {
+        self.connections.lock().iter().any(|(_, other)| {
+            other.direction == Direction::Inbound
+                && other.peer.identity == than.peer.identity
+                && other.peer.address.ip() == than.peer.address.ip()
+                && other.peer.not_after.is_some_and(|not_after| not_after > now)
+        })
+    }
+
+    /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
+    /// excepted. `namespace` is the workload's own. Returns how many it revoked.
+    pub fn rejudge(&self, generation: &Generation, namespace: &str, young: Duration) -> usize {
+        let mut revoked = 0;
+        for entry in self.streams() {
+            if entry.is_young(young) {
+                continue;
+            }
+            let is_allowed = match entry.connection.direction {
+                Direction::Inbound => entry.connection.judge(generation, &entry.facts).is_allowed(),
+                Direction::Outbound => !entry.has_lost_its_way(generation, namespace),
+            };
+            if !is_allowed {
+                entry.revoke();
+                revoked += 1;
+            }
+        }
+        revoked
+    }
+}
