@@ -6,29 +6,30 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest::{Context, SHA256};
-use nix::fcntl::OFlag;
 use notify::{RecursiveMode, Watcher as _};
-use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, Workload};
+use postern_policy::{Diagnostics, Generation, Scope, SourceFile, Workload};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::listener::is_exhaustion;
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
+use read::{digest, read_stable};
+use store::Store;
+
+mod read;
+mod store;
+
+pub use read::read_directory;
 
 /// Generations kept whole.
 const KEPT: usize = 16;
 /// Generations of which number, digest and time are remembered.
 const REMEMBERED: usize = 1_024;
-/// More files, or more bytes, are no set of documents but an accident (a home directory, a log).
-const MAX_FILES: usize = 10_000;
-const MAX_BYTES: u64 = 64 << 20;
 /// Events come in bursts; after the first, this much quiet is waited for, but never long.
 const QUIET: Duration = Duration::from_millis(20);
 const AT_MOST: Duration = Duration::from_millis(100);
@@ -45,6 +46,31 @@ pub struct History {
     remembered: VecDeque<Remembered>,
     /// Why the set that is there now is not in force.
     pub refused: Option<Refused>,
+    /// Where the set in force came from.
+    pub origin: Option<Origin>,
+    /// Digest of the set that the state directory keeps for the next start.
+    pub stored: Option<String>,
+    /// Why the stored set was of no use when it was needed.
+    pub store_error: Option<String>,
+}
+
+/// Where a set came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// The directory of documents.
+    Directory,
+    /// The state directory, which keeps the last good set for a start without good documents.
+    Store,
+}
+
+impl Origin {
+    /// Its word in the admin endpoint: the field of the configuration that names the place.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Directory => "documents",
+            Self::Store => "stateDir",
+        }
+    }
 }
 
 /// One generation's mark.
@@ -101,7 +127,7 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
     let directory = sidecar.config.documents.clone();
     let (events, mut changed) = watch::channel(());
     let mut watcher = Watched::start(&directory, events);
-    let mut loader = Loader { sidecar, number: 0, digest: None };
+    let mut loader = Loader::new(sidecar);
     loader.load().await;
     loaded.send_replace(true);
     loop {
@@ -178,64 +204,154 @@ impl Watched {
 
 struct Loader {
     sidecar: Arc<Sidecar>,
+    store: Arc<Store>,
     number: u64,
     /// Of the set that was read last, good or bad.
     digest: Option<String>,
+    /// The set in force could not be stored.
+    owed: bool,
+    /// The store is asked once, and only if the directory's first set is refused.
+    asked_store: bool,
+}
+
+/// What a look at the directory has found.
+enum Found {
+    /// Another set than last time, by its digest; and the files of one that is good.
+    Other(String, Result<(Arc<Generation>, Vec<SourceFile>), Diagnostics>),
+    /// The set in force, which is still to be stored.
+    Unstored(String, Vec<SourceFile>),
 }
 
 impl Loader {
+    fn new(sidecar: Arc<Sidecar>) -> Self {
+        let store = Arc::new(Store::new(&sidecar.config));
+        Self { sidecar, store, number: 0, digest: None, owed: false, asked_store: false }
+    }
+
     async fn load(&mut self) {
         let directory = self.sidecar.config.documents.clone();
         let scope = scope(&self.sidecar);
-        let (number, known) = (self.number + 1, self.digest.clone());
+        let (number, known, owed) = (self.number + 1, self.digest.clone(), self.owed);
         let task = tokio::task::spawn_blocking(move || {
             let set = read_stable(&directory)?;
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
-                return None;
+                return set.ok().filter(|_| owed).map(|files| Found::Unstored(digest, files));
             }
-            let generation = set.and_then(|files| postern_policy::load(&files, &scope, number));
-            Some((digest, generation))
+            let loaded =
+                set.and_then(|files| Ok((Arc::new(postern_policy::load(&files, &scope, number)?), files)));
+            Some(Found::Other(digest, loaded))
         });
         match task.await {
-            Ok(Some((digest, generation))) => self.publish(digest, generation),
+            Ok(Some(Found::Other(digest, Ok((generation, files))))) => {
+                self.digest = Some(digest.clone());
+                self.put_in_force(digest.clone(), generation, Origin::Directory);
+                self.store(digest, files).await;
+            }
+            Ok(Some(Found::Other(digest, Err(diagnostics)))) => {
+                self.refuse(digest, diagnostics);
+                self.ask_store().await;
+            }
+            Ok(Some(Found::Unstored(digest, files))) => self.store(digest, files).await,
             Ok(None) => {}
             // A panic while compiling must not take the last good set away.
-            Err(error) => tracing::error!(%error, "loading the documents failed"),
+            Err(error) => {
+                tracing::error!(%error, "loading the documents failed");
+                self.ask_store().await;
+            }
         }
     }
 
-    fn publish(&mut self, digest: String, generation: Result<Generation, Diagnostics>) {
+    fn put_in_force(&mut self, digest: String, generation: Arc<Generation>, origin: Origin) {
         let sidecar = &self.sidecar;
-        let now = sidecar.clock.wall();
-        self.digest = Some(digest.clone());
-        match generation {
-            Ok(generation) => {
-                self.number = generation.number();
-                let generation = Arc::new(generation);
-                let forgotten = {
-                    let mut history = sidecar.history.lock();
-                    history.refused = None;
-                    history.push(Arc::clone(&generation), digest, now)
-                };
-                if let Some(forgotten) = forgotten {
-                    sidecar.decisions.name_rules(&forgotten);
-                }
-                sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(&generation)));
-                sidecar.metrics.policy_loads[0].inc();
-                sidecar.metrics.policy_stale.set(0);
-                sidecar.metrics.policy_generation.set(i64::try_from(self.number).unwrap_or(i64::MAX));
-                tracing::info!(generation = self.number, "documents in force");
-                rejudge(sidecar, &generation);
+        self.number = generation.number();
+        let forgotten = {
+            let mut history = sidecar.history.lock();
+            if origin == Origin::Directory {
+                history.refused = None;
             }
-            Err(diagnostics) => {
-                tracing::error!(
-                    in_force = self.number,
-                    "documents refused, the last good set stays in force:\n{diagnostics}"
+            history.origin = Some(origin);
+            history.push(Arc::clone(&generation), digest, sidecar.clock.wall())
+        };
+        if let Some(forgotten) = forgotten {
+            sidecar.decisions.name_rules(&forgotten);
+        }
+        sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(&generation)));
+        if origin == Origin::Directory {
+            sidecar.metrics.policy_loads[0].inc();
+            sidecar.metrics.policy_stale.set(0);
+        }
+        sidecar.metrics.policy_from_store.set(i64::from(origin == Origin::Store));
+        sidecar.metrics.policy_generation.set(i64::try_from(self.number).unwrap_or(i64::MAX));
+        tracing::info!(generation = self.number, "documents in force");
+        rejudge(sidecar, &generation);
+    }
+
+    fn refuse(&mut self, digest: String, diagnostics: Diagnostics) {
+        let sidecar = &self.sidecar;
+        self.digest = Some(digest.clone());
+        // Of the set that is in force the files are gone: what could not be stored while they were there never will.
+        self.owed = false;
+        tracing::error!(
+            in_force = self.number,
+            "documents refused, the last good set stays in force:\n{diagnostics}"
+        );
+        sidecar.history.lock().refused = Some(Refused { digest, at: sidecar.clock.wall(), diagnostics });
+        sidecar.metrics.policy_loads[1].inc();
+        sidecar.metrics.policy_stale.set(1);
+    }
+
+    /// Keeps the set in force for the next start. In force it is already: a slow disk must not delay a withdrawal.
+    async fn store(&mut self, digest: String, files: Vec<SourceFile>) {
+        let (store, copy, now) = (Arc::clone(&self.store), digest.clone(), self.sidecar.clock.wall());
+        let task = tokio::task::spawn_blocking(move || store.write(&files, &copy, now));
+        let written = task.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        self.sidecar.history.lock().stored = written.is_ok().then_some(digest);
+        match written {
+            Ok(()) => self.owed = false,
+            Err(error) => {
+                if !self.owed {
+                    let path = self.store.path().display();
+                    tracing::warn!(
+                        "{path}: the documents in force cannot be stored: {error}; should the sidecar start anew while they are refused, it denies everything"
+                    );
+                }
+                self.owed = true;
+            }
+        }
+    }
+
+    /// For a start without good documents: those that were in force last, as long as nothing else is.
+    async fn ask_store(&mut self) {
+        if self.asked_store || self.number > 0 {
+            return;
+        }
+        self.asked_store = true;
+        let (store, scope, number) = (Arc::clone(&self.store), scope(&self.sidecar), self.number + 1);
+        let task = tokio::task::spawn_blocking(move || {
+            let Some(stored) = store.read()? else { return Ok(None) };
+            let generation = postern_policy::load(&stored.files, &scope, number)
+                .map_err(|diagnostics| format!("they are refused by now:\n{diagnostics}"))?;
+            Ok(Some((stored, Arc::new(generation))))
+        });
+        let path = self.store.path().display().to_string();
+        match task.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(Some((stored, generation))) => {
+                let refused = self.sidecar.history.lock().refused.clone();
+                let why = refused.map_or_else(String::new, |refused| refused.diagnostics.to_string());
+                tracing::warn!(
+                    stored_at_unix =
+                        stored.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+                    digest = stored.digest,
+                    "{path}: the documents stored there are in force, because the present ones are refused:\n{why}"
                 );
-                sidecar.history.lock().refused = Some(Refused { digest, at: now, diagnostics });
-                sidecar.metrics.policy_loads[1].inc();
-                sidecar.metrics.policy_stale.set(1);
+                self.sidecar.history.lock().stored = Some(stored.digest.clone());
+                self.put_in_force(stored.digest, generation, Origin::Store);
+            }
+            Ok(None) => tracing::warn!("{path}: no documents are stored there either: everything is denied"),
+            Err(why) => {
+                tracing::error!("{path}: the stored documents are ignored: {why}; everything is denied");
+                self.sidecar.history.lock().store_error = Some(why);
             }
         }
     }
@@ -278,149 +394,5 @@ pub(crate) fn scope(sidecar: &Sidecar) -> Scope {
             service_account: config.service_account.clone(),
             labels: config.workload.labels.clone(),
         }),
-    }
-}
-
-/// Reads until two readings agree: a file that is being written is not a document yet. `None` if no descriptor is left
-/// to read with: that says nothing about the documents, and the next poll tries again.
-fn read_stable(directory: &Path) -> Option<Result<Vec<SourceFile>, Diagnostics>> {
-    const TRIES: usize = 50;
-    let mut exhausted = false;
-    let mut last = read(directory, &mut exhausted);
-    for _ in 0..TRIES {
-        #[expect(clippy::disallowed_methods, reason = "a blocking thread, between two readings")]
-        std::thread::sleep(Duration::from_millis(10));
-        let next = read(directory, &mut exhausted);
-        if exhausted {
-            return None;
-        }
-        if digest(&last) == digest(&next) {
-            return Some(next);
-        }
-        last = next;
-    }
-    Some(last)
-}
-
-/// Every `*.yaml` and `*.yml` directly in `directory`, by name, symbolic links followed, hidden entries left out
-/// (editors' and Kubernetes' own).
-pub fn read_directory(directory: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    read(directory, &mut false)
-}
-
-/// `exhausted` is set if it fails because no descriptor is left.
-fn read(directory: &Path, exhausted: &mut bool) -> Result<Vec<SourceFile>, Diagnostics> {
-    let name = directory.display().to_string();
-    let whole = |message: String| {
-        let mut all = Diagnostics::new();
-        all.push(Diagnostic::whole(&name, message));
-        all
-    };
-    let entries = fs::read_dir(directory).map_err(|error| {
-        *exhausted |= is_exhaustion(&error);
-        whole(format!("the documents cannot be read: {error}"))
-    })?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|error| whole(format!("the documents cannot be listed: {error}")))?.path();
-        if is_document(&path) {
-            paths.push(path);
-        }
-        if paths.len() > MAX_FILES {
-            return Err(whole(format!("more than {MAX_FILES} files: this is no directory of documents")));
-        }
-    }
-    paths.sort();
-    let mut files = Vec::with_capacity(paths.len());
-    let mut bytes = 0;
-    for path in paths {
-        let file = path.display().to_string();
-        let text = match read_bounded(&path, MAX_BYTES - bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                *exhausted |= is_exhaustion(&error);
-                return Err(whole(format!("{file}: {error}")));
-            }
-        };
-        bytes += text.len() as u64;
-        files.push(SourceFile { name: file, text });
-    }
-    Ok(files)
-}
-
-fn is_document(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
-}
-
-fn read_bounded(path: &Path, left: u64) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    // Opening a pipe waits for a writer otherwise, for ever.
-    let file = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    let mut text = Vec::new();
-    file.take(left + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > left {
-        return Err(std::io::Error::other(format!("the documents hold more than {} MiB", MAX_BYTES >> 20)));
-    }
-    Ok(text)
-}
-
-/// SHA-256 over names and contents, each with its length; over the text of the error for a set that cannot be read.
-fn digest(set: &Result<Vec<SourceFile>, Diagnostics>) -> String {
-    let mut context = Context::new(&SHA256);
-    let mut add = |bytes: &[u8]| {
-        context.update(&(bytes.len() as u64).to_be_bytes());
-        context.update(bytes);
-    };
-    match set {
-        Ok(files) => {
-            for file in files {
-                let name = file.name.rsplit('/').next().unwrap_or(&file.name);
-                add(name.as_bytes());
-                add(&file.text);
-            }
-        }
-        Err(diagnostics) => add(diagnostics.to_string().as_bytes()),
-    }
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_documents_are_read_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["b.yaml", "a.yml", ".hidden.yaml", "notes.txt", "c.yaml~"] {
-            fs::write(dir.path().join(name), name).unwrap();
-        }
-        fs::create_dir(dir.path().join("..2026")).unwrap();
-        fs::write(dir.path().join("..2026/d.yaml"), "d").unwrap();
-        std::os::unix::fs::symlink("..2026/d.yaml", dir.path().join("d.yaml")).unwrap();
-        let files = read_directory(dir.path()).unwrap();
-        let names: Vec<&str> = files.iter().map(|file| file.name.rsplit('/').next().unwrap()).collect();
-        assert_eq!(names, ["a.yml", "b.yaml", "d.yaml"]);
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_an_error_and_not_an_empty_set() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(read_directory(&dir.path().join("missing")).is_err());
-        std::os::unix::fs::symlink("nowhere", dir.path().join("a.yaml")).unwrap();
-        let error = read_directory(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("a.yaml"), "{error}");
-    }
-
-    #[test]
-    fn names_and_contents_cannot_be_shifted_into_each_other() {
-        let file =
-            |name: &str, text: &str| SourceFile { name: name.to_owned(), text: text.as_bytes().to_vec() };
-        let one = digest(&Ok(vec![file("a", "bc"), file("d", "")]));
-        assert_ne!(one, digest(&Ok(vec![file("a", "b"), file("cd", "")])));
-        assert_eq!(one, digest(&Ok(vec![file("x/a", "bc"), file("x/d", "")])));
     }
 }

@@ -208,6 +208,9 @@ fn policy(sidecar: &Sidecar) -> Value {
         "loadedAt": newest.map(|one| rfc3339(one.loaded_at)),
         "documents": snapshot.policy.as_ref().map(|generation| generation.documents()),
         "warnings": snapshot.policy.as_ref().map(|generation| generation.warnings().iter().collect::<Vec<_>>()),
+        "source": history.origin.map(crate::documents::Origin::label),
+        "storedDigest": history.stored,
+        "storeError": history.store_error,
         "lastError": refused,
         "history": remembered,
     })

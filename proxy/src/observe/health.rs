@@ -8,6 +8,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
 use super::http::{Door, respond, text};
+use crate::documents::Origin;
 use crate::drain::Phase;
 use crate::sidecar::Sidecar;
 
@@ -35,8 +36,14 @@ pub fn unready(sidecar: &Sidecar) -> Vec<&'static str> {
 /// What a person should know although the sidecar is ready.
 pub fn notes(sidecar: &Sidecar) -> Vec<&'static str> {
     let mut codes = Vec::new();
-    if sidecar.history.lock().refused.is_some() {
-        codes.push("documents_refused");
+    {
+        let history = sidecar.history.lock();
+        if history.refused.is_some() {
+            codes.push("documents_refused");
+        }
+        if history.origin == Some(Origin::Store) {
+            codes.push("documents_from_store");
+        }
     }
     if sidecar.agent.lock().as_ref().is_some_and(|agent| !agent.status().connected) {
         codes.push("control_plane_unreachable");

@@ -123,6 +123,8 @@ pub struct Metrics {
     pub policy_loads: [Counter; 2],
     /// 1 while the directory holds a set that was refused.
     pub policy_stale: Gauge,
+    /// 1 while the set in force is the one that the state directory kept.
+    pub policy_from_store: Gauge,
     /// Streams reset because a change took their permission.
     pub policy_revoked: Counter,
     /// When the own certificate ends, in seconds since 1970.
@@ -221,6 +223,7 @@ impl Default for Metrics {
             accept_errors: Counter::default(),
             policy_generation: Gauge::default(),
             policy_stale: Gauge::default(),
+            policy_from_store: Gauge::default(),
             policy_revoked: Counter::default(),
             svid_not_after: Gauge::default(),
             svid_renewals: Counter::default(),
@@ -244,6 +247,11 @@ impl Metrics {
             "policy_stale",
             "1 while the documents that are there were refused and older ones are in force",
             self.policy_stale.clone(),
+        );
+        registry.register(
+            "policy_from_store",
+            "1 while the documents in force are those that the state directory kept",
+            self.policy_from_store.clone(),
         );
         registry.register(
             "policy_revoked_streams",
