@@ -126,7 +126,7 @@ impl Authority {
             return Err(AuthorityError::RootExpired);
         }
         // Signed with once here, so that a wrong, missing or readable-by-all key shows at the start and not in half a week.
-        let root_signer = root.signer(&trust_domain, keys.as_ref(), ROOT_KEY)?;
+        root.signer(&trust_domain, keys.as_ref(), ROOT_KEY)?;
         if store.bundle_sequence()? == 0 {
             store.raise_bundle_sequence(1)?;
         }
@@ -134,19 +134,7 @@ impl Authority {
             Bundle::new(trust_domain.clone(), store.bundle_sequence()?, vec![root.certificate.clone()])?;
         let bundles = Bundles::of(bundle);
 
-        let found = slots::Found::new(&trust_domain, keys.as_ref(), &bundles, &rows, now);
-        let prepared = found.usable(State::Prepared)?;
-        let (active, made) = match found.usable(State::Active)? {
-            Some(active) => (active, None),
-            None => {
-                // The first start, or one after a sleep longer than an issuing CA's life.
-                let made = make_issuing(&trust_domain, keys.as_ref(), &root, &root_signer, lives, now)?;
-                check::issuing(&trust_domain, &made, &bundles, now)?;
-                let row = made.ca.row(Kind::Issuing, State::Active);
-                (Arc::new(made), Some(row))
-            }
-        };
-        let slots = Slots { active, prepared };
+        let (slots, made) = take_up(&trust_domain, keys.as_ref(), &root, &bundles, lives, &rows, now)?;
         let set = slots.surplus(&rows);
         if made.is_some() || !set.is_empty() {
             let reason =
@@ -207,7 +195,9 @@ impl Authority {
         if self.due(now).is_none() {
             return Ok(None);
         }
-        self.follow_store(now)?;
+        if self.follow_store(now)? {
+            return Ok(Some(Turn::Activated));
+        }
         match self.due(now) {
             None => Ok(None),
             Some(Turn::Prepared) => self.prepare(now).map(Some),
@@ -231,29 +221,47 @@ impl Authority {
     }
 
     /// Takes up what the store holds, should it be something else than memory does: a commit whose success never reached us.
-    /// Also tells, before a key is made, that the store can be written to.
-    fn follow_store(&self, now: SystemTime) -> Result<(), AuthorityError> {
+    /// Also tells, before a key is made, that the store can be written to. `true` if none of them could sign any more, after
+    /// a sleep longer than an issuing CA's life, and a new one has taken their place.
+    fn follow_store(&self, now: SystemTime) -> Result<bool, AuthorityError> {
         let rows = self.store.authorities()?;
         {
             let slots = self.slots.read();
-            if slots.are_those_of(&rows) {
+            if slots.are_those_of(&rows) && !slots.have_ended(now) {
                 // Of a turn that the store refused only the key is left.
                 slots.sweep(self.keys.as_ref());
-                return Ok(());
+                return Ok(false);
             }
         }
-        let found = slots::Found::new(&self.trust_domain, self.keys.as_ref(), &self.bundles, &rows, now);
-        let active = found.usable(State::Active)?.ok_or(AuthorityError::NoneActive)?;
-        let slots = Slots { active, prepared: found.usable(State::Prepared)? };
-        let set = slots.surplus(&rows);
-        if !set.is_empty() {
-            let reason = "surplus found at a turn";
-            self.store.change_authorities(AuthorityChange { at: now, reason, add: Vec::new(), set })?;
+        if now > self.root.validity.not_after {
+            return Err(AuthorityError::RootExpired);
         }
-        tracing::warn!(active = %slots.active.ca.label, "the issuing CAs were taken up from the store anew");
+        let (slots, made) = take_up(
+            &self.trust_domain,
+            self.keys.as_ref(),
+            &self.root,
+            &self.bundles,
+            self.lives,
+            &rows,
+            now,
+        )?;
+        let set = slots.surplus(&rows);
+        let is_new = made.is_some();
+        if is_new || !set.is_empty() {
+            let reason =
+                if is_new { "the active one ended before a turn" } else { "surplus found at a turn" };
+            let add = made.into_iter().collect();
+            self.store.change_authorities(AuthorityChange { at: now, reason, add, set })?;
+        }
+        let active = &slots.active.ca.label;
+        if is_new {
+            tracing::warn!(%active, "every issuing CA had ended, has this machine slept? A new one signs");
+        } else {
+            tracing::warn!(%active, "the issuing CAs were taken up from the store anew");
+        }
         slots.sweep(self.keys.as_ref());
         *self.slots.write() = slots;
-        Ok(())
+        Ok(is_new)
     }
 
     fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
@@ -269,10 +277,11 @@ impl Authority {
     }
 
     fn activate(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
-        let (active, next) = {
+        let (active, Some(next)) = ({
             let slots = self.slots.read();
-            let Some(next) = slots.prepared.clone() else { return Err(AuthorityError::NoneActive) };
-            (slots.active.clone(), next)
+            (slots.active.clone(), slots.prepared.clone())
+        }) else {
+            return self.prepare(now);
         };
         check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
         let set = vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
@@ -309,11 +318,6 @@ pub enum AuthorityError {
     /// A certificate could not be built.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// The store holds no issuing CA that can sign.
-    #[error(
-        "the store holds no active issuing CA that has not ended; restart the control plane, which makes one"
-    )]
-    NoneActive,
     /// Nothing can be issued any more.
     #[error(
         "the root has expired (or the clock is wrong). If the clock is right, every workload needs a new trust bundle: use a new state directory"
@@ -373,6 +377,28 @@ impl Ca {
         }
         Ok(signer)
     }
+}
+
+/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, and after a
+/// sleep longer than an issuing CA's life.
+fn take_up(
+    td: &TrustDomain,
+    keys: &dyn KeyStore,
+    root: &Ca,
+    bundles: &Bundles,
+    lives: Lives,
+    rows: &[store::Authority],
+    now: SystemTime,
+) -> Result<(Slots, Option<store::Authority>), AuthorityError> {
+    let found = slots::Found::new(td, keys, bundles, rows, now);
+    if let Some(active) = found.usable(State::Active)? {
+        return Ok((Slots { active, prepared: found.usable(State::Prepared)? }, None));
+    }
+    let made = make_issuing(td, keys, root, &root.signer(td, keys, ROOT_KEY)?, lives, now)?;
+    check::issuing(td, &made, bundles, now)?;
+    let row = made.ca.row(Kind::Issuing, State::Active);
+    // A successor of the one that ended would end before the new one does.
+    Ok((Slots { active: Arc::new(made), prepared: None }, Some(row)))
 }
 
 fn make_root(

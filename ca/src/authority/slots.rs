@@ -33,6 +33,12 @@ impl Slots {
         live.is_empty()
     }
 
+    /// Whether none of them can sign any more.
+    pub(super) fn have_ended(&self, now: SystemTime) -> bool {
+        let mut all = [Some(&self.active), self.prepared.as_ref()].into_iter().flatten();
+        all.all(|issuing| issuing.not_after() <= now)
+    }
+
     /// Rows that are not retired and not in use: a turn broken off has left them, or they ended while nobody looked.
     pub(super) fn surplus(&self, rows: &[Row]) -> Vec<(String, State)> {
         let surplus = live(rows).filter(|row| !self.hold(&row.label));

@@ -122,6 +122,64 @@ fn a_restart_takes_up_where_it_was() {
 }
 
 #[test]
+fn a_sleep_past_the_end_of_both_issuing_cas_is_recovered_from_on_waking() {
+    for (what, days) in [("only the active one there", 1), ("a successor ready", 4)] {
+        let home = Home::new();
+        let ca = home.ca();
+        home.clock.advance(days * DAY);
+        assert_eq!(ca.authority.maintain().unwrap().is_some(), days == 4, "{what}");
+        let before = ca.authority.active().key_id().to_vec();
+        // Suspended: monotonic time stands still.
+        home.clock.jump_wall(30 * 86_400_000);
+        assert!(ca.issuer.self_test().is_err(), "{what}");
+        assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Activated), "{what}");
+        ca.issuer.self_test().unwrap();
+        let active = ca.authority.active();
+        assert_ne!(active.key_id(), before, "{what}");
+        assert_eq!(active.not_after(), home.clock.wall() + 7 * DAY, "{what}");
+        assert_eq!(ca.authority.maintain().unwrap(), None, "{what}: once");
+        let live: Vec<_> = states(&home).into_iter().filter(|(_, state)| *state != State::Retired).collect();
+        assert_eq!(live, [(Kind::Root, State::Active), (Kind::Issuing, State::Active)], "{what}");
+        assert_eq!(key_files(&home).len(), 2, "{what}: keys of what has ended are gone");
+        // And it goes on turning.
+        home.clock.advance(4 * DAY);
+        assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Prepared), "{what}");
+        home.clock.advance(DAY);
+        assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Activated), "{what}");
+    }
+}
+
+#[test]
+fn a_sleep_past_the_end_of_the_active_one_leaves_its_successor() {
+    let home = Home::new();
+    let ca = home.ca();
+    home.clock.advance(4 * DAY);
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Prepared));
+    home.clock.jump_wall(4 * 86_400_000);
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Activated));
+    assert_eq!(ca.authority.active().not_after(), start() + 11 * DAY);
+    // The same over a restart: the new active one is not followed by one that ends before it.
+    home.clock.advance(2 * DAY);
+    assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Prepared));
+    drop(ca);
+    home.clock.jump_wall(4 * 86_400_000);
+    let ca = home.ca();
+    for _ in 0..60 {
+        home.clock.advance(DAY / 4);
+        ca.authority.maintain().unwrap();
+        ca.issuer.self_test().unwrap();
+    }
+}
+
+#[test]
+fn a_sleep_past_the_end_of_the_root_is_told() {
+    let home = Home::new();
+    let ca = home.ca();
+    home.clock.jump_wall(3_651 * 86_400_000);
+    assert!(matches!(ca.authority.maintain(), Err(AuthorityError::RootExpired)));
+}
+
+#[test]
 fn it_does_not_start_on_keys_that_are_missing_open_or_wrong() {
     let home = Home::new();
     drop(home.ca());

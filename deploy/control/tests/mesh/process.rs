@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use postern_ca::store::{Sqlite, State, Store as _};
 use postern_control::StartError;
-use postern_svid::TrustDomain;
+use postern_svid::{Clock as _, SystemClock, TestClock, TrustDomain};
 
 use crate::common::*;
 
@@ -100,6 +102,32 @@ async fn not_ready_while_nothing_can_be_written() {
     assert_eq!(ready(&running).await.0, 503);
     other.execute_batch("ROLLBACK").unwrap();
     eventually("it comes back by itself", || async { ready(&running).await == (200, Vec::new()) }).await;
+    running.shutdown().await;
+}
+
+/// Suspended for longer than an issuing CA lives, with its successor ready: on waking it makes new ones by itself.
+#[tokio::test]
+async fn a_sleep_past_both_issuing_cas_needs_no_restart() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    // It wakes today, so that a client with the machine's clock can tell.
+    let clock = TestClock::at(SystemClock.wall() - 34 * DAY);
+    let config = config(&state, Duration::from_secs(8));
+    let running = postern_control::start_with(config, Arc::new(clock.clone())).await.unwrap();
+    clock.jump_wall(4 * 86_400_000);
+    let store = Sqlite::open(&state, &trust_domain()).unwrap();
+    eventually("a successor is ready", || async {
+        store.authorities().unwrap().iter().any(|row| row.state == State::Prepared)
+    })
+    .await;
+    clock.jump_wall(30 * 86_400_000);
+    eventually("its new certificate is served", || async { Client::connect(&running, None).await.is_ok() })
+        .await;
+    eventually("it is ready", || async { ready(&running).await == (200, Vec::new()) }).await;
+    join(&running, &state, "orders").await;
+    let (_, metrics) = get(running.health_address(), "/metrics", "x").await;
+    assert!(metrics.contains("postern_ca_issuing_rotations_total 1"), "{metrics}");
     running.shutdown().await;
 }
 
