@@ -7,22 +7,26 @@
 //! The store is the truth and memory follows it (`authority/slots.rs`): a turn begins with reading what is there, so that
 //! one whose outcome was not learned is neither repeated nor stuck.
 
+mod ca;
+mod error;
 mod slots;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use postern_svid::{Bundle, BundleError, Bundles, Clock, TrustDomain};
-use rcgen::KeyPair;
+use postern_svid::{Bundle, Bundles, Clock, TrustDomain};
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::check;
-use crate::keys::{KeyError, KeyStore};
-use crate::profile::{self, ISSUING_KEY, ProfileError, ROOT_KEY, Signer, Validity};
-use crate::store::{self, AuthorityChange, Kind, State, Store, StoreError};
-use slots::Slots;
+use crate::keys::KeyStore;
+use crate::profile::{ROOT_KEY, Validity};
+use crate::store::{AuthorityChange, Kind, State, Store};
+use ca::{Ca, make_issuing, make_root};
+use slots::{Slots, take_up};
+
+pub use ca::Issuing;
+pub use error::AuthorityError;
 
 /// How long CAs live.
 #[derive(Clone, Copy, Debug)]
@@ -59,21 +63,6 @@ pub struct Authority {
     turning: Mutex<()>,
 }
 
-/// A CA's certificate and what the store knows of it.
-struct Ca {
-    label: String,
-    certificate: CertificateDer<'static>,
-    key_id: Vec<u8>,
-    spki: [u8; 32],
-    validity: Validity,
-}
-
-/// An issuing CA that can sign.
-pub struct Issuing {
-    ca: Ca,
-    signer: Signer,
-}
-
 /// What a round of maintenance did.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Turn {
@@ -81,28 +70,6 @@ pub enum Turn {
     Prepared,
     /// The successor signs from now on.
     Activated,
-}
-
-impl Issuing {
-    /// The certificate that follows a leaf in its chain.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.ca.certificate
-    }
-
-    /// Its subject key identifier.
-    pub fn key_id(&self) -> &[u8] {
-        &self.ca.key_id
-    }
-
-    /// The last second of its life.
-    pub fn not_after(&self) -> SystemTime {
-        self.ca.validity.not_after
-    }
-
-    /// What signs.
-    pub fn signer(&self) -> &Signer {
-        &self.signer
-    }
 }
 
 impl Authority {
@@ -292,147 +259,6 @@ impl Authority {
         *self.slots.write() = slots;
         Ok(Turn::Activated)
     }
-}
-
-/// Why there is no working CA.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuthorityError {
-    /// The root does not make a bundle.
-    #[error("the stored root: {0}")]
-    Bundle(#[from] BundleError),
-    /// A CA did not pass its own test.
-    #[error("the CA's own test failed: {0}")]
-    Check(#[from] check::CheckError),
-    /// What is stored contradicts itself.
-    #[error("the CA's store is damaged: {0}; restore the state directory from a backup")]
-    Damaged(&'static str),
-    /// A key is missing or open to others.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// The key is another than the certificate's.
-    #[error(
-        "the key {0} does not belong to its certificate; restore the state directory, keys and database together, from a backup"
-    )]
-    KeyMismatch(String),
-    /// A certificate could not be built.
-    #[error(transparent)]
-    Profile(#[from] ProfileError),
-    /// Nothing can be issued any more.
-    #[error(
-        "the root has expired (or the clock is wrong). If the clock is right, every workload needs a new trust bundle: use a new state directory"
-    )]
-    RootExpired,
-    /// The store refused.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl Ca {
-    fn from_row(row: &store::Authority) -> Result<Self, AuthorityError> {
-        let damaged = AuthorityError::Damaged("a CA's certificate cannot be read or is not the one noted");
-        let Ok((rest, parsed)) = X509Certificate::from_der(&row.certificate) else { return Err(damaged) };
-        let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let dates = parsed.validity();
-        let noted = [row.not_before, row.not_after].map(|at| i64::try_from(seconds(at)).unwrap_or(0));
-        if !rest.is_empty() || noted != [dates.not_before.timestamp(), dates.not_after.timestamp()] {
-            return Err(damaged);
-        }
-        Ok(Self {
-            label: row.label.clone(),
-            spki: crate::csr::fingerprint(parsed.public_key().raw),
-            certificate: CertificateDer::from(row.certificate.clone()),
-            key_id: row.key_id.clone(),
-            validity: Validity { not_before: row.not_before, not_after: row.not_after },
-        })
-    }
-
-    fn row(&self, kind: Kind, state: State) -> store::Authority {
-        store::Authority {
-            kind,
-            state,
-            label: self.label.clone(),
-            key_id: self.key_id.clone(),
-            certificate: self.certificate.to_vec(),
-            not_before: self.validity.not_before,
-            not_after: self.validity.not_after,
-        }
-    }
-
-    fn made(label: String, key: &KeyPair, certificate: CertificateDer<'static>, validity: Validity) -> Self {
-        let spki = crate::csr::fingerprint(&rcgen::PublicKeyData::subject_public_key_info(key));
-        Self { label, key_id: profile::key_id(key), spki, certificate, validity }
-    }
-
-    fn signer(
-        &self,
-        td: &TrustDomain,
-        keys: &dyn KeyStore,
-        algorithm: &'static rcgen::SignatureAlgorithm,
-    ) -> Result<Signer, AuthorityError> {
-        let key = keys.load(&self.label, algorithm)?;
-        let signer = Signer::new(td, &self.label, self.key_id.clone(), key)?;
-        if crate::csr::fingerprint(&signer.spki()) != self.spki {
-            return Err(AuthorityError::KeyMismatch(self.label.clone()));
-        }
-        Ok(signer)
-    }
-}
-
-/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, and after a
-/// sleep longer than an issuing CA's life.
-fn take_up(
-    td: &TrustDomain,
-    keys: &dyn KeyStore,
-    root: &Ca,
-    bundles: &Bundles,
-    lives: Lives,
-    rows: &[store::Authority],
-    now: SystemTime,
-) -> Result<(Slots, Option<store::Authority>), AuthorityError> {
-    let found = slots::Found::new(td, keys, bundles, rows, now);
-    if let Some(active) = found.usable(State::Active)? {
-        return Ok((Slots { active, prepared: found.usable(State::Prepared)? }, None));
-    }
-    let made = make_issuing(td, keys, root, &root.signer(td, keys, ROOT_KEY)?, lives, now)?;
-    check::issuing(td, &made, bundles, now)?;
-    let row = made.ca.row(Kind::Issuing, State::Active);
-    // A successor of the one that ended would end before the new one does.
-    Ok((Slots { active: Arc::new(made), prepared: None }, Some(row)))
-}
-
-fn make_root(
-    td: &TrustDomain,
-    store: &dyn Store,
-    keys: &dyn KeyStore,
-    lives: Lives,
-    now: SystemTime,
-) -> Result<Ca, AuthorityError> {
-    let label = format!("root-{}", profile::ca_label()?);
-    let key = keys.create(&label, ROOT_KEY)?;
-    let validity = Validity::from_now(now, lives.root);
-    let certificate = profile::root(td, &label, &key, validity)?;
-    let root = Ca::made(label, &key, certificate, validity);
-    let add = vec![root.row(Kind::Root, State::Active)];
-    store.change_authorities(AuthorityChange { at: now, reason: "first start", add, set: Vec::new() })?;
-    Ok(root)
-}
-
-fn make_issuing(
-    td: &TrustDomain,
-    keys: &dyn KeyStore,
-    root: &Ca,
-    root_signer: &Signer,
-    lives: Lives,
-    now: SystemTime,
-) -> Result<Issuing, AuthorityError> {
-    let label = format!("{}{}", slots::ISSUING, profile::ca_label()?);
-    let key = keys.create(&label, ISSUING_KEY)?;
-    let validity = Validity::from_now(now, lives.issuing).ending_by(root.validity.not_after);
-    let certificate = profile::issuing(td, &label, &key, root_signer, validity)?;
-    let ca = Ca::made(label, &key, certificate, validity);
-    let signer = Signer::new(td, &ca.label, ca.key_id.clone(), key)?;
-    Ok(Issuing { ca, signer })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Calls block (the store's disk, the signature): serve them from a blocking thread.
 
 mod error;
+mod proof;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,11 +20,12 @@ use crate::authz;
 use crate::check;
 use crate::csr::{self, VerifiedKey};
 use crate::limits::{Buckets, RetryAfter};
-use crate::lineage::{Attestor, Lineage, LineageId, Refusal, Step};
+use crate::lineage::{Attestor, LineageId};
 use crate::metrics::{AuthorityKind, Metrics, Proven, Reason};
 use crate::profile::{self, Serial, Validity};
 use crate::store::{Grant, Issued, Store};
-use crate::token::{TokenHash, TokenRecord};
+use crate::token::TokenRecord;
+use proof::{Attested, Next};
 
 pub use error::IssueError;
 
@@ -117,12 +119,6 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-/// What the proof attests, before the request is read.
-enum Attested {
-    Token(TokenRecord),
-    Svid { step: Step, predecessor: Issued, lineage: Lineage },
 }
 
 impl Issuer {
@@ -261,106 +257,6 @@ impl Issuer {
         self.make(id, &key, ttl, now, lineage, grant)
     }
 
-    fn token(&self, token: &str, now: SystemTime) -> Result<Attested, IssueError> {
-        let hash = TokenHash::of(token).ok_or(IssueError::Unauthenticated("not a join token"))?;
-        let found = self.store.token(hash)?.ok_or(IssueError::Unauthenticated("an unknown join token"))?;
-        if now >= found.expires {
-            return Err(IssueError::Unauthenticated("the join token has expired"));
-        }
-        Ok(Attested::Token(found))
-    }
-
-    fn predecessor(&self, peer: &PeerSvid, named: &[u8], now: SystemTime) -> Result<Attested, IssueError> {
-        // The handshake verified it, but a connection can outlive its certificate.
-        if peer.not_after() < now {
-            return Err(IssueError::Unauthenticated("the connection's certificate has expired meanwhile"));
-        }
-        if named != peer.serial() {
-            return Err(IssueError::Predecessor);
-        }
-        let found = self.store.certificate(peer.serial())?;
-        let (predecessor, lineage) =
-            found.ok_or(IssueError::Unauthenticated("a certificate that this store never issued"))?;
-        if predecessor.id != *peer.id() || lineage.spiffe_id != *peer.id() {
-            return Err(IssueError::Unauthenticated("the store knows this serial number under another id"));
-        }
-        match lineage.judge(&predecessor.serial, now) {
-            Ok(step) => Ok(Attested::Svid { step, predecessor, lineage }),
-            Err(refusal) => {
-                if refusal == Refusal::Fork {
-                    self.store.mark_forked(lineage.id, now)?;
-                    self.metrics.forks.inc();
-                    let serial = crate::hex(&predecessor.serial);
-                    tracing::error!(
-                        id = %lineage.spiffe_id, lineage = %lineage.id, serial,
-                        "FORK: two parties hold keys of one lineage; neither renews any more. Find out where the key was copied, then make a new join token"
-                    );
-                }
-                Err(IssueError::Lineage(refusal))
-            }
-        }
-    }
-
-    /// Decides whether the key may be certified, and whether the answer has been given before.
-    fn key_policy(
-        &self,
-        attested: &Attested,
-        id: &SpiffeId,
-        key: &VerifiedKey,
-        now: SystemTime,
-    ) -> Result<Next, IssueError> {
-        let fingerprint = key.fingerprint();
-        if self.authority.holds_key(&fingerprint) {
-            return Err(IssueError::Key("it is a CA's"));
-        }
-        match attested {
-            Attested::Token(TokenRecord { bound: Some(bound), .. }) => {
-                if bound.key != fingerprint {
-                    return Err(IssueError::Unauthenticated("the join token is spent, by another key"));
-                }
-                let lineage = self.store.lineage(bound.lineage)?;
-                let newest =
-                    lineage.as_ref().map(|l| self.store.certificate(&l.newest)).transpose()?.flatten();
-                match (lineage, newest) {
-                    (Some(lineage), _) if lineage.forked.is_some() => {
-                        Err(IssueError::Lineage(Refusal::Forked))
-                    }
-                    (Some(lineage), Some((newest, _))) if newest.key == fingerprint => {
-                        let predecessor = newest.serial.clone();
-                        let grant = Grant::Lineage { predecessor, newest: lineage.newest };
-                        Ok(if now < newest.renew_after { Next::Answer(newest) } else { Next::Make(grant) })
-                    }
-                    _ => Err(IssueError::Unauthenticated(
-                        "the join token's lineage has moved on to other keys",
-                    )),
-                }
-            }
-            Attested::Token(token) => match self.store.key_owner(fingerprint)? {
-                Some(owner) if owner.id != *id => Err(IssueError::Key("it was certified under another id")),
-                _ => Ok(Next::Make(Grant::Token(token.hash))),
-            },
-            Attested::Svid { step, predecessor, lineage } => {
-                let owner = self.store.key_owner(fingerprint)?;
-                match owner {
-                    Some(owner)
-                        if *step == Step::Again
-                            && owner.serial == lineage.newest
-                            && now < owner.renew_after =>
-                    {
-                        Ok(Next::Answer(owner))
-                    }
-                    Some(_) => {
-                        Err(IssueError::Key("it was certified before; make a new one for each renewal"))
-                    }
-                    None => Ok(Next::Make(Grant::Lineage {
-                        predecessor: predecessor.serial.clone(),
-                        newest: lineage.newest.clone(),
-                    })),
-                }
-            }
-        }
-    }
-
     /// A clock that went back would make certificates that seem older than they are, and revive what has expired.
     fn check_clock(&self, now: SystemTime) -> Result<(), IssueError> {
         let last = *self.last.lock();
@@ -446,12 +342,6 @@ impl Issuer {
             now,
         })
     }
-}
-
-/// What the key policy decided.
-enum Next {
-    Answer(Issued),
-    Make(Grant),
 }
 
 /// Where in its life a leaf is to be renewed: 45 to 55 %, spread so that a mesh started at once does not come back at once.

@@ -5,10 +5,11 @@ use std::time::SystemTime;
 
 use postern_svid::{Bundles, TrustDomain};
 
-use super::{AuthorityError, Ca, Issuing};
+use super::ca::{Ca, Issuing, make_issuing};
+use super::{AuthorityError, Lives};
 use crate::check;
 use crate::keys::{KeyError, KeyStore};
-use crate::profile::ISSUING_KEY;
+use crate::profile::{ISSUING_KEY, ROOT_KEY};
 use crate::store::{Authority as Row, Kind, State};
 
 /// What every issuing CA's label begins with, and so the name of its key.
@@ -63,7 +64,7 @@ impl Slots {
 }
 
 /// Rows to take CAs from.
-pub(super) struct Found<'a> {
+struct Found<'a> {
     trust_domain: &'a TrustDomain,
     keys: &'a dyn KeyStore,
     bundles: &'a Bundles,
@@ -72,7 +73,7 @@ pub(super) struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    pub(super) fn new(
+    fn new(
         trust_domain: &'a TrustDomain,
         keys: &'a dyn KeyStore,
         bundles: &'a Bundles,
@@ -83,7 +84,7 @@ impl<'a> Found<'a> {
     }
 
     /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified.
-    pub(super) fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
+    fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
         let newest = live(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
         let Some(row) = newest else { return Ok(None) };
         let ca = Ca::from_row(row)?;
@@ -96,4 +97,26 @@ impl<'a> Found<'a> {
 
 fn live(rows: &[Row]) -> impl Iterator<Item = &Row> {
     rows.iter().filter(|row| row.kind == Kind::Issuing && row.state != State::Retired)
+}
+
+/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, and after a
+/// sleep longer than an issuing CA's life.
+pub(super) fn take_up(
+    td: &TrustDomain,
+    keys: &dyn KeyStore,
+    root: &Ca,
+    bundles: &Bundles,
+    lives: Lives,
+    rows: &[Row],
+    now: SystemTime,
+) -> Result<(Slots, Option<Row>), AuthorityError> {
+    let found = Found::new(td, keys, bundles, rows, now);
+    if let Some(active) = found.usable(State::Active)? {
+        return Ok((Slots { active, prepared: found.usable(State::Prepared)? }, None));
+    }
+    let made = make_issuing(td, keys, root, &root.signer(td, keys, ROOT_KEY)?, lives, now)?;
+    check::issuing(td, &made, bundles, now)?;
+    let row = made.ca.row(Kind::Issuing, State::Active);
+    // A successor of the one that ended would end before the new one does.
+    Ok((Slots { active: Arc::new(made), prepared: None }, Some(row)))
 }

@@ -2,8 +2,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use postern_svid::Role;
+use rcgen::KeyPair;
 
 use super::*;
+use crate::profile::ISSUING_KEY;
+use crate::store::{self, StoreError};
 use crate::testing::{HOUR, Home, id, peer, start};
 
 const DAY: Duration = Duration::from_secs(86_400);

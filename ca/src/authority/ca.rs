@@ -1,0 +1,137 @@
+//! One CA: its certificate, its key, its row in the store, and how it is made.
+
+use std::time::SystemTime;
+
+use postern_svid::TrustDomain;
+use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{AuthorityError, Lives, slots};
+use crate::keys::KeyStore;
+use crate::profile::{self, ISSUING_KEY, ROOT_KEY, Signer, Validity};
+use crate::store::{self, AuthorityChange, Kind, State, Store};
+
+/// A CA's certificate and what the store knows of it.
+pub(super) struct Ca {
+    pub(super) label: String,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key_id: Vec<u8>,
+    pub(super) spki: [u8; 32],
+    pub(super) validity: Validity,
+}
+
+/// An issuing CA that can sign.
+pub struct Issuing {
+    pub(super) ca: Ca,
+    pub(super) signer: Signer,
+}
+
+impl Issuing {
+    /// The certificate that follows a leaf in its chain.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.ca.certificate
+    }
+
+    /// Its subject key identifier.
+    pub fn key_id(&self) -> &[u8] {
+        &self.ca.key_id
+    }
+
+    /// The last second of its life.
+    pub fn not_after(&self) -> SystemTime {
+        self.ca.validity.not_after
+    }
+
+    /// What signs.
+    pub fn signer(&self) -> &Signer {
+        &self.signer
+    }
+}
+
+impl Ca {
+    pub(super) fn from_row(row: &store::Authority) -> Result<Self, AuthorityError> {
+        let damaged = AuthorityError::Damaged("a CA's certificate cannot be read or is not the one noted");
+        let Ok((rest, parsed)) = X509Certificate::from_der(&row.certificate) else { return Err(damaged) };
+        let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let dates = parsed.validity();
+        let noted = [row.not_before, row.not_after].map(|at| i64::try_from(seconds(at)).unwrap_or(0));
+        if !rest.is_empty() || noted != [dates.not_before.timestamp(), dates.not_after.timestamp()] {
+            return Err(damaged);
+        }
+        Ok(Self {
+            label: row.label.clone(),
+            spki: crate::csr::fingerprint(parsed.public_key().raw),
+            certificate: CertificateDer::from(row.certificate.clone()),
+            key_id: row.key_id.clone(),
+            validity: Validity { not_before: row.not_before, not_after: row.not_after },
+        })
+    }
+
+    pub(super) fn row(&self, kind: Kind, state: State) -> store::Authority {
+        store::Authority {
+            kind,
+            state,
+            label: self.label.clone(),
+            key_id: self.key_id.clone(),
+            certificate: self.certificate.to_vec(),
+            not_before: self.validity.not_before,
+            not_after: self.validity.not_after,
+        }
+    }
+
+    fn made(label: String, key: &KeyPair, certificate: CertificateDer<'static>, validity: Validity) -> Self {
+        let spki = crate::csr::fingerprint(&rcgen::PublicKeyData::subject_public_key_info(key));
+        Self { label, key_id: profile::key_id(key), spki, certificate, validity }
+    }
+
+    pub(super) fn signer(
+        &self,
+        td: &TrustDomain,
+        keys: &dyn KeyStore,
+        algorithm: &'static rcgen::SignatureAlgorithm,
+    ) -> Result<Signer, AuthorityError> {
+        let key = keys.load(&self.label, algorithm)?;
+        let signer = Signer::new(td, &self.label, self.key_id.clone(), key)?;
+        if crate::csr::fingerprint(&signer.spki()) != self.spki {
+            return Err(AuthorityError::KeyMismatch(self.label.clone()));
+        }
+        Ok(signer)
+    }
+}
+
+/// A root that is new, its row stored.
+pub(super) fn make_root(
+    td: &TrustDomain,
+    store: &dyn Store,
+    keys: &dyn KeyStore,
+    lives: Lives,
+    now: SystemTime,
+) -> Result<Ca, AuthorityError> {
+    let label = format!("root-{}", profile::ca_label()?);
+    let key = keys.create(&label, ROOT_KEY)?;
+    let validity = Validity::from_now(now, lives.root);
+    let certificate = profile::root(td, &label, &key, validity)?;
+    let root = Ca::made(label, &key, certificate, validity);
+    let add = vec![root.row(Kind::Root, State::Active)];
+    store.change_authorities(AuthorityChange { at: now, reason: "first start", add, set: Vec::new() })?;
+    Ok(root)
+}
+
+/// An issuing CA that is new, its key stored and its row not yet.
+pub(super) fn make_issuing(
+    td: &TrustDomain,
+    keys: &dyn KeyStore,
+    root: &Ca,
+    root_signer: &Signer,
+    lives: Lives,
+    now: SystemTime,
+) -> Result<Issuing, AuthorityError> {
+    let label = format!("{}{}", slots::ISSUING, profile::ca_label()?);
+    let key = keys.create(&label, ISSUING_KEY)?;
+    let validity = Validity::from_now(now, lives.issuing).ending_by(root.validity.not_after);
+    let certificate = profile::issuing(td, &label, &key, root_signer, validity)?;
+    let ca = Ca::made(label, &key, certificate, validity);
+    let signer = Signer::new(td, &ca.label, ca.key_id.clone(), key)?;
+    Ok(Issuing { ca, signer })
+}
