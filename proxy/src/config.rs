@@ -15,6 +15,9 @@ use serde::Deserialize;
 
 use crate::limits::Limits;
 use crate::observe::log;
+use join_token::{JoinToken, attestation};
+
+mod join_token;
 
 /// Everything a sidecar is told.
 #[derive(Clone, Debug)]
@@ -131,6 +134,7 @@ impl Config {
             parts
         });
         let trust = trust(file, &raw.control_plane, &mut wrong);
+        let attestation = attestation(file, &raw.control_plane.join_token, &mut wrong);
         let (ports, upgrades) = ports(file, &raw, &mut wrong);
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
@@ -160,7 +164,7 @@ impl Config {
             control_plane: raw.control_plane.address.value,
             control_plane_id,
             trust,
-            attestation: Attestation::JoinToken(raw.control_plane.join_token),
+            attestation,
             workload: WorkloadConfig {
                 address: raw.workload.address,
                 ports,
@@ -228,7 +232,7 @@ struct ControlPlane {
     spiffe_id: Spanned<String>,
     trust_bundle: Option<PathBuf>,
     root_sha256: Option<Spanned<String>>,
-    join_token: PathBuf,
+    join_token: Spanned<JoinToken>,
 }
 
 #[derive(Deserialize)]

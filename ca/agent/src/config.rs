@@ -39,6 +39,9 @@ pub enum Trust {
 pub enum Attestation {
     /// A file, mode 0600, that holds a join token. It is read again for each use, so that it can be replaced.
     JoinToken(PathBuf),
+    /// A descriptor that this process was started with and that holds a join token: a pipe, a memfd, an open file. It is read
+    /// once, at the start.
+    JoinTokenDescriptor(u32),
 }
 
 impl Config {

@@ -14,6 +14,13 @@ pub enum StartError {
     Address(String),
     /// The state directory belongs to a running process.
     InUse(PathBuf),
+    /// The descriptor that was to bring the join token does not.
+    Descriptor {
+        /// Its number.
+        descriptor: u32,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file or directory cannot be read, made or locked.
     Io {
         /// Which.
@@ -80,6 +87,10 @@ impl fmt::Display for StartError {
                 f,
                 "{}: another process uses this state directory; give each sidecar its own",
                 path.display()
+            ),
+            Self::Descriptor { descriptor, problem } => write!(
+                f,
+                "descriptor {descriptor}: {problem}; it must be a pipe or file of this process's user that holds one join token, for example: postern-proxy run --config FILE {descriptor}< TOKENFILE"
             ),
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
             Self::Mode { path, mode, allowed } => write!(

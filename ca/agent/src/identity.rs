@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use postern_svid::{Bundle, Bundles, Clock, Svid};
 use tokio::sync::watch::{self, Receiver};
+use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::key::Key;
@@ -67,6 +68,10 @@ pub(crate) struct Held {
     /// Of a request under way.
     pub(crate) pending: Option<Key>,
     pub(crate) generation: u64,
+    /// The join token that came by a descriptor, or why none came.
+    pub(crate) handed_over: Option<Result<Zeroizing<String>, String>>,
+    /// The join token that the control plane has taken, or refused for good: nothing new can come of it.
+    pub(crate) used_token: Option<Zeroizing<String>>,
 }
 
 impl Live {

@@ -9,6 +9,7 @@
 
 mod config;
 mod connect;
+mod descriptor;
 mod error;
 mod files;
 mod identity;

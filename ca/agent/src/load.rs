@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::config::{Attestation, Trust};
+use crate::descriptor;
 use crate::error::StartError;
 use crate::files;
 use crate::identity::Live;
@@ -24,6 +25,7 @@ pub(crate) enum Anchor {
 impl Live {
     /// Reads the state directory, sets aside what cannot be used and publishes what can.
     pub(crate) fn load(&self) -> Result<(), StartError> {
+        self.take_over_token();
         let bundle = self.load_bundle()?.map(Arc::new);
         {
             let mut held = self.held.lock();
@@ -126,19 +128,35 @@ impl Live {
             .map_err(|error| StartError::TrustBundle { path: path.to_owned(), error })
     }
 
-    /// The join token, read anew: people replace the file.
+    /// The join token: read anew from its file, because people replace it; or as its descriptor has brought it.
     pub(crate) fn join_token(&self) -> Result<Zeroizing<String>, StartError> {
-        let Attestation::JoinToken(path) = &self.config.attestation;
-        let token = |problem: &str| StartError::Token { path: path.clone(), problem: problem.to_owned() };
-        let bytes = files::read_private(path)?.ok_or_else(|| token("there is no join token"))?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| token("the join token is not text"))?.trim();
-        if text.is_empty()
-            || text.len() > 4_096
-            || text.contains(|c: char| c.is_whitespace() || c.is_control())
-        {
-            return Err(token("the file does not hold one join token"));
+        match &self.config.attestation {
+            Attestation::JoinToken(path) => {
+                let token =
+                    |problem: &str| StartError::Token { path: path.clone(), problem: problem.to_owned() };
+                let bytes = files::read_private(path)?.ok_or_else(|| token("there is no join token"))?;
+                parse_token(&bytes).map_err(token)
+            }
+            Attestation::JoinTokenDescriptor(descriptor) => {
+                let handed_over = self.held.lock().handed_over.clone();
+                let handed_over = handed_over.unwrap_or_else(|| Err("it was not read".to_owned()));
+                handed_over.map_err(|problem| StartError::Descriptor { descriptor: *descriptor, problem })
+            }
         }
-        Ok(Zeroizing::new(text.to_owned()))
+    }
+
+    /// Takes the join token from its descriptor: once, for a pipe gives it once.
+    fn take_over_token(&self) {
+        if let Attestation::JoinTokenDescriptor(descriptor) = self.config.attestation {
+            let token =
+                descriptor::read(descriptor).and_then(|bytes| parse_token(&bytes).map_err(str::to_owned));
+            self.held.lock().handed_over = Some(token);
+        }
+    }
+
+    /// Whether there is a join token that has not been used up yet, as far as this process knows.
+    pub(crate) fn has_fresh_token(&self) -> bool {
+        self.join_token().is_ok_and(|token| self.held.lock().used_token.as_ref() != Some(&token))
     }
 
     /// For a stored SVID whose stored bundle is missing.
@@ -148,4 +166,12 @@ impl Live {
             Trust::RootSha256(_) => None,
         }
     }
+}
+
+fn parse_token(bytes: &[u8]) -> Result<Zeroizing<String>, &'static str> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "the join token is not text")?.trim();
+    if text.is_empty() || text.len() > 4_096 || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("it does not hold one join token");
+    }
+    Ok(Zeroizing::new(text.to_owned()))
 }

@@ -39,8 +39,11 @@ pub(crate) async fn run(live: &Live) {
                 let wait = backoff.wait(live.pace());
                 warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
                 // An SVID renews within limits that only the control plane knows; beyond them a new token is the way, so
-                // both are tried in turn.
-                by_token = proof.is_renewal() && refused_for_good(&error) && live.join_token().is_ok();
+                // both are tried in turn. One whose root has left the bundle is not even asked about: the handshake ends it,
+                // and what was used up before will not help.
+                by_token = proof.is_renewal()
+                    && (refused_for_good(&error) && live.join_token().is_ok()
+                        || is_disowned(live) && live.has_fresh_token());
                 sleep(wait).await;
             }
         }
@@ -66,10 +69,17 @@ fn until_due(live: &Live) -> Option<Duration> {
     let left = identity.renew_after.duration_since(now).ok().filter(|left| !left.is_zero())?;
     // A bundle that no longer vouches for our SVID means that peers refuse it: the time that the CA chose is moot. Of the
     // clock's making is only "not yet valid", against which a new SVID would not help.
-    match identity.svid.verify_against(&identity.bundles, now) {
-        Ok(()) | Err(VerifyError::NotYetValid { .. }) => Some(left.min(live.pace().tick())),
-        Err(_) => None,
-    }
+    (!disowns(&identity, now)).then(|| left.min(live.pace().tick()))
+}
+
+fn disowns(identity: &Identity, now: SystemTime) -> bool {
+    let verified = identity.svid.verify_against(&identity.bundles, now);
+    !matches!(verified, Ok(()) | Err(VerifyError::NotYetValid { .. }))
+}
+
+/// Whether the bundle in force no longer vouches for the SVID in force.
+fn is_disowned(live: &Live) -> bool {
+    live.current().is_some_and(|identity| disowns(&identity, live.clock.wall()))
 }
 
 fn proof(live: &Live, by_token: bool) -> Evidence {
@@ -99,10 +109,12 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
         Evidence::Token => None,
     };
     let mut connection = connect::open(live, svid, pace).await?;
+    let mut sent = None;
     if !evidence.is_renewal() {
         // Only now: the control plane has proven who it is.
         let token = live.join_token().map_err(|error| AttemptError::Local(error.to_string()))?;
         request.proof = Some(Proof::JoinToken(token.as_str().to_owned()));
+        sent = Some(token);
     }
     let answer = timeout(pace.step(), connection.client.issue(request))
         .await
@@ -111,8 +123,11 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             let error = AttemptError::from_status(&status);
-            if evidence.is_renewal() && refused_for_good(&error) {
-                live.discard_request_key().await;
+            if refused_for_good(&error) {
+                match sent {
+                    Some(token) => live.held.lock().used_token = Some(token),
+                    None => live.discard_request_key().await,
+                }
             }
             return Err(error);
         }
@@ -121,6 +136,9 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     let (issued, bundle) = read(live, answer, key)?;
     let (serial, not_after) = (issued.svid.serial().to_vec(), issued.svid.not_after());
     live.install(Some(issued), bundle).await?;
+    if sent.is_some() {
+        live.held.lock().used_token = sent;
+    }
     live.succeeded(skew);
     info!(
         id = %live.config.identity,

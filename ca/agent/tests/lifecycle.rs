@@ -2,126 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod control;
+mod place;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use control::{Ca, TTL};
-use postern_agent::{Agent, Attestation, Config, Identity, Observer, StartError, Trust, start};
-use postern_svid::{Clock, SpiffeId, TestClock};
-use tempfile::TempDir;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-
-const ID: &str = "spiffe://demo.postern/ns/shop/sa/orders";
-const CONTROL: &str = "spiffe://demo.postern/postern/control";
-const TOKEN: &str = "token-0123456789";
-
-struct Place {
-    directory: TempDir,
-    config: Config,
-    clock: TestClock,
-}
-
-impl Place {
-    fn new(ca: &Ca, control_plane: std::net::SocketAddr) -> Self {
-        let directory = TempDir::new().unwrap();
-        let token = directory.path().join("token");
-        private(&token, TOKEN);
-        let bundle = directory.path().join("bundle.pem");
-        fs::write(&bundle, ca.root_pem()).unwrap();
-        let config = Config {
-            control_plane: control_plane.to_string(),
-            control_plane_id: SpiffeId::parse(CONTROL).unwrap(),
-            trust: Trust::Bundle(bundle),
-            identity: SpiffeId::parse(ID).unwrap(),
-            attestation: Attestation::JoinToken(token),
-            state_dir: directory.path().join("state"),
-            test: true,
-        };
-        Self { directory, config, clock: ca.clock.clone() }
-    }
-
-    fn state(&self, name: &str) -> PathBuf {
-        self.config.state_dir.join(name)
-    }
-
-    fn start(&self) -> Result<Agent, StartError> {
-        start(self.config.clone(), Arc::new(self.clock.clone()))
-    }
-
-    fn run(&self) -> Running {
-        let agent = self.start().unwrap();
-        let observer = agent.observer();
-        let (stop, stopped) = watch::channel(false);
-        Running { observer, stop, task: Some(tokio::spawn(agent.run(stopped))) }
-    }
-}
-
-struct Running {
-    observer: Observer,
-    stop: watch::Sender<bool>,
-    task: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    fn current(&self) -> Option<Arc<Identity>> {
-        self.observer.identity().borrow().clone()
-    }
-
-    async fn identity(&self) -> Arc<Identity> {
-        self.until(|identity| identity.is_some()).await.unwrap()
-    }
-
-    async fn renewed(&self, after: &Identity) -> Arc<Identity> {
-        let serial = after.svid.serial().to_vec();
-        self.until(|identity| identity.as_ref().is_some_and(|now| now.svid.serial() != serial)).await.unwrap()
-    }
-
-    async fn until(&self, what: impl Fn(&Option<Arc<Identity>>) -> bool) -> Option<Arc<Identity>> {
-        let mut identities = self.observer.identity();
-        match tokio::time::timeout(Duration::from_secs(20), identities.wait_for(|now| what(now))).await {
-            Ok(identity) => identity.unwrap().clone(),
-            Err(_) => panic!("not in time: {:?}", self.observer.status()),
-        }
-    }
-
-    async fn stop(mut self) {
-        self.stop.send(true).unwrap();
-        let task = self.task.take().unwrap();
-        tokio::time::timeout(Duration::from_secs(5), task).await.expect("it stops when told").unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // As a crash does: at once, wherever it is.
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
-}
-
-fn private(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
-}
-
-fn clock() -> TestClock {
-    TestClock::at(UNIX_EPOCH + Duration::from_secs(1_800_000_000))
-}
-
-async fn eventually(what: &str, check: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !check() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use place::{CONTROL, ID, Place, TOKEN, clock, eventually, private};
+use postern_agent::{Config, Identity, StartError, Trust, start};
+use postern_svid::{Clock, SpiffeId};
 
 #[tokio::test]
 async fn the_first_svid_and_a_restart_without_control_plane() {
