@@ -7,6 +7,7 @@ use postern_policy::Verdict;
 use crate::connections::{Connection, Entry, Facts, Stream};
 use crate::decisions::{Decision, DecisionId};
 use crate::error::{Error, Reason, Side};
+use crate::observe::log;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 
@@ -81,7 +82,7 @@ fn remember(
             peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str()),
             port = entry.facts.port,
             method,
-            path,
+            path = &*log::path(path),
             "denied"
         );
     }

@@ -13,6 +13,7 @@ use crate::decisions::DecisionLog;
 use crate::documents::History;
 use crate::drain::Drain;
 use crate::error::Reason;
+use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshots;
@@ -94,7 +95,7 @@ impl Sidecar {
             destination = entry.facts.destination.as_deref().unwrap_or("-"),
             port = entry.facts.port,
             method,
-            path,
+            path = &*log::path(path),
             status = entry.status(),
             bytes = entry.response_bytes(),
             seconds,

@@ -117,3 +117,30 @@ fn an_old_allowance_keeps_the_name_of_its_rule() {
     assert_eq!((&oldest["effect"], &oldest["generation"]), (&"allow".into(), &1.into()), "{oldest}");
     assert_eq!(oldest["rule"], "shop/orders/reads", "{oldest}");
 }
+
+/// A caller chooses the length of its paths, and must not choose the length of the log.
+#[test]
+fn long_paths_do_not_fill_the_log() {
+    let mut plan = Plan::new();
+    plan.sidecar("web").log("info,postern::access=debug");
+    plan.sidecar("orders").serves(80, 8080, "http").log("info,postern::access=debug");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let path = "/a".repeat(3_000);
+    for (method, status) in [("GET", 200), ("PUT", 403)] {
+        let request =
+            format!("{method} {path}?token=secret HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n");
+        let answer = wire::exchange(mesh.sidecar("web").outbound(), request.as_bytes());
+        assert_eq!(wire::status(&answer), status, "{}", text(&answer));
+    }
+    for (name, lines) in [("web", 2), ("orders", 3)] {
+        let sidecar = mesh.sidecar(name);
+        let told = || sidecar.log().lines().filter(|line| line.contains("… (6000 bytes)")).count();
+        postern_tests::wait::until("requests and denial are logged", postern_tests::wait::PATIENCE, || {
+            told() == lines
+        });
+        let log = sidecar.log();
+        assert!(log.lines().all(|line| line.len() < 1_000) && !log.contains("secret"), "{log}");
+    }
+}

@@ -256,7 +256,7 @@ fn stream(entry: &Entry) -> Value {
         "destination": entry.facts.destination,
         "port": entry.facts.port,
         "method": method,
-        "path": path,
+        "path": log::path(path),
         "status": status(entry.status()),
         "seconds": entry.since.elapsed().as_secs_f64(),
         "responseBytes": entry.response_bytes(),

@@ -1,5 +1,8 @@
-//! The log: its shape is settled at the start, its level can change while it runs.
+//! The log: its shape is settled at the start, its level can change while it runs, and nothing that is logged can pose
+//! as a line of its own or steer the terminal that shows it.
 
+use std::borrow::Cow;
+use std::io::{self, Write};
 use std::str::FromStr as _;
 use std::sync::OnceLock;
 
@@ -19,8 +22,8 @@ static LEVEL: OnceLock<(Handle<Targets, Registry>, parking_lot::Mutex<String>)> 
 pub fn start(config: &LogConfig) -> Result<(), String> {
     let (filter, handle) = reload::Layer::new(parse(&config.level)?);
     let lines = match config.format {
-        LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => fmt::layer().with_writer(entries).with_ansi(false).boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(entries).boxed(),
     };
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         let _ = LEVEL.set((handle, parking_lot::Mutex::new(config.level.clone())));
@@ -57,9 +60,126 @@ fn parse(text: &str) -> Result<Targets, String> {
     Targets::from_str(text).map_err(|error| format!("log level {text:?}: {error} ({WAY_OUT})"))
 }
 
+/// Longest path in a line, in bytes.
+const MAX_PATH: usize = 256;
+
+/// A path as a line of the log shows it: a caller chooses how long it is, and must not choose how long the log gets.
+pub fn path(path: &str) -> Cow<'_, str> {
+    if path.len() <= MAX_PATH {
+        return Cow::Borrowed(path);
+    }
+    let kept = &path[..path.floor_char_boundary(MAX_PATH)];
+    Cow::Owned(format!("{kept}… ({} bytes)", path.len()))
+}
+
+fn entries() -> Entries<io::Stderr> {
+    Entries(io::stderr())
+}
+
+/// Writes entries without control characters, whichever field they came in. Line breaks within an entry stay, for the
+/// findings about documents, but what follows one is indented: no line begins with what somebody else chose.
+#[derive(Debug)]
+struct Entries<W>(W);
+
+impl<W: Write> Write for Entries<W> {
+    /// One call is one entry, its end of line included: so the subscriber writes.
+    fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
+        let body = entry.strip_suffix(b"\n").unwrap_or(entry);
+        let text = String::from_utf8_lossy(body);
+        if text.chars().any(char::is_control) {
+            let mut clean = String::with_capacity(text.len() + 64);
+            for c in text.chars() {
+                match c {
+                    '\n' => clean.push_str("\n    "),
+                    c if c.is_control() => clean.push_str(&format!("\\u{:04x}", u32::from(c))),
+                    c => clean.push(c),
+                }
+            }
+            clean.push('\n');
+            self.0.write_all(clean.as_bytes())?;
+        } else {
+            self.0.write_all(entry)?;
+        }
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_path_is_cut_and_its_length_told() {
+        assert_eq!(path("/short"), "/short");
+        let long = format!("/{}", "a".repeat(60_000));
+        let shown = path(&long);
+        assert!(shown.len() < 280 && shown.ends_with("aaa… (60001 bytes)"), "{shown}");
+        for lead in ["/", "/a", "/ab", "/abc"] {
+            assert!(path(&format!("{lead}{}", "é".repeat(300))).contains('…'), "cut between characters");
+        }
+    }
+
+    #[test]
+    fn what_is_logged_cannot_forge_a_line_nor_steer_a_terminal() {
+        let mut written = Vec::new();
+        let forged = "INFO error=\u{1b}[2J\u{9b}1m a\r\tb\0\u{7f}\n2026-11-27T00:00:00Z ERROR forged\n";
+        Entries(&mut written).write_all(forged.as_bytes()).unwrap();
+        let text = String::from_utf8(written).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "INFO error=\\u001b[2J\\u009b1m a\\u000d\\u0009b\\u0000\\u007f",
+                "    2026-11-27T00:00:00Z ERROR forged"
+            ]
+        );
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'));
+    }
+
+    #[test]
+    fn the_log_goes_through_it_in_both_shapes() {
+        use tracing_subscriber::fmt::MakeWriter;
+
+        #[derive(Clone, Default)]
+        struct Kept(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
+        impl Write for Kept {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        struct Make(Kept);
+        impl<'a> MakeWriter<'a> for Make {
+            type Writer = Entries<Kept>;
+            fn make_writer(&'a self) -> Self::Writer {
+                Entries(self.0.clone())
+            }
+        }
+        for json in [false, true] {
+            let kept = Kept::default();
+            let make = Make(kept.clone());
+            let lines = if json {
+                fmt::layer().json().flatten_event(true).with_writer(make).boxed()
+            } else {
+                fmt::layer().with_writer(make).with_ansi(false).boxed()
+            };
+            let subscriber = tracing_subscriber::registry().with(lines);
+            tracing::subscriber::with_default(subscriber, || {
+                let evil = "x\r\n\u{1b}]0;t\u{7}\u{85}";
+                tracing::error!(error = %evil, path = evil, "it said {evil}");
+            });
+            let text = String::from_utf8(kept.0.lock().clone()).unwrap();
+            assert!(text.contains("it said") && text.ends_with('\n'), "{text:?}");
+            let is_forged = |line: &str| line.starts_with(['\u{1b}', ']']) || line.chars().any(char::is_control);
+            assert!(!text.lines().any(is_forged), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_word_that_is_no_level_silences_nothing() {
