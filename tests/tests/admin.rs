@@ -129,8 +129,9 @@ fn long_paths_do_not_fill_the_log() {
     let mesh = plan.start();
     let path = "/a".repeat(3_000);
     for (method, status) in [("GET", 200), ("PUT", 403)] {
-        let request =
-            format!("{method} {path}?token=secret HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "{method} {path}?token=secret HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n"
+        );
         let answer = wire::exchange(mesh.sidecar("web").outbound(), request.as_bytes());
         assert_eq!(wire::status(&answer), status, "{}", text(&answer));
     }

@@ -176,7 +176,8 @@ mod tests {
             });
             let text = String::from_utf8(kept.0.lock().clone()).unwrap();
             assert!(text.contains("it said") && text.ends_with('\n'), "{text:?}");
-            let is_forged = |line: &str| line.starts_with(['\u{1b}', ']']) || line.chars().any(char::is_control);
+            let is_forged =
+                |line: &str| line.starts_with(['\u{1b}', ']']) || line.chars().any(char::is_control);
             assert!(!text.lines().any(is_forged), "{text:?}");
         }
     }

@@ -140,7 +140,7 @@ impl Connection {
         let response = response.await.map_err(|error| self.stream_error(&error))?;
         let (parts, recv) = response.into_parts();
         if parts.status.is_success() {
-            return Ok(Ok(Response::from_parts(parts, TunnelIo::new(recv, stream, Some(in_flight)))));
+            return Ok(Ok(Response::from_parts(parts, TunnelIo::opened(recv, stream, in_flight))));
         }
         let exchange = Exchange { _pump: None, _in_flight: in_flight };
         let body = Body::h2(RecvBody::response(recv, self.side, exchange));

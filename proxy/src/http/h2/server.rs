@@ -130,6 +130,20 @@ impl Resets {
     }
 }
 
+/// One stream of a peer, whose reset by that peer counts.
+#[derive(Debug)]
+pub(super) struct PeerStream {
+    resets: Arc<Resets>,
+    since: Instant,
+}
+
+impl PeerStream {
+    /// The peer reset it.
+    pub(super) fn was_reset(self) {
+        self.resets.count(self.since);
+    }
+}
+
 #[derive(Debug)]
 struct Counts {
     rules: ClientResets,
@@ -198,7 +212,7 @@ async fn stream<H, F>(
     H: Fn(Request<Body>, Option<Pending>) -> F,
     F: Future<Output = Response<Body>>,
 {
-    let since = Instant::now();
+    let opened = PeerStream { resets, since: Instant::now() };
     let (parts, recv) = request.into_parts();
     let head_only = parts.method == Method::HEAD;
     let mut tunnel = None;
@@ -215,7 +229,7 @@ async fn stream<H, F>(
         // First, or a handler that fails because its request's body was taken back would hide the reset.
         biased;
         // Dropping the handler's future takes the call back upstream as well.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return resets.count(since),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return opened.was_reset(),
         response = handler(Request::from_parts(parts, body), pending) => response,
     };
     let (parts, mut body) = response.into_parts();
@@ -226,12 +240,12 @@ async fn stream<H, F>(
     let end = body.is_end_stream() && !is_tunnel;
     let Ok(stream) = respond.send_response(Response::from_parts(parts, ()), end) else { return };
     if let (Some((give, recv)), true) = (tunnel, is_tunnel) {
-        let _ = give.send(TunnelIo::new(recv, stream, None));
+        let _ = give.send(TunnelIo::accepted(recv, stream, opened));
     } else if !end
         && let Err(error) = send::pump(body, stream, stall).await
         && is_peers(&error)
     {
-        resets.count(since);
+        opened.was_reset();
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason as Code, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::InFlight;
+use super::server::PeerStream;
 
 /// Both halves of a stream that was opened with CONNECT. Its end of stream is a half-close, its reset a reset: the far
 /// end never takes a cut stream for a complete one.
@@ -18,18 +19,50 @@ pub struct TunnelIo {
     send: SendStream<Bytes>,
     unread: Bytes,
     write_ended: bool,
+    /// On the client's side: its place in the count.
     _in_flight: Option<InFlight>,
+    /// On the server's side: what counts the peer's reset. Taken by our own.
+    opened: Option<PeerStream>,
 }
 
 impl TunnelIo {
-    pub(super) fn new(recv: RecvStream, send: SendStream<Bytes>, in_flight: Option<InFlight>) -> Self {
-        Self { recv, send, unread: Bytes::new(), write_ended: false, _in_flight: in_flight }
+    /// A stream that we opened.
+    pub(super) fn opened(recv: RecvStream, send: SendStream<Bytes>, in_flight: InFlight) -> Self {
+        let _in_flight = Some(in_flight);
+        Self { recv, send, unread: Bytes::new(), write_ended: false, _in_flight, opened: None }
+    }
+
+    /// A stream that a peer opened, whose reset by that peer is counted.
+    pub(super) fn accepted(recv: RecvStream, send: SendStream<Bytes>, opened: PeerStream) -> Self {
+        let opened = Some(opened);
+        Self { recv, send, unread: Bytes::new(), write_ended: false, _in_flight: None, opened }
     }
 
     /// Resets the stream.
     pub fn reset(&mut self) {
+        self.count_reset();
+        self.opened = None;
         self.send.send_reset(Code::CANCEL);
         self.write_ended = true;
+    }
+
+    /// Counts the peer's reset, once, if there was one.
+    fn count_reset(&mut self) {
+        if self.opened.is_none() {
+            return;
+        }
+        if let Poll::Ready(Ok(_)) = self.send.poll_reset(&mut Context::from_waker(Waker::noop()))
+            && let Some(opened) = self.opened.take()
+        {
+            opened.was_reset();
+        }
+    }
+}
+
+impl Drop for TunnelIo {
+    fn drop(&mut self) {
+        // Whatever the relay was waiting for when the reset came.
+        self.count_reset();
     }
 }
 

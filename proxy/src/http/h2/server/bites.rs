@@ -117,3 +117,58 @@ async fn a_flood_of_continuations_is_a_head_too_large() {
     served.await.unwrap();
     assert_eq!(hits(&metrics, "head_size"), 1);
 }
+
+/// `clientResetStreams`, where nobody says otherwise.
+const WINDOW: usize = 500;
+
+/// Opens tunnels on a connection that `serve` serves and ends each by `end`: whether that was
+/// too much, and after how many.
+async fn tunnels(end: impl Fn(&mut h2::SendStream<Bytes>, h2::RecvStream)) -> (u64, usize) {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let handler = |_: Request<Body>, pending: Option<Pending>| async move {
+        spawn(async move {
+            let mut io = pending.expect("it is a CONNECT").io().await?;
+            tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
+            tokio::io::AsyncWriteExt::shutdown(&mut io).await
+        });
+        Response::new(Body::empty())
+    };
+    let metrics = Arc::new(Metrics::default());
+    let counts = metrics.server(Direction::Inbound);
+    let served = tokio::spawn(async move {
+        serve(far, Settings::mesh(&Limits::default()), &counts, handler, std::future::pending()).await
+    });
+    let (send, connection) = client::handshake(near).await.unwrap();
+    spawn(async move { drop(connection.await) });
+    let mut opened = 0;
+    for _ in 0..2 * WINDOW {
+        let Ok(mut ready) = send.clone().ready().await else { break };
+        let request = Request::connect("10.0.0.1:9000").body(()).unwrap();
+        let Ok((response, mut stream)) = ready.send_request(request, false) else { break };
+        let Ok(response) = response.await else { break };
+        opened += 1;
+        end(&mut stream, response.into_body());
+        // The far end learns of it before the next one is opened.
+        tokio::task::yield_now().await;
+    }
+    drop(send);
+    served.await.unwrap().unwrap();
+    (hits(&metrics, "client_resets"), opened)
+}
+
+#[tokio::test]
+async fn tunnels_that_are_reset_count_like_requests() {
+    let (resets, opened) = tunnels(|stream, _| stream.send_reset(Code::CANCEL)).await;
+    assert_eq!(resets, 1);
+    assert!((WINDOW / 2..=WINDOW).contains(&opened), "{opened}");
+}
+
+#[tokio::test]
+async fn tunnels_that_end_in_order_do_not() {
+    let (resets, opened) = tunnels(|stream, mut back| {
+        stream.send_data(Bytes::new(), true).unwrap();
+        spawn(async move { while back.data().await.is_some() {} });
+    })
+    .await;
+    assert_eq!((resets, opened), (0, 2 * WINDOW));
+}
