@@ -18,7 +18,7 @@ use crate::drain::Phase;
 use crate::listener::{self, HandshakePermit, Permits};
 use crate::net::Bound;
 use crate::observe::http::listen;
-use crate::observe::{admin, health, log};
+use crate::observe::{admin, admin_port, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::Sidecar;
 use crate::worker::Worker;
@@ -57,6 +57,7 @@ struct Doors {
     outbound: Bound,
     health: Bound,
     admin: UnixListener,
+    admin_port: Option<(Bound, SocketAddr)>,
 }
 
 fn start(path: &Path) -> Result<(), StartError> {
@@ -77,11 +78,16 @@ fn start(path: &Path) -> Result<(), StartError> {
 
 /// Everything but the data path, and the order of a sidecar's life.
 async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
-    let Doors { inbound, outbound, health, admin } = bind(&sidecar)?;
+    let Doors { inbound, outbound, health, admin, admin_port } = bind(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
     serve_health(&sidecar, health).await?;
     spawn(admin::run(Arc::clone(&sidecar), admin));
+    if let Some((bound, address)) = admin_port {
+        let listener =
+            bound.listener().await.map_err(|error| StartError::Machine(format!("admin.address: {error}")))?;
+        admin_port::serve(&sidecar, listener, address);
+    }
     spawn(signals(Arc::clone(&sidecar)));
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
@@ -149,6 +155,10 @@ fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
         outbound: tcp("outbound", config.outbound)?,
         health: tcp("health", config.health)?,
         admin,
+        admin_port: match config.admin_port {
+            Some(address) => Some((tcp("admin", address)?, address)),
+            None => None,
+        },
     })
 }
 

@@ -19,6 +19,8 @@ use join_token::{JoinToken, attestation};
 
 mod join_token;
 
+mod listeners;
+
 /// Everything a sidecar is told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -48,6 +50,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// The admin socket.
     pub admin_socket: PathBuf,
+    /// The admin port, which only reads; usually there is none.
+    pub admin_port: Option<SocketAddr>,
     /// The directory of documents.
     pub documents: PathBuf,
     /// Whose documents may speak for the whole mesh.
@@ -145,8 +149,7 @@ impl Config {
         {
             wrong.push(yaml::at(file, level, text));
         }
-        listeners(file, &raw, &mut wrong);
-        outbound(file, &raw.outbound.address, &mut wrong);
+        listeners::check(file, &raw, &mut wrong);
         control_plane(file, &raw.control_plane.address, &mut wrong);
         let (Some(identity), Some(control_plane_id), Some((namespace, service_account)), Some(trust)) =
             (identity, control_plane_id, account, trust)
@@ -175,6 +178,7 @@ impl Config {
             outbound: raw.outbound.address.value,
             health: raw.health.address.value,
             admin_socket: raw.admin.socket,
+            admin_port: raw.admin.address.map(|address| address.value),
             documents: raw.documents,
             root_namespace: raw.root_namespace,
             workers: raw.workers.map_or(1, |workers| workers.value),
@@ -184,13 +188,6 @@ impl Config {
                 format: raw.log.format,
             },
             limits,
-        })
-    }
-
-    /// Whether `address` is one of the sidecar's own doors.
-    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        [self.inbound, self.outbound, self.health].iter().any(|own| {
-            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
         })
     }
 }
@@ -262,6 +259,7 @@ struct Listener {
 #[serde(deny_unknown_fields)]
 struct Admin {
     socket: PathBuf,
+    address: Option<Spanned<SocketAddr>>,
 }
 
 fn root_namespace() -> String {
@@ -330,7 +328,6 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
 type Ports = (BTreeMap<u16, Protocol>, BTreeMap<u16, Vec<UpgradeName>>);
 
 fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
-    let own = [&raw.inbound, &raw.outbound, &raw.health].map(|listener| listener.address.value);
     let (mut ports, mut upgrades) = Ports::default();
     for entry in &raw.workload.ports {
         let port = entry.port.value;
@@ -344,7 +341,8 @@ fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
         if port == 0 {
             wrong.push(yaml::at(file, &entry.port, "port 0 is no port"));
         }
-        if own.iter().any(|own| own.port() == port && own.ip() == raw.workload.address) {
+        let here = SocketAddr::new(raw.workload.address, port);
+        if raw.listeners().any(|(_, own)| own.value == here) {
             wrong.push(yaml::at(file, &entry.port, "this is one of the sidecar's own listeners"));
         }
         if ports.insert(port, protocol).is_some() {
@@ -355,42 +353,6 @@ fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
         }
     }
     (ports, upgrades)
-}
-
-/// Two doors cannot stand in one place; the machine would only say so when the second one is opened.
-fn listeners(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
-    let named = [("inbound", &raw.inbound), ("outbound", &raw.outbound), ("health", &raw.health)];
-    for (at, (name, one)) in named.iter().enumerate() {
-        let (one, taken) = (&one.address, &named[..at]);
-        let same = |other: &SocketAddr| {
-            other.port() == one.value.port()
-                && (other.ip() == one.value.ip()
-                    || other.ip().is_unspecified()
-                    || one.value.ip().is_unspecified())
-        };
-        if one.value.port() == 0 {
-            wrong.push(yaml::at(file, one, format!("{name}: port 0 is no port")));
-        } else if let Some((other, _)) = taken.iter().find(|(_, other)| same(&other.address.value)) {
-            wrong.push(yaml::at(file, one, format!("{name} and {other} cannot both listen here")));
-        }
-    }
-}
-
-/// Nobody proves anything at the way out: whoever reaches it calls as the workload.
-fn outbound(file: &SourceFile, address: &Spanned<SocketAddr>, wrong: &mut Diagnostics) {
-    if !address.value.ip().to_canonical().is_loopback() {
-        wrong.push(
-            yaml::at(
-                file,
-                address,
-                "outbound must listen on a loopback address: whoever reaches it calls with the workload's identity",
-            )
-            .with_help(format!(
-                "bind it to a 127.x.y.z address of this machine, such as 127.0.0.1:{}",
-                address.value.port()
-            )),
-        );
-    }
 }
 
 fn control_plane(file: &SourceFile, address: &Spanned<String>, wrong: &mut Diagnostics) {

@@ -74,6 +74,10 @@ fn what_cannot_run_is_refused_before_it_runs() {
         ("127.0.0.1:24191", "0.0.0.0:24143", ":13:19", "health and inbound cannot both listen here"),
         ("127.0.0.1:24140", "0.0.0.0:24140", ":12:21", "calls with the workload's identity"),
         ("127.0.0.1:24140", "10.0.0.7:24140", ":12:21", "bind it to a 127.x.y.z address"),
+        ("/admin.sock", "/admin.sock, address: \"10.0.0.7:24190\"", "", "it asks nobody who they are"),
+        ("/admin.sock", "/admin.sock, address: \"0.0.0.0:24190\"", "", "such as 127.0.0.1:24190"),
+        ("/admin.sock", "/admin.sock, address: \"127.0.0.1:24191\"", "", "admin and health cannot both"),
+        ("/admin.sock", "/admin.sock, address: \"127.0.0.1:8080\"", ":10:18", "sidecar's own listeners"),
         ("documents:", "limits: {stall: 0s}\ndocuments:", ":15:17", "lets nothing pass"),
         ("documents:", "limits: {stal: 1s}\ndocuments:", ":15:16", "no such limit"),
         (

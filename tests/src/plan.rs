@@ -34,6 +34,7 @@ pub struct SidecarPlan {
     pub(crate) log: String,
     pub(crate) workers: usize,
     pub(crate) token_ttl: String,
+    pub(crate) admin_port: bool,
 }
 
 /// A port: as the Service names it, as the workload serves it, and what is spoken there.
@@ -92,6 +93,7 @@ impl Plan {
             log: "info".to_owned(),
             workers: 1,
             token_ttl: "10m".to_owned(),
+            admin_port: false,
         });
         self.sidecars.last_mut().expect("one was just pushed")
     }
@@ -194,7 +196,7 @@ impl Plan {
              trustBundle: {bundle}\n  joinToken: {token}\n\
              workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
              inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
-             health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}}}\ndocuments: {documents}\n\
+             health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}{admin_port}}}\ndocuments: {documents}\n\
              workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
             inbound = sidecar.inbound,
             state = directory.join(name).display(),
@@ -204,6 +206,8 @@ impl Plan {
             ports = ports.join(", "),
             labels = flow_map(&sidecar.labels),
             socket = directory.join(format!("{name}.sock")).display(),
+            admin_port =
+                if sidecar.admin_port { format!(", address: \"{address}:24190\"") } else { String::new() },
             documents = directory.join("documents").display(),
             workers = sidecar.workers,
             test = self.is_test(),
@@ -257,6 +261,12 @@ impl SidecarPlan {
     /// Threads of the data path.
     pub fn workers(&mut self, workers: usize) -> &mut Self {
         self.workers = workers;
+        self
+    }
+
+    /// Opens the admin port, at 24190 of its address.
+    pub fn admin_port(&mut self) -> &mut Self {
+        self.admin_port = true;
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use postern_tests::{Mesh, Origin, Plan, postern, wire};
+use postern_tests::{Mesh, Origin, Plan, postern, wait, wire};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -108,9 +108,7 @@ fn an_old_allowance_keeps_the_name_of_its_rule() {
     for round in 0..20 {
         let before = orders.generation();
         mesh.documents.write("policy.yaml", &format!("{POLICY}# {round}\n"));
-        postern_tests::wait::until("the next generation", postern_tests::wait::PATIENCE, || {
-            orders.generation() > before
-        });
+        wait::until("the next generation", wait::PATIENCE, || orders.generation() > before);
     }
     let decisions = orders.admin("/v1/decisions")["decisions"].clone();
     let oldest = decisions.as_array().and_then(|all| all.last()).expect("the request was judged");
@@ -138,10 +136,108 @@ fn long_paths_do_not_fill_the_log() {
     for (name, lines) in [("web", 2), ("orders", 3)] {
         let sidecar = mesh.sidecar(name);
         let told = || sidecar.log().lines().filter(|line| line.contains("… (6000 bytes)")).count();
-        postern_tests::wait::until("requests and denial are logged", postern_tests::wait::PATIENCE, || {
-            told() == lines
-        });
+        wait::until("requests and denial are logged", wait::PATIENCE, || told() == lines);
         let log = sidecar.log();
         assert!(log.lines().all(|line| line.len() < 1_000) && !log.contains("secret"), "{log}");
     }
+}
+
+const HEADER: &str = "X-Postern-Admin: 1";
+
+fn with_a_port() -> (Mesh, Origin, String) {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http").admin_port();
+    plan.document("policy.yaml", POLICY);
+    let origin = Origin::http((plan.address("orders"), 8080));
+    let port = format!("http://{}:24190", plan.address("orders"));
+    (plan.start(), origin, port)
+}
+
+#[test]
+fn the_admin_port_shows_what_the_socket_shows_and_no_secrets() {
+    let (mesh, _origin, port) = with_a_port();
+    let request = b"GET /orders?token=secret HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n";
+    assert_eq!(wire::status(&wire::exchange(mesh.sidecar("web").outbound(), request)), 200);
+    let orders = mesh.sidecar("orders");
+    let token = std::fs::read_to_string(mesh.directory().join("orders.token")).expect("it was made");
+    for page in ["version", "config", "identity", "policy", "services", "connections", "decisions", "log"] {
+        let path = format!("/v1/{page}");
+        let shown = mesh.curl_directly(&["-H", HEADER, &format!("{port}{path}")]);
+        assert_eq!((shown.status, shown.exit), (200, 0), "{path}: {}", shown.text());
+        if !["connections", "identity"].contains(&page) {
+            assert_eq!(shown.json(), orders.admin(&path), "{path}");
+        }
+        for secret in ["PRIVATE", "secret", token.trim()] {
+            assert!(!shown.text().contains(secret), "{path}: {}", shown.text());
+        }
+    }
+    for path in ["/live", "/ready", "/metrics"] {
+        assert_eq!(mesh.curl_directly(&["-H", HEADER, &format!("{port}{path}")]).status, 200, "{path}");
+    }
+    assert_eq!(orders.admin("/v1/config")["admin"]["address"], port.trim_start_matches("http://"));
+    let none = &mesh.sidecar("web").admin("/v1/config")["admin"]["address"];
+    assert!(none.is_null(), "there is none unless it is asked for: {none}");
+    assert!(std::net::TcpStream::connect((mesh.address("web"), 24_190)).is_err());
+}
+
+#[test]
+fn the_admin_port_changes_nothing_and_answers_no_web_page() {
+    let (mesh, _origin, port) = with_a_port();
+    let config = format!("{port}/v1/config");
+    let drain = format!("{port}/v1/drain");
+    let rebound = format!("Host: rebound.example:{}", 24_190);
+    for (arguments, status, says) in [
+        (&[&*config][..], 403, HEADER),
+        (&["-H", HEADER, "-H", &rebound, &config], 421, "localhost:24190"),
+        (&["-H", HEADER, "-H", "Host: 127.0.0.1", &config], 421, "localhost:24190"),
+        (&["-H", HEADER, "-X", "POST", &drain], 405, "only reads"),
+        (
+            &["-H", HEADER, "-X", "PUT", "-d", "{\"level\":\"off\"}", &format!("{port}/v1/log")],
+            405,
+            "only reads",
+        ),
+        (
+            &[
+                "-X",
+                "OPTIONS",
+                "-H",
+                "Origin: http://evil.example",
+                "-H",
+                "Access-Control-Request-Headers: x-postern-admin",
+                "-H",
+                "Access-Control-Request-Private-Network: true",
+                &config,
+            ],
+            405,
+            "only reads",
+        ),
+        (&["-H", HEADER, &format!("{port}/v1/drain")], 405, "another method"),
+        (&["-H", HEADER, &format!("{port}/v1/nothing")], 404, "/v1/config"),
+    ] {
+        let answer = mesh.curl_directly(arguments);
+        assert_eq!(answer.status, status, "{arguments:?}: {}", answer.text());
+        assert!(
+            answer.json()["error"].as_str().is_some_and(|error| error.contains(says)),
+            "{}",
+            answer.text()
+        );
+        let mut names = answer.headers.iter().map(|(name, _)| name);
+        assert!(!names.any(|name| name.starts_with("access-control")), "{:?}", answer.headers);
+    }
+    let head = mesh.curl_directly(&["-I", "-H", HEADER, &config]);
+    assert_eq!(head.status, 200);
+    let localhost = mesh.curl_directly(&["-H", HEADER, "-H", "Host: localhost:24190", &config]);
+    assert_eq!(localhost.status, 200);
+    assert!(mesh.sidecar("orders").is_ready(), "nobody drained it");
+}
+
+#[test]
+fn idle_connections_to_the_admin_port_keep_nobody_out() {
+    let (mesh, _origin, port) = with_a_port();
+    let _idle: Vec<_> = (0..100).map(|_| wire::connect((mesh.address("orders"), 24_190))).collect();
+    let shown = mesh.curl_directly(&["-H", HEADER, &format!("{port}/v1/version")]);
+    assert_eq!(shown.status, 200);
+    let hits = "postern_limit_hits_total{limit=\"admin_port\"}";
+    assert!(mesh.sidecar("orders").metrics().value(hits) >= 30.0);
 }

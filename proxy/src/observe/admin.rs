@@ -65,27 +65,34 @@ pub async fn run(sidecar: Arc<Sidecar>, listener: UnixListener) {
 }
 
 async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let path = request.uri().path().to_owned();
-    match (request.method(), path.as_str()) {
-        (&Method::GET, "/live" | "/ready" | "/metrics") => health::answer(sidecar, &request),
-        (&Method::GET, "/v1/version") => ok(&version()),
-        (&Method::GET, "/v1/config") => ok(&config(sidecar)),
-        (&Method::GET, "/v1/identity") => ok(&identity(sidecar)),
-        (&Method::GET, "/v1/policy") => ok(&policy(sidecar)),
-        (&Method::GET, "/v1/services") => ok(&services(sidecar)),
-        (&Method::GET, "/v1/connections") => ok(&connections(sidecar)),
-        (&Method::GET, "/v1/decisions") => ok(&decisions(sidecar)),
-        (&Method::GET, "/v1/log") => ok(&json!({ "level": log::level() })),
+    match (request.method(), request.uri().path()) {
         (&Method::PUT, "/v1/log") => put_log(request).await,
         (&Method::POST, "/v1/policy/explain") => explain(sidecar, request).await,
         (&Method::POST, "/v1/drain") => {
             let first = sidecar.drain.begin();
             ok(&json!({ "draining": true, "begun": first }))
         }
-        (_, known) if PATHS.contains(&known) => {
-            failed(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
-        }
-        _ => failed(StatusCode::NOT_FOUND, &format!("there is {}", PATHS.join(" "))),
+        (&Method::GET, _) => show(sidecar, &request),
+        (_, known) if PATHS.contains(&known) => other_method(),
+        _ => unknown_path(),
+    }
+}
+
+/// Answers a question that changes nothing. What is shown here the workload may see: no key, no token, nothing of other
+/// workloads' calls.
+pub(super) fn show<B>(sidecar: &Arc<Sidecar>, request: &Request<B>) -> Response<Full<Bytes>> {
+    match request.uri().path() {
+        "/live" | "/ready" | "/metrics" => health::answer(sidecar, request),
+        "/v1/version" => ok(&version()),
+        "/v1/config" => ok(&config(sidecar)),
+        "/v1/identity" => ok(&identity(sidecar)),
+        "/v1/policy" => ok(&policy(sidecar)),
+        "/v1/services" => ok(&services(sidecar)),
+        "/v1/connections" => ok(&connections(sidecar)),
+        "/v1/decisions" => ok(&decisions(sidecar)),
+        "/v1/log" => ok(&json!({ "level": log::level() })),
+        known if PATHS.contains(&known) => other_method(),
+        _ => unknown_path(),
     }
 }
 
@@ -106,7 +113,16 @@ fn ok(value: &Value) -> Response<Full<Bytes>> {
     answer_json(StatusCode::OK, value)
 }
 
-fn failed(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
+fn other_method() -> Response<Full<Bytes>> {
+    failed(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
+}
+
+fn unknown_path() -> Response<Full<Bytes>> {
+    failed(StatusCode::NOT_FOUND, &format!("there is {}", PATHS.join(" ")))
+}
+
+/// An error in JSON.
+pub(super) fn failed(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
     answer_json(status, &json!({ "error": error }))
 }
 
@@ -142,7 +158,7 @@ fn config(sidecar: &Sidecar) -> Value {
         "inbound": { "address": config.inbound },
         "outbound": { "address": config.outbound },
         "health": { "address": config.health },
-        "admin": { "socket": config.admin_socket },
+        "admin": { "socket": config.admin_socket, "address": config.admin_port },
         "documents": config.documents,
         "rootNamespace": config.root_namespace,
         "workers": config.workers,

@@ -37,8 +37,9 @@ const TLS_REFUSALS: [&str; 15] = [
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 23] = [
+const LIMITS: [&str; 24] = [
     "admin",
+    "admin_port",
     "client_resets",
     "connect_mesh",
     "connect_workload",

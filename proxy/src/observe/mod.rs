@@ -1,6 +1,7 @@
 //! What is true now, for machines and people.
 
 pub mod admin;
+pub mod admin_port;
 pub mod health;
 pub mod http;
 pub mod log;

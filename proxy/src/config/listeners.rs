@@ -1,0 +1,181 @@
+//! The sidecar's own listeners: where they may stand, and which calls would lead back to them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use postern_policy::norm::CanonHost;
+use postern_policy::yaml::{self, Spanned};
+use postern_policy::{Diagnostics, Endpoint, SourceFile};
+
+use super::{Config, File};
+
+impl Config {
+    /// Whether `address`, one of the workload's, is one of the sidecar's own doors.
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        self.own_listeners().any(|own| {
+            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
+        })
+    }
+
+    /// Whether a call of the workload's to this host and port would come back to one of the sidecar's own doors. Names
+    /// other than `localhost` are not looked up: only services have some.
+    pub fn leads_back(&self, host: &CanonHost, port: u16) -> bool {
+        let name = host.name();
+        let ip = match host.address() {
+            Some(ip) => ip,
+            None if name == "localhost" || name.ends_with(".localhost") => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            None => return false,
+        };
+        let target = SocketAddr::new(ip, port);
+        self.own_listeners().any(|own| self.is_at(own, target))
+    }
+
+    /// Whether an endpoint is one of the sidecar's own doors other than the mesh listener, where calls to oneself go.
+    pub fn is_own_way_back(&self, endpoint: &Endpoint) -> bool {
+        let target = SocketAddr::new(endpoint.address, endpoint.mesh_port);
+        !self.is_at(self.inbound, target) && self.own_listeners().any(|own| self.is_at(own, target))
+    }
+
+    fn own_listeners(&self) -> impl Iterator<Item = SocketAddr> {
+        [self.inbound, self.outbound, self.health].into_iter().chain(self.admin_port)
+    }
+
+    /// Whether connecting to `target` from here reaches the listener `own`. A listener on all addresses is reached at
+    /// those known to be this machine's; an unspecified target is loopback to the kernel.
+    fn is_at(&self, own: SocketAddr, target: SocketAddr) -> bool {
+        let (ip, asked) = (own.ip().to_canonical(), target.ip().to_canonical());
+        let is_here = || asked.is_loopback() || asked == self.workload.address.to_canonical();
+        own.port() == target.port()
+            && (ip == asked
+                || ip.is_unspecified() && is_here()
+                || asked.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
+    }
+}
+
+impl File {
+    /// Every listener by its name.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = (&'static str, &Spanned<SocketAddr>)> {
+        [
+            ("inbound", &self.inbound.address),
+            ("outbound", &self.outbound.address),
+            ("health", &self.health.address),
+        ]
+        .into_iter()
+        .chain(self.admin.address.as_ref().map(|address| ("admin", address)))
+    }
+}
+
+/// Reports listeners that cannot, or must not, stand where they are told to.
+pub(super) fn check(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
+    apart(file, raw, wrong);
+    loopback(
+        file,
+        "outbound",
+        &raw.outbound.address,
+        "whoever reaches it calls with the workload's identity",
+        wrong,
+    );
+    if let Some(address) = &raw.admin.address {
+        loopback(file, "admin", address, "it asks nobody who they are", wrong);
+    }
+}
+
+/// Two doors cannot stand in one place; the machine would only say so when the second one is opened.
+fn apart(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
+    let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
+    for (name, address) in raw.listeners() {
+        let one = address.value;
+        let same = |other: &SocketAddr| {
+            other.port() == one.port()
+                && (other.ip() == one.ip() || other.ip().is_unspecified() || one.ip().is_unspecified())
+        };
+        if one.port() == 0 {
+            wrong.push(yaml::at(file, address, format!("{name}: port 0 is no port")));
+        } else if let Some((other, _)) = taken.iter().find(|(_, other)| same(other)) {
+            wrong.push(yaml::at(file, address, format!("{name} and {other} cannot both listen here")));
+        }
+        taken.push((name, one));
+    }
+}
+
+/// Nobody proves anything at these doors.
+fn loopback(
+    file: &SourceFile,
+    name: &str,
+    address: &Spanned<SocketAddr>,
+    why: &str,
+    wrong: &mut Diagnostics,
+) {
+    if !address.value.ip().to_canonical().is_loopback() {
+        wrong.push(
+            yaml::at(file, address, format!("{name} must listen on a loopback address: {why}")).with_help(
+                format!(
+                    "bind it to a 127.x.y.z address of this machine, such as 127.0.0.1:{}",
+                    address.value.port()
+                ),
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(listeners: &str) -> Config {
+        let text = format!(
+            "identity: spiffe://demo.postern/ns/shop/sa/orders
+stateDir: /s
+controlPlane:
+  address: 127.0.0.1:1
+  spiffeId: spiffe://demo.postern/postern/control
+  trustBundle: /b
+  joinToken: /t
+workload: {{address: 10.0.0.5, ports: [{{port: 8080, protocol: http}}]}}
+documents: /d
+{listeners}"
+        );
+        Config::parse(&SourceFile { name: "sidecar.yaml".to_owned(), text: text.into_bytes() })
+            .unwrap_or_else(|wrong| panic!("{wrong}"))
+    }
+
+    #[test]
+    fn what_leads_back() {
+        let config = config(
+            "inbound: {address: \"0.0.0.0:24143\"}
+outbound: {address: \"127.0.0.1:24140\"}
+health: {address: \"10.0.0.5:24191\"}
+admin: {socket: /a, address: \"127.0.0.1:24190\"}
+",
+        );
+        let leads_back = |text: &str| {
+            let host = CanonHost::parse(text).unwrap();
+            config.leads_back(&host, host.port().unwrap())
+        };
+        for back in [
+            "127.0.0.1:24140",
+            "[::ffff:127.0.0.1]:24140",
+            "0.0.0.0:24140",
+            "[::]:24140",
+            "localhost:24140",
+            "LocalHost.:24140",
+            "a.localhost:24190",
+            "127.9.9.9:24143",
+            "10.0.0.5:24143",
+            "10.0.0.5:24191",
+            "127.0.0.1:24190",
+        ] {
+            assert!(leads_back(back), "{back}");
+        }
+        for elsewhere in [
+            "127.0.0.2:24140",
+            "10.0.0.5:24140",
+            "127.0.0.1:24191",
+            "localhost:24191",
+            "10.0.0.6:24143",
+            "10.0.0.5:8080",
+            "orders:24140",
+        ] {
+            assert!(!leads_back(elsewhere), "{elsewhere}");
+        }
+    }
+}
