@@ -160,10 +160,11 @@ impl Target {
             .policy
             .as_ref()
             .ok_or_else(|| Error::new(Side::Us, Reason::NoPolicy, "no documents are in force"))?;
-        let port = generation
-            .services()
-            .find(&host, port, &sidecar.config.namespace)
-            .ok_or_else(|| Error::new(Side::Peer, Reason::UnknownService, format!("{text} (port {port})")))?;
+        let port = generation.services().find(&host, port, &sidecar.config.namespace).ok_or_else(|| {
+            let leads_back = sidecar.config.leads_back(&host, port);
+            let reason = if leads_back { Reason::Loop } else { Reason::UnknownService };
+            Error::new(Side::Peer, reason, format!("{text} (port {port})"))
+        })?;
         if port.external {
             return Err(Error::new(Side::Peer, Reason::ExternalService, port.service.to_string()));
         }
@@ -272,7 +273,13 @@ async fn mesh_connection(
     loop {
         let (at, endpoint) = target.pick(worker, kind, tried)?;
         tried.push(at);
-        match worker.mesh.connection(&worker.sidecar, endpoint, kind).await {
+        let connected = if worker.sidecar.config.is_own_way_back(endpoint) {
+            let detail = format!("the endpoint {} is this sidecar's own listener", endpoint.address);
+            Err(Error::unsent(Side::Us, Reason::Loop, detail))
+        } else {
+            worker.mesh.connection(&worker.sidecar, endpoint, kind).await
+        };
+        match connected {
             Ok(connection) => return Ok((connection, endpoint.clone())),
             // Not a byte of the request was sent: another endpoint may be asked.
             Err(error)
