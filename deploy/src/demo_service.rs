@@ -3,7 +3,6 @@
 //! A service listens in plaintext, calls the next one by its name through `http_proxy`, and counts what arrives, so that
 //! the demo can prove that a refused request never reached it.
 
-use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,9 +11,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use crate::demo::plan::Service;
+use crate::stdin;
 
 mod ledger;
 mod shop;
@@ -50,7 +49,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     runtime.block_on(async {
         let name = args.service;
         tokio::select! {
-            () = end_of_stdin() => ExitCode::SUCCESS,
+            () = stdin::ended() => ExitCode::SUCCESS,
             error = serve(args) => {
                 eprintln!("{name}: {error}");
                 ExitCode::FAILURE
@@ -83,15 +82,4 @@ async fn serve(args: Args) -> String {
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
         });
     }
-}
-
-async fn end_of_stdin() {
-    let (ended, wait) = oneshot::channel();
-    // Not tokio's stdin: its reader would hold up the end of the runtime.
-    std::thread::spawn(move || {
-        // An unreadable standard input has ended, too.
-        let _ = io::copy(&mut io::stdin(), &mut io::sink());
-        let _ = ended.send(());
-    });
-    let _ = wait.await;
 }

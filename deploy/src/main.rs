@@ -14,6 +14,7 @@ mod demo;
 mod demo_service;
 mod policy;
 mod proxy;
+mod stdin;
 
 /// Every hop proven and allowed.
 #[derive(Parser)]

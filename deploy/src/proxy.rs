@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::say;
+use crate::{say, stdin};
 
 /// Run a sidecar.
 #[derive(clap::Args)]
@@ -16,9 +16,15 @@ pub(crate) struct SidecarArgs {
     /// The sidecar's configuration.
     #[arg(long)]
     config: PathBuf,
+    /// End when standard input does.
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
 }
 
 pub(crate) fn sidecar(args: SidecarArgs) -> ExitCode {
+    if args.end_with_stdin {
+        stdin::end_with();
+    }
     postern_proxy::main(&["run".to_owned(), "--config".to_owned(), args.config.display().to_string()])
 }
 

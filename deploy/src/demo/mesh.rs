@@ -171,10 +171,18 @@ impl Mesh {
     fn arguments(&self, role: Role) -> Vec<String> {
         let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
         match role {
-            Role::Control => vec!["control".into(), "--config".into(), text(self.files.control_config())],
-            Role::Sidecar(service) => {
-                vec!["sidecar".into(), "--config".into(), text(self.files.sidecar_config(service))]
-            }
+            Role::Control => vec![
+                "control".into(),
+                "--end-with-stdin".into(),
+                "--config".into(),
+                text(self.files.control_config()),
+            ],
+            Role::Sidecar(service) => vec![
+                "sidecar".into(),
+                "--end-with-stdin".into(),
+                "--config".into(),
+                text(self.files.sidecar_config(service)),
+            ],
             Role::Service(service) => vec![
                 "demo-service".into(),
                 service.name().into(),
@@ -211,10 +219,7 @@ pub(crate) async fn addresses_are_free(plan: &Plan) -> Result<(), Failure> {
         let port = address.port();
         let who = match other_demo(plan).await {
             Some(other) => format!("Another demo is running, process {other}: stop it"),
-            None => format!(
-                "See who holds it with `ss -ltnp 'sport = :{port}'`; a demo that was killed with SIGKILL leaves its \
-                 `postern sidecar` and `postern control` processes behind"
-            ),
+            None => format!("See who holds it with `ss -ltnp 'sport = :{port}'`"),
         };
         let elsewhere = "or let this demo use other addresses, for example with --subnet 127.0.1";
         return Err(Failure::new(format!("{address}, {what}, cannot be used: {error}. {who}, {elsewhere}.")));

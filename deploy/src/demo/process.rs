@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 pub(crate) struct Process {
     name: String,
     child: Child,
-    /// Held open, never written to: a service of the demo ends when it closes, even if the demo is killed.
+    /// Held open, never written to: every process of the demo ends when it closes, even if the demo is killed.
     _stdin: Option<ChildStdin>,
     log: PathBuf,
 }
