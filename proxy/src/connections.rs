@@ -234,6 +234,20 @@ impl Entry {
         port.endpoints.iter().find(at_address).is_some_and(|listed| listed != used)
     }
 
+    /// Whether permission is withdrawn.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Ready once permission is withdrawn. One task at a time may wait.
+    pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_revoked() {
+            return Poll::Ready(());
+        }
+        self.waker.register(cx.waker());
+        if self.is_revoked() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Withdraws permission: whoever carries the stream resets it.
     pub fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);
@@ -292,11 +306,7 @@ impl Stream {
 
     /// Ready once permission is withdrawn. One task at a time may wait.
     pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.entry.revoked.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        self.entry.waker.register(cx.waker());
-        if self.entry.revoked.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        self.entry.poll_revoked(cx)
     }
 
     /// Notes the status that was answered.

@@ -1,4 +1,5 @@
-//! An HTTP/1 side that stops reading: the write towards it ends after `stall`, and with it all that it holds.
+//! An HTTP/1 side that stops reading: the write towards it ends after `stall`, and with it all that it holds; and at once
+//! when its permission ends.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -97,4 +98,70 @@ fn a_workload_that_stops_reading_is_cut() {
     assert_eq!(metrics.value(stalled), 1.0, "named for what it is");
     drop(caller);
     upload.join().unwrap();
+}
+
+fn revoked(mesh: &Mesh, name: &str, direction: &str) -> f64 {
+    let series = format!("postern_failures_total{{direction=\"{direction}\",reason=\"revoked\"}}");
+    mesh.sidecar(name).metrics().value(&series)
+}
+
+/// What comes after all that was sent before.
+fn end_of(mut deaf: std::net::TcpStream) -> std::io::ErrorKind {
+    let end = std::io::copy(&mut deaf, &mut std::io::sink());
+    end.expect_err("no end in order").kind()
+}
+
+#[test]
+fn a_client_that_stops_reading_cannot_keep_its_way_out() {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let mut deaf = wire::connect(mesh.sidecar("web").outbound());
+    write!(deaf, "GET /bytes/{MUCH} HTTP/1.1\r\nHost: orders.shop\r\n\r\n").unwrap();
+    assert!(wire::read_head(&mut deaf).starts_with("HTTP/1.1 200"));
+    // Until every buffer on the way is full.
+    wait::pause(Duration::from_secs(1));
+    assert_eq!(active(&mesh, "web", "outbound"), 1.0);
+    let other = "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {name: other, namespace: shop}\nspec:\n  \
+                 identity: spiffe://demo.postern/ns/shop/sa/other\n  ports: [{port: 80, protocol: http}]\n  \
+                 endpoints: [{address: 127.0.0.9}]\n";
+    mesh.change("services.yaml", other);
+    wait::until("it is cut", Duration::from_secs(2), || active(&mesh, "web", "outbound") == 0.0);
+    assert_eq!(revoked(&mesh, "web", "outbound"), 1.0, "counted for what it is");
+    assert_eq!(end_of(deaf), std::io::ErrorKind::ConnectionReset, "what came must not look whole");
+}
+
+#[test]
+fn nor_can_one_inside_a_tunnel() {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    // Port 9000 is a rule's and a service's, but none that the workload declares: what is spoken there is found out.
+    plan.sidecar("orders").serves(80, 8080, "http");
+    let address = plan.address("orders");
+    let policy = POLICY.replace("[8080]", "[9000]");
+    plan.document("policy.yaml", &policy);
+    plan.document(
+        "services.yaml",
+        &format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec:\n  \
+             identity: spiffe://demo.postern/ns/shop/sa/orders\n  ports: [{{port: 9000, protocol: tcp}}]\n  \
+             endpoints: [{{address: {address}}}]\n"
+        ),
+    );
+    let _origin = Origin::http((address, 9000));
+    let mesh = plan.start();
+    let mut deaf = wire::connect(mesh.sidecar("web").outbound());
+    write!(deaf, "CONNECT orders.shop:9000 HTTP/1.1\r\nHost: orders.shop:9000\r\n\r\n").unwrap();
+    assert!(wire::read_head(&mut deaf).starts_with("HTTP/1.1 200"));
+    write!(deaf, "GET /bytes/{MUCH} HTTP/1.1\r\nHost: orders.shop\r\n\r\n").unwrap();
+    assert!(wire::read_head(&mut deaf).starts_with("HTTP/1.1 200"));
+    wait::pause(Duration::from_secs(1));
+    assert_eq!(active(&mesh, "orders", "inbound"), 1.0);
+    mesh.change("policy.yaml", &policy.replace("action: Allow", "action: Deny"));
+    wait::until("it is cut", Duration::from_secs(2), || active(&mesh, "orders", "inbound") == 0.0);
+    assert_eq!(revoked(&mesh, "orders", "inbound"), 1.0, "counted for what it is");
+    assert_eq!(end_of(deaf), std::io::ErrorKind::ConnectionReset, "what came must not look whole");
 }

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::h2::RecvBody;
 use super::headers;
 use super::server::Serving;
-use crate::connections::{End, Stream};
+use crate::connections::{End, Entry, Stream};
 use crate::error::{Error, Reason, Side};
 
 /// A request's or response's body.
@@ -94,6 +94,11 @@ impl Body {
         if let Source::H1(_, _, Some(back)) = std::mem::replace(&mut self.source, Source::Empty) {
             back.give_back();
         }
+    }
+
+    /// The stream whose permission this body has, if it needs one.
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
+        self.guard.as_ref().map(|guard| guard.entry())
     }
 
     /// Ready once permission is withdrawn: the body has failed then. For those who wait for something else meanwhile.
@@ -201,8 +206,13 @@ impl Drop for Body {
         if ended {
             self.release();
         }
-        if self.guard.is_some() {
-            self.end(if ended { End::Complete } else { End::Failed(Reason::Canceled) });
+        if let Some(guard) = &self.guard {
+            let revoked = guard.entry().is_revoked();
+            self.end(match (ended, revoked) {
+                (true, _) => End::Complete,
+                (false, true) => End::Revoked,
+                (false, false) => End::Failed(Reason::Canceled),
+            });
         }
     }
 }

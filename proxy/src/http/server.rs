@@ -2,7 +2,8 @@
 //!
 //! hyper's one timer runs from the moment it waits for a head, so it is the idle time of a kept-alive connection. A
 //! head that trickles in byte by byte needs a clock of its own, started by its first byte: `HeadClock`. A caller
-//! that stops reading meets `StallClock`.
+//! that stops reading meets `StallClock`; and while it does not read, hyper does not ask for the response's body, which
+//! would tell that permission was withdrawn: so `HeadClock` watches for that too.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,7 +11,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Method, Request, Response};
@@ -18,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -25,6 +27,7 @@ use super::body::Body;
 use super::headers;
 use super::stall::StallClock;
 use super::upgrade::Pending;
+use crate::connections::Entry;
 use crate::error::Side;
 use crate::limits::Limits;
 use crate::observe::metrics::{LimitHits, ServerCounts};
@@ -61,7 +64,12 @@ pub async fn serve_h1<I, H, F>(
         let serving = Arc::new(Serving(Arc::clone(&state)));
         let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
         let response = handler(request.map(body), pending);
-        async move { Ok::<_, Infallible>(response.await.map(|body| body.held(serving))) }
+        let state = Arc::clone(&state);
+        async move {
+            let response = response.await;
+            *state.running.lock() = response.body().entry().cloned();
+            Ok::<_, Infallible>(response.map(|body| body.held(serving)))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -91,7 +99,11 @@ pub async fn serve_h1<I, H, F>(
 
 /// Where a connection stands between two heads.
 #[derive(Debug, Default)]
-struct HeadState(AtomicU8);
+struct HeadState {
+    stage: AtomicU8,
+    /// The stream whose response is being written.
+    running: Mutex<Option<Arc<Entry>>>,
+}
 
 impl HeadState {
     /// Nothing of a head has come: hyper's idle time runs.
@@ -102,11 +114,18 @@ impl HeadState {
     const SERVING: u8 = 2;
 
     fn set(&self, state: u8) {
-        self.0.store(state, Ordering::Relaxed);
+        self.stage.store(state, Ordering::Relaxed);
     }
 
     fn is(&self, state: u8) -> bool {
-        self.0.load(Ordering::Relaxed) == state
+        self.stage.load(Ordering::Relaxed) == state
+    }
+
+    fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &*self.running.lock() {
+            Some(entry) => entry.poll_revoked(cx),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -117,11 +136,12 @@ pub struct Serving(Arc<HeadState>);
 
 impl Drop for Serving {
     fn drop(&mut self) {
+        *self.0.running.lock() = None;
         self.0.set(HeadState::IDLE);
     }
 }
 
-/// Fails reads once a head has taken longer than it may.
+/// Fails reads once a head has taken longer than it may, and everything once permission is withdrawn.
 #[derive(Debug)]
 pub(super) struct HeadClock<I> {
     io: I,
@@ -138,12 +158,17 @@ impl<I> HeadClock<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for HeadClock<I> {
+impl<I: Duplex> AsyncRead for HeadClock<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // hyper asks for more to read before it asks a body for more to write: that body would fail, and the connection
+        // would be closed instead of reset.
+        if self.state.poll_revoked(cx).is_ready() {
+            return Poll::Ready(self.revoked());
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if self.state.is(HeadState::SERVING) {
@@ -177,17 +202,38 @@ impl<I: AsyncRead + Unpin> AsyncRead for HeadClock<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for HeadClock<I> {
+impl<I: Duplex> HeadClock<I> {
+    /// Fails a write that has to wait once permission is withdrawn. The bytes that wait in between belong to a response
+    /// that must not be completed: the connection is reset, or its caller could take what came for the whole.
+    fn permitted<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(done) = write(Pin::new(&mut self.io), cx) {
+            return Poll::Ready(done);
+        }
+        ready!(self.state.poll_revoked(cx));
+        Poll::Ready(self.revoked())
+    }
+
+    fn revoked<T>(&mut self) -> io::Result<T> {
+        self.io.reset();
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "permission was withdrawn"))
+    }
+}
+
+impl<I: Duplex> AsyncWrite for HeadClock<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        self.permitted(cx, |io, cx| io.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.permitted(cx, |io, cx| io.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        self.permitted(cx, |io, cx| io.poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
@@ -195,7 +241,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for HeadClock<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        self.permitted(cx, |io, cx| io.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

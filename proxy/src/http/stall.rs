@@ -52,6 +52,12 @@ impl<I: Duplex> StallClock<I> {
     }
 }
 
+impl<I: Duplex> Duplex for StallClock<I> {
+    fn reset(&mut self) {
+        self.io.reset();
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for StallClock<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
