@@ -109,10 +109,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     tracing::info!(identity = %sidecar.config.identity, "ready");
 
     let metrics = &sidecar.metrics;
-    sidecar
-        .drain
-        .run(|| metrics.streams_active.iter().map(prometheus_client::metrics::gauge::Gauge::get).sum())
-        .await;
+    sidecar.drain.run(|| metrics.active()).await;
     tracing::info!("drained");
     stop.send_replace(true);
     for worker in workers {
@@ -251,7 +248,7 @@ async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound:
     let limits = &sidecar.config.limits;
     let left = limits.drain_max.saturating_sub(limits.drain_min);
     let ended = async {
-        while sidecar.metrics.streams_active.iter().any(|active| active.get() > 0) {
+        while sidecar.metrics.active() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

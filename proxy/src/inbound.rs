@@ -86,7 +86,11 @@ async fn accept(
     permit: &mut HandshakePermit,
 ) -> Result<Accepted, &'static str> {
     let limits = sidecar.snapshots.limits();
-    match timeout(limits.first_byte, net::first_byte(&mut stream)).await {
+    let first = tokio::select! {
+        first = timeout(limits.first_byte, net::first_byte(&mut stream)) => first,
+        () = sidecar.drain.closing() => return Err("closed"),
+    };
+    match first {
         Ok(Ok(1..)) => {}
         Ok(_) => return Err("closed"),
         Err(_) => {
@@ -329,17 +333,23 @@ async fn detect_and_serve(
         // Half a request line is no other protocol.
         Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
         Protocol::Http1 => {
+            let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
-            server::serve_h1(io, &limits, &counts, handler, std::future::pending()).await;
+            server::serve_h1(io, &limits, &counts, handler, sidecar.drain.closing()).await;
         }
         Protocol::Http2 => {
+            let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
             };
+            let closing = async {
+                sidecar.drain.closing().await;
+                Closing::Gracefully(limits.drain_max)
+            };
             // Its end is the tunnel's.
-            let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, std::future::pending()).await;
+            let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, closing).await;
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
             // The tunnel begins here, by the policy that is in force by now.

@@ -17,7 +17,12 @@ pub async fn serve_connection(worker: Arc<Worker>, mut stream: TcpStream, addres
     let registered = Registered::open(&worker.sidecar, Direction::Outbound, peer);
     let connection = Arc::clone(registered.connection());
     let counts = worker.sidecar.metrics.server(Direction::Outbound);
-    let Ok(prefix) = detect::read_prefix(&mut stream, limits.idle, limits.head).await else { return };
+    let read = tokio::select! {
+        read = detect::read_prefix(&mut stream, limits.idle, limits.head) => read,
+        // Who has not asked for anything by now must not hold up the end.
+        () = worker.sidecar.drain.closing() => return,
+    };
+    let Ok(prefix) = read else { return };
     if prefix.expired {
         let is_head = prefix.protocol == Protocol::Unknown { http: true };
         counts.limits.hit(if is_head { "head" } else { "idle" });

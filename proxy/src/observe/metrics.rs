@@ -236,6 +236,12 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// What still lives: streams, and connections. A stream has ended when its last byte is read, but only with its
+    /// connection, which ends with its streams while the sidecar leaves, is it certain that the byte was written.
+    pub fn active(&self) -> i64 {
+        self.streams_active.iter().chain(&self.connections_active).map(Gauge::get).sum()
+    }
+
     fn with_singles(mut self, mut registry: Registry) -> Self {
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());
