@@ -20,11 +20,11 @@ use crate::net::Bound;
 use crate::observe::http::listen;
 use crate::observe::{admin, admin_port, health, log};
 use crate::runtime::{self, spawn};
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Accepting, Sidecar};
 use crate::worker::Worker;
 use crate::{documents, identity, inbound, outbound, pressure};
 
-/// Why a sidecar did not start.
+/// Why a sidecar did not start, or could not go on.
 #[derive(Debug)]
 pub enum StartError {
     /// The configuration is wrong: exit code 2.
@@ -116,6 +116,11 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         let _ = tokio::task::spawn_blocking(move || worker.join()).await;
     }
     let _ = std::fs::remove_file(&sidecar.config.admin_socket);
+    if sidecar.has_lost_worker() {
+        return Err(StartError::Machine(
+            "a worker accepted no longer: its last line in the log says why".to_owned(),
+        ));
+    }
     Ok(())
 }
 
@@ -210,6 +215,7 @@ fn start_workers(
 
 /// One worker, from its first accept to the end of the drain.
 async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound: Bound) {
+    let accepting = Accepting::new(&sidecar);
     let (inbound, outbound) = match (inbound.listener().await, outbound.listener().await) {
         (Ok(inbound), Ok(outbound)) => (inbound, outbound),
         (Err(error), _) | (_, Err(error)) => {
@@ -244,6 +250,7 @@ async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound:
         ),
         listener::accept_loop(Arc::clone(&sidecar), permits, outbound, Direction::Outbound, serve_outbound),
     );
+    drop(accepting);
     // Accepting has ended: what still runs may end too, within the time that is left.
     let limits = &sidecar.config.limits;
     let left = limits.drain_max.saturating_sub(limits.drain_min);
@@ -275,5 +282,66 @@ async fn signals(sidecar: Arc<Sidecar>) {
         } else {
             std::process::exit(0);
         }
+    }
+}
+
+#[cfg(all(test, not(feature = "sim")))]
+mod tests {
+    use super::*;
+
+    fn sidecar() -> Arc<Sidecar> {
+        let text = "identity: spiffe://demo.postern/ns/shop/sa/orders
+stateDir: /s
+controlPlane:
+  address: 127.0.0.1:1
+  spiffeId: spiffe://demo.postern/postern/control
+  trustBundle: /b
+  joinToken: /t
+workload: {address: 127.0.0.1, ports: [{port: 8080, protocol: http}]}
+inbound: {address: \"127.0.0.1:24143\"}
+outbound: {address: \"127.0.0.1:24140\"}
+health: {address: \"127.0.0.1:24191\"}
+admin: {socket: /a}
+documents: /d
+limits: {drainMin: 0s, drainMax: 1s}
+";
+        let file = postern_policy::SourceFile { name: "sidecar.yaml".to_owned(), text: text.into() };
+        let config = Config::parse(&file).unwrap_or_else(|wrong| panic!("{wrong}"));
+        Arc::new(Sidecar::new(config, Arc::new(SystemClock), 1))
+    }
+
+    fn any() -> Bound {
+        Bound::new(([127, 0, 0, 1], 0).into()).expect("a port is free")
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_accept_makes_the_sidecar_leave_unready() {
+        let sidecar = sidecar();
+        assert!(!health::unready(&sidecar).contains(&"worker_lost"));
+        work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), Bound::broken()).await;
+        let codes = health::unready(&sidecar);
+        assert!(codes.contains(&"worker_lost") && codes.contains(&"draining"), "{codes:?}");
+        assert!(sidecar.has_lost_worker());
+    }
+
+    #[tokio::test]
+    async fn so_does_one_that_panics() {
+        let sidecar = sidecar();
+        let accepting = Accepting::new(&sidecar);
+        let worker = std::thread::spawn(move || {
+            let _accepting = accepting;
+            panic!("as a defect would");
+        });
+        assert!(worker.join().is_err());
+        assert!(health::unready(&sidecar).contains(&"worker_lost"));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_with_its_sidecar_is_not_missed() {
+        let sidecar = sidecar();
+        sidecar.drain.begin();
+        let working = work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), any());
+        tokio::join!(working, sidecar.drain.run(|| 0));
+        assert_eq!((sidecar.drain.phase(), sidecar.has_lost_worker()), (Phase::Closing, false));
     }
 }

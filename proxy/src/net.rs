@@ -62,6 +62,18 @@ mod real {
             Ok(Self(socket.into()))
         }
 
+        /// Something that no reactor takes: a file.
+        #[cfg(test)]
+        pub fn broken() -> Self {
+            use std::os::fd::OwnedFd;
+            use std::os::unix::fs::OpenOptionsExt as _;
+            const O_NONBLOCK: i32 = 0o4000;
+            let mut options = std::fs::OpenOptions::new();
+            let file =
+                options.read(true).custom_flags(O_NONBLOCK).open("/proc/self/limits").expect("this is Linux");
+            Self(std::net::TcpListener::from(OwnedFd::from(file)))
+        }
+
         /// The same socket for another thread; all workers accept from the same queue.
         pub fn duplicate(&self) -> io::Result<Self> {
             self.0.try_clone().map(Self)

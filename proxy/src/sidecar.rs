@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use postern_svid::Clock;
@@ -11,7 +12,7 @@ use crate::config::Config;
 use crate::connections::{End, Entry, Registry};
 use crate::decisions::DecisionLog;
 use crate::documents::History;
-use crate::drain::Drain;
+use crate::drain::{Drain, Phase};
 use crate::error::Reason;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
@@ -42,6 +43,7 @@ pub struct Sidecar {
     pub pressure: Pressure,
     /// What is in flight.
     pub admission: Admission,
+    lost_worker: AtomicBool,
 }
 
 impl fmt::Debug for Sidecar {
@@ -67,7 +69,13 @@ impl Sidecar {
             agent: Mutex::new(None),
             pressure: Pressure::default(),
             admission: Admission::default(),
+            lost_worker: AtomicBool::new(false),
         }
+    }
+
+    /// Whether a worker accepts no longer although it should.
+    pub fn has_lost_worker(&self) -> bool {
+        self.lost_worker.load(Ordering::Relaxed)
     }
 
     /// Accounts for a stream that ended.
@@ -102,5 +110,27 @@ impl Sidecar {
             outcome,
             "ended"
         );
+    }
+}
+
+/// A worker that should accept. However it comes to its end (no listener, a panic), the sidecar leaves if nobody told it
+/// to: callers in the queue of a listener that nobody serves would wait without an answer.
+#[derive(Debug)]
+pub struct Accepting(Arc<Sidecar>);
+
+impl Accepting {
+    /// A worker that begins.
+    pub fn new(sidecar: &Arc<Sidecar>) -> Self {
+        Self(Arc::clone(sidecar))
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        if self.0.drain.phase() != Phase::Closing {
+            tracing::error!("a worker accepts no longer: the sidecar leaves, to be started anew");
+            self.0.lost_worker.store(true, Ordering::Relaxed);
+            self.0.drain.begin();
+        }
     }
 }

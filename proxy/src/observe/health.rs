@@ -27,6 +27,9 @@ pub fn unready(sidecar: &Sidecar) -> Vec<&'static str> {
     if snapshot.policy.is_none() {
         codes.push("no_policy");
     }
+    if sidecar.has_lost_worker() {
+        codes.push("worker_lost");
+    }
     if sidecar.drain.phase() != Phase::Serving {
         codes.push("draining");
     }
