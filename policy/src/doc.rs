@@ -59,9 +59,10 @@ pub(crate) struct Metadata {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AccessSpec {
-    /// Known so that it can be refused with its reason; tiers come in a later version.
     #[serde(default, deserialize_with = "present")]
     pub(crate) tier: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) enforcement: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) target: Option<Sp<Target>>,
     pub(crate) action: Sp<String>,

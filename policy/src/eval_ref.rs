@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use postern_svid::SpiffeId;
 
 use crate::rule::{self, Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
-use crate::verdict::{Action, DenyReason, Effect, Operation, RuleId, Source};
+use crate::verdict::{
+    Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Tier, Verdict, Would,
+};
 
 /// True, false, or never to be known.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,34 +51,79 @@ pub(crate) fn decide(
     source: Source<'_>,
     port: u16,
     operation: Operation<'_>,
-) -> (Effect, Option<RuleId>) {
+) -> Answer {
     let views: Vec<Option<&str>> = match operation {
         Operation::Http { path, .. } => path.views().map(Some).collect(),
         Operation::Tcp => vec![None],
     };
-    let first = |action: Action, view: Option<&str>| {
-        rules.iter().zip(0..).find(|(rule, _)| {
-            rule.action == action && fires(rule, matches(rule, domains, source, port, operation, view))
-        })
+    let fires =
+        |rule: &Rule, view: Option<&str>| fires(rule, matches(rule, domains, source, port, operation, view));
+    let world = |obeyed: &dyn Fn(&Rule) -> bool| {
+        let first = |tier: Tier, action: Action, view: Option<&str>| {
+            let mut rules = rules.iter().zip(0..);
+            let found = rules.find(|(rule, _)| {
+                rule.tier == tier && rule.action == action && obeyed(rule) && fires(rule, view)
+            });
+            found.map(|(_, id)| id)
+        };
+        let answers: Vec<(Effect, Option<u32>)> = views
+            .iter()
+            .map(|view| {
+                for tier in Tier::ALL {
+                    if let Some(id) = first(tier, Action::Deny, *view) {
+                        return (Effect::Deny(DenyReason::Rule), Some(id));
+                    }
+                    if let Some(id) = first(tier, Action::Allow, *view) {
+                        return (Effect::Allow, Some(id));
+                    }
+                }
+                (Effect::Deny(DenyReason::NoRule), None)
+            })
+            .collect();
+        // Denied in one reading is denied; of several rules the one that is asked first is named.
+        let denied = answers.iter().filter(|(effect, _)| *effect == Effect::Deny(DenyReason::Rule));
+        let denied = denied.filter_map(|(_, id)| *id).min_by_key(|id| (rules[*id as usize].tier, *id));
+        let unruled = answers.iter().any(|(effect, _)| *effect == Effect::Deny(DenyReason::NoRule));
+        match (denied, answers.first()) {
+            (Some(id), _) => (Effect::Deny(DenyReason::Rule), Some(id)),
+            (None, Some((Effect::Allow, id))) if !unruled => (Effect::Allow, *id),
+            _ => (Effect::Deny(DenyReason::NoRule), None),
+        }
     };
-    // Denied in one reading is denied; of several rules the first one is named.
-    if let Some(id) = views.iter().filter_map(|view| first(Action::Deny, *view)).map(|(_, id)| id).min() {
-        return (Effect::Deny(DenyReason::Rule), Some(RuleId(id)));
-    }
-    let allowed: Option<Vec<u32>> =
-        views.iter().map(|view| first(Action::Allow, *view).map(|(_, id)| id)).collect();
-    match allowed.as_deref() {
-        Some([id, ..]) => (Effect::Allow, Some(RuleId(*id))),
-        _ => (Effect::Deny(DenyReason::NoRule), None),
+    let (effect, rule) = world(&|rule| rule.enforcement == Enforcement::Enforce);
+    let shadow = match world(&|_| true) {
+        (effect, Some(id)) if rules[id as usize].enforcement == Enforcement::Shadow => {
+            Some(Would { effect, rule: RuleId(id) })
+        }
+        _ => None,
+    };
+    let audit = rules
+        .iter()
+        .zip(0..)
+        .find(|(rule, _)| rule.action == Action::Audit && views.iter().any(|view| fires(rule, *view)))
+        .map(|(_, id)| RuleId(id));
+    Answer { effect, rule: rule.map(RuleId), shadow, audit }
+}
+
+/// Everything about a verdict but its generation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) effect: Effect,
+    pub(crate) rule: Option<RuleId>,
+    pub(crate) shadow: Option<Would>,
+    pub(crate) audit: Option<RuleId>,
+}
+
+impl Answer {
+    pub(crate) fn by(self, generation: u64) -> Verdict {
+        let Self { effect, rule, shadow, audit } = self;
+        Verdict { effect, rule, shadow, audit, generation }
     }
 }
 
 /// Whether a rule acts, given whether it matches.
 pub(crate) fn fires(rule: &Rule, matches: Truth) -> bool {
-    match rule.action {
-        Action::Allow => matches == Truth::True,
-        Action::Deny => matches != Truth::False,
-    }
+    if rule.action.is_wide() { matches != Truth::False } else { matches == Truth::True }
 }
 
 /// Whether a rule matches, in one reading of the path.
@@ -88,11 +135,11 @@ pub(crate) fn matches(
     operation: Operation<'_>,
     view: Option<&str>,
 ) -> Truth {
-    let Rule { action, target_ports, from, to } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to } = rule;
     let in_target = target_ports.as_ref().is_none_or(|ports| ports.contains(&port));
     let from = match from {
         Some(peers) => peers.iter().any(|entry| peer(entry, domains, source, *action)),
-        None => *action == Action::Deny || source.identity.is_some(),
+        None => action.is_wide() || source.identity.is_some(),
     };
     let to = match to {
         Some(targets) => targets
@@ -121,10 +168,7 @@ pub(crate) fn peer(entry: &Peer, domains: &OwnDomains, source: Source<'_>, actio
             spiffe.is_some() || accounts.is_some() || namespaces.is_some() || trust_domain.is_some();
         return !identity
             && cidrs.as_ref().is_none_or(address)
-            && match action {
-                Action::Allow => *unauthenticated && not.is_none(),
-                Action::Deny => true,
-            };
+            && (action.is_wide() || (*unauthenticated && not.is_none()));
     };
     let own = |id: &SpiffeId| in_domain(id, trust_domain.as_ref(), domains);
     !unauthenticated

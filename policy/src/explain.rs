@@ -8,7 +8,7 @@ use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::pattern::PathPattern;
 use crate::rule::{Methods, OwnDomains, Peer, Rule, Target};
-use crate::verdict::{Action, DenyReason, Effect, Operation, RuleName, Source, Verdict};
+use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
 
 /// Why a question is answered as it is.
 #[derive(Clone, Debug, Serialize)]
@@ -22,9 +22,24 @@ pub struct Explanation {
     /// Other readings of the path that had to be allowed too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub readings: Vec<String>,
+    /// What shadow rules would change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
+    /// The Audit rule that marks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<RuleName>,
     /// If nothing allowed it: the Allow rule that came closest. None if no Allow rule concerns this workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest: Option<Miss>,
+}
+
+/// What a shadow rule would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shadow {
+    /// Whether it would be allowed.
+    pub allowed: bool,
+    /// The rule that would decide.
+    pub rule: RuleName,
 }
 
 /// An Allow rule that nearly matched.
@@ -62,16 +77,22 @@ pub(crate) fn explain(
         Effect::Deny(DenyReason::NoRule) => nearest(generation, source, port, operation),
         _ => None,
     };
-    Explanation { verdict, rule, readings, nearest }
+    let shadow = verdict.shadow.map(|would| Shadow {
+        allowed: would.effect == Effect::Allow,
+        rule: generation.rule(would.rule).clone(),
+    });
+    let audit = verdict.audit.map(|id| generation.rule(id).clone());
+    Explanation { verdict, rule, readings, shadow, audit, nearest }
 }
 
 /// The Allow rule with the fewest failing fields; of several, the first. With several readings of the path the miss is
 /// about all of them that nothing allows: whoever mends one of them is denied for the next.
 fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Operation<'_>) -> Option<Miss> {
     let engine = &generation.engine;
+    let grants = |rule: &Rule| rule.action == Action::Allow && rule.enforcement == Enforcement::Enforce;
     let allowed = |view: Option<&str>| {
         engine.rules.iter().any(|rule| {
-            rule.action == Action::Allow
+            grants(rule)
                 && eval_ref::matches(rule, &engine.domains, source, port, operation, view) == Truth::True
         })
     };
@@ -79,7 +100,7 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
         Operation::Http { path, .. } => path.views().filter(|view| !allowed(Some(view))).collect(),
         Operation::Tcp => Vec::new(),
     };
-    let allows = engine.rules.iter().zip(&generation.names).filter(|(rule, _)| rule.action == Action::Allow);
+    let allows = engine.rules.iter().zip(&generation.names).filter(|(rule, _)| grants(rule));
     let (misfit, name) = allows
         .map(|(rule, name)| (self::misfit(rule, generation, source, port, operation, &views), name))
         .min_by_key(|(misfit, _)| misfit.failed.len())?;
@@ -116,7 +137,7 @@ fn misfit(
     operation: Operation<'_>,
     views: &[&str],
 ) -> Misfit {
-    let Rule { action: _, target_ports, from, to } = rule;
+    let Rule { action: _, tier: _, enforcement: _, target_ports, from, to } = rule;
     let domains = &generation.engine.domains;
     let mut out = Misfit::default();
     if let Some(ports) = target_ports
@@ -340,6 +361,13 @@ impl fmt::Display for Explanation {
                 "\nthe path can also be read as {}; every reading must be allowed",
                 self.readings.join(", ")
             )?;
+        }
+        if let Some(Shadow { allowed, rule }) = &self.shadow {
+            let word = if *allowed { "allow" } else { "deny" };
+            write!(f, "\nin the shadow: rule {rule} ({}) would {word} it", rule.place)?;
+        }
+        if let Some(rule) = &self.audit {
+            write!(f, "\naudited by rule {rule} ({})", rule.place)?;
         }
         let Some(miss) = &self.nearest else {
             return match self.verdict.effect {

@@ -77,9 +77,7 @@ impl Generation {
     /// What the reference interpreter answers, rule by rule and slowly. It is the specification: tests, fuzzers and
     /// checkers of recorded traffic hold [`decide`](Self::decide) against it.
     pub fn decide_by_reference(&self, source: Source<'_>, port: u16, operation: Operation<'_>) -> Verdict {
-        let (effect, rule) =
-            eval_ref::decide(&self.engine.rules, &self.engine.domains, source, port, operation);
-        Verdict { effect, rule, generation: self.number }
+        eval_ref::decide(&self.engine.rules, &self.engine.domains, source, port, operation).by(self.number)
     }
 
     /// Tells why a question is answered as it is.

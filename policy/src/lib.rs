@@ -33,12 +33,12 @@ pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use engine::Connection;
-pub use explain::{Explanation, Miss};
+pub use explain::{Explanation, Miss, Shadow};
 pub use generation::Generation;
 pub use load::{load, trust_domain_of};
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
-    Action, Defaults, DenyReason, DocumentSummary, Effect, OnChange, Operation, RuleId, RuleName, Scope,
-    Source, Stage, Verdict, Workload,
+    Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId, RuleName,
+    Scope, Source, Stage, Tier, Verdict, Workload, Would,
 };

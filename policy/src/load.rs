@@ -15,7 +15,7 @@ use crate::norm::PathOptions;
 use crate::rule::{OwnDomains, Rule};
 use crate::services::{Service, Services};
 use crate::text::Text;
-use crate::verdict::{Action, Defaults, DocumentSummary, RuleName, Scope};
+use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope};
 use crate::yaml;
 
 use document::{Body, Parsed, body, pieces};
@@ -129,18 +129,18 @@ fn bounds(files: &[SourceFile]) -> Result<(), Diagnostic> {
     Ok(())
 }
 
-/// The rules that concern the workload, with their names, in the order of the set.
+/// The rules that concern the workload, with their names: tier by tier, and within one in the order of the set.
 fn applying(scope: &Scope, policies: Vec<(usize, Policy)>) -> (Vec<RuleName>, Vec<Rule>) {
     let Some(workload) = &scope.workload else { return (Vec::new(), Vec::new()) };
-    policies
-        .into_iter()
-        .filter(|(_, policy)| policy.applies_to(workload))
-        .flat_map(|(_, policy)| policy.rules)
-        .unzip()
+    let applying = policies.into_iter().filter(|(_, policy)| policy.applies_to(workload));
+    let mut rules: Vec<(RuleName, Rule)> = applying.flat_map(|(_, policy)| policy.rules).collect();
+    rules.sort_by_key(|(_, rule)| rule.tier);
+    rules.into_iter().unzip()
 }
 
 fn ports_named(rules: &[Rule]) -> BTreeSet<u16> {
-    let allows = rules.iter().filter(|rule| rule.action == Action::Allow);
+    let allows =
+        rules.iter().filter(|rule| rule.action == Action::Allow && rule.enforcement == Enforcement::Enforce);
     allows
         .flat_map(|rule| {
             let target = rule.target_ports.iter().flatten();

@@ -586,7 +586,7 @@ fn mistakes() {
         (
             policy(&format!("  action: Allow\n  tier: Platform\n{ok_rule}")),
             "6:9",
-            ["`tier` is not known", "leave it out"],
+            ["may stand in the tier Platform", "leave `tier` out"],
         ),
         (
             policy(&format!("  action: Allow\n  target: {{all: true}}\n{ok_rule}")),

@@ -8,15 +8,17 @@ use postern_svid::{SpiffeId, TrustDomain};
 
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
-use crate::verdict::Action;
+use crate::verdict::{Action, Enforcement, Tier};
 
 /// One rule that concerns the workload.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) action: Action,
+    pub(crate) tier: Tier,
+    pub(crate) enforcement: Enforcement,
     /// Ports of the document's target; any if `None`.
     pub(crate) target_ports: Option<Vec<u16>>,
-    /// Alternatives. `None`: any authenticated peer (Allow), anybody (Deny).
+    /// Alternatives. `None`: any authenticated peer (Allow), anybody (Deny, Audit).
     pub(crate) from: Option<Vec<Peer>>,
     /// Alternatives. `None`: any operation.
     pub(crate) to: Option<Vec<Target>>,
@@ -83,7 +85,7 @@ impl Methods {
     pub(crate) fn cover(methods: Option<&Self>, action: Action, method: &CanonMethod) -> bool {
         match methods {
             Some(Self::Only(named)) => named.contains(method),
-            Some(Self::Any) | None => action == Action::Deny || !method.must_be_named(),
+            Some(Self::Any) | None => action.is_wide() || !method.must_be_named(),
         }
     }
 }

@@ -85,10 +85,23 @@ pub struct RuleId(pub(crate) u32);
 /// What a policy does with what it matches.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Action {
-    /// It is allowed, unless a Deny matches too.
+    /// It is allowed, unless a Deny of its tier or anything of a higher tier matches too.
     Allow,
     /// It is denied.
     Deny,
+    /// It is marked in the decision log, and otherwise nothing.
+    Audit,
+}
+
+impl Action {
+    /// Whether a rule of this action covers all that it does not leave out, the unknown included. An Allow is read the
+    /// other way: it covers only what it certainly means.
+    pub(crate) fn is_wide(self) -> bool {
+        match self {
+            Self::Allow => false,
+            Self::Deny | Self::Audit => true,
+        }
+    }
 }
 
 impl fmt::Display for Action {
@@ -96,8 +109,36 @@ impl fmt::Display for Action {
         f.write_str(match self {
             Self::Allow => "Allow",
             Self::Deny => "Deny",
+            Self::Audit => "Audit",
         })
     }
+}
+
+/// Whose word comes first. The first tier in which a rule matches decides; within a tier any Deny wins over any Allow.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Tier {
+    /// The platform's own documents, which nobody overrides. They stand in the root namespace.
+    Platform,
+    /// Everybody's.
+    #[default]
+    App,
+    /// What holds where nobody has said anything.
+    Baseline,
+}
+
+impl Tier {
+    /// All of them, first to last.
+    pub(crate) const ALL: [Self; 3] = [Self::Platform, Self::App, Self::Baseline];
+}
+
+/// Whether rules are obeyed or only tried.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Serialize)]
+pub enum Enforcement {
+    /// They are obeyed.
+    #[default]
+    Enforce,
+    /// What they would change is logged and counted, and nothing changes.
+    Shadow,
 }
 
 /// A rule's name and place.
@@ -111,6 +152,10 @@ pub struct RuleName {
     pub rule: Box<str>,
     /// What it does.
     pub action: Action,
+    /// Whose word it is.
+    pub tier: Tier,
+    /// Whether it is obeyed.
+    pub enforcement: Enforcement,
     /// Where it stands.
     pub place: Place,
 }
@@ -130,8 +175,21 @@ pub struct Verdict {
     pub effect: Effect,
     /// The rule that decided; none if nothing matched.
     pub rule: Option<RuleId>,
+    /// What shadow rules would change: the answer if they were obeyed, where one of them would decide.
+    pub shadow: Option<Would>,
+    /// The first Audit rule that matches.
+    pub audit: Option<RuleId>,
     /// The number of the generation that answered.
     pub generation: u64,
+}
+
+/// An answer that a shadow rule would give.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Would {
+    /// Whether it would be allowed.
+    pub effect: Effect,
+    /// The shadow rule.
+    pub rule: RuleId,
 }
 
 impl Verdict {

@@ -7,7 +7,7 @@ use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, T
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
 use crate::rule::{Methods, Peer, Rule, Target};
-use crate::verdict::{Action, RuleName, Workload};
+use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
 use crate::yaml;
 
 /// A checked AccessPolicy.
@@ -30,20 +30,28 @@ impl Policy {
 pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules: &Rules<'_>) -> Policy {
     let Document { api_version: _, kind: _, metadata, spec } = document;
     page.names(metadata);
-    let AccessSpec { tier, target, action, rules: written } = &spec.value;
+    let AccessSpec { tier, enforcement, target, action, rules: written } = &spec.value;
     let is_root = metadata.namespace.value == rules.root_namespace;
     let only_root = format!("only documents of the root namespace `{}` may", rules.root_namespace);
-    if let Some(word) = tier {
-        // Its writer expects that an Allow of a higher tier wins over a Deny of a lower one.
+    let tier = tier.as_ref().map_or(Tier::App, |word| check_tier(page, word, is_root, &only_root));
+    let enforcement = match enforcement {
+        Some(word) => {
+            let known = [("Enforce", Enforcement::Enforce), ("Shadow", Enforcement::Shadow)];
+            page.word(word, &known).unwrap_or_default()
+        }
+        None => Enforcement::Enforce,
+    };
+    // A wrong word refuses the set; until then the stricter checks apply.
+    let known = [("Allow", Action::Allow), ("Deny", Action::Deny), ("Audit", Action::Audit)];
+    let allowed = page.word(action, &known).unwrap_or(Action::Allow);
+    if (allowed, enforcement) == (Action::Audit, Enforcement::Shadow) {
         page.error_with(
-            word.referenced,
-            "`tier` is not known in this version: any Deny wins over any Allow, whichever documents they are in",
-            "leave it out",
+            action.referenced,
+            "an Audit changes nothing, so there is nothing to try in its shadow",
+            "leave `enforcement` out",
         );
     }
-    // A wrong word refuses the set; until then the stricter checks apply.
-    let action =
-        page.word(action, &[("Allow", Action::Allow), ("Deny", Action::Deny)]).unwrap_or(Action::Allow);
+    let action = allowed;
     let mut policy = Policy {
         namespace: metadata.namespace.value.as_str().into(),
         all: false,
@@ -67,6 +75,8 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         }
         let checked = Rule {
             action,
+            tier,
+            enforcement,
             target_ports: ports.clone(),
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
             to: to.as_ref().map(|list| targets(page, list, rules)),
@@ -77,11 +87,27 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             document: metadata.name.value.as_str().into(),
             rule: name.value.as_str().into(),
             action,
+            tier,
+            enforcement,
             place: page.place(name.referenced),
         };
         policy.rules.push((rule_name, checked));
     }
     policy
+}
+
+/// A tier above everybody's is the platform's alone.
+fn check_tier(page: &mut Page<'_>, word: &Sp<String>, is_root: bool, only_root: &str) -> Tier {
+    let known = [("Platform", Tier::Platform), ("App", Tier::App), ("Baseline", Tier::Baseline)];
+    let tier = page.word(word, &known).unwrap_or_default();
+    if tier == Tier::Platform && !is_root {
+        page.error_with(
+            word.referenced,
+            format!("{only_root} stand in the tier Platform"),
+            "leave `tier` out: it is App then",
+        );
+    }
+    tier
 }
 
 fn check_target(
@@ -234,6 +260,8 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
                 );
             }
         }
+        // What an Audit marks too often costs nobody a connection.
+        Action::Audit => {}
         Action::Deny => {
             warn_of_exact_denies(page, &written.value);
             let layer7 = |target: &Target| target.methods.is_some() || target.paths.is_some();

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
-use super::{Compiled, Engine, PathKeys, PeerKeys, Sides, StageIndex, TargetKeys};
+use super::{Audit, Compiled, Engine, Layers, PathKeys, PeerKeys, Sides, StageIndex, TargetKeys};
 use crate::pattern::PathPattern;
 use crate::rule::{Account, Excluded, OwnDomains, Peer, Rule, Target};
-use crate::verdict::Action;
+use crate::verdict::{Action, Enforcement};
 
 /// A rule under more keys than this is better filed by another dimension, if it has one.
 const MANY_KEYS: usize = 64;
@@ -21,10 +21,9 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
     let compiled: Vec<Compiled> = rules.iter().map(|rule| compile_rule(&mut keys, rule)).collect();
     let ports =
         |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
-    let mut http: [Vec<(u32, Dimensions)>; 2] = Default::default();
-    let mut tcp: [Vec<(u32, Dimensions)>; 2] = Default::default();
+    let mut drawers: [Drawer; DRAWERS] = std::array::from_fn(|_| Drawer::default());
     let mut by_source = Vec::new();
-    let (mut open_allow, mut open_deny) = (None, None);
+    let (mut open_allow, mut open_deny) = ([None; 3], [None; 3]);
     for (id, rule) in (0_u32..).zip(&compiled) {
         let source = rule.from.as_deref().and_then(|peers| source_keys(peers, anonymous));
         let path = rule.to.as_deref().and_then(path_keys);
@@ -32,19 +31,37 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
             Some(list) => Some(ports(list, &mut keys)),
             None => rule.to.as_deref().and_then(port_numbers).map(|list| ports(&list, &mut keys)),
         };
-        let side = usize::from(rule.action == Action::Allow);
-        http[side].push((id, [&source, &path, &port].into_iter().flatten().cloned().collect()));
+        let drawer = &mut drawers[drawer(rule)];
+        drawer.http.push((id, [&source, &path, &port].into_iter().flatten().cloned().collect()));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
-        tcp[side].push((id, [&source, &port].into_iter().flatten().cloned().collect()));
+        drawer.tcp.push((id, [&source, &port].into_iter().flatten().cloned().collect()));
+        if rule.enforcement == Enforcement::Shadow {
+            continue;
+        }
+        let tier = rule.tier as usize;
         match (&rule.from, rule.action) {
+            (_, Action::Audit) => {}
             (Some(_), _) => by_source.push((id, source.into_iter().collect())),
-            (None, Action::Allow) => open_allow = open_allow.or(Some(id)),
-            (None, Action::Deny) => open_deny = open_deny.or(Some(id)),
+            (None, Action::Allow) => open_allow[tier] = open_allow[tier].or(Some(id)),
+            (None, Action::Deny) => open_deny[tier] = open_deny[tier].or(Some(id)),
         }
     }
     let count = keys.len();
-    let [http_deny, http_allow] = http.map(|side| file(count, side));
-    let [tcp_deny, tcp_allow] = tcp.map(|side| file(count, side));
+    let mut drawers = drawers.into_iter().map(|Drawer { http, tcp }| (file(count, http), file(count, tcp)));
+    let mut next = || drawers.next().unwrap_or_default();
+    let mut layers = || {
+        let ((http_deny, tcp_deny), (http_allow, tcp_allow)) = (next(), next());
+        Layers {
+            http: Sides { deny: http_deny, allow: http_allow },
+            tcp: Sides { deny: tcp_deny, allow: tcp_allow },
+        }
+    };
+    let tiers = [layers(), layers(), layers()];
+    let shadow = Box::new([layers(), layers(), layers()]);
+    let (http, tcp) = next();
+    let any = |wanted: fn(&Compiled) -> bool| compiled.iter().any(wanted);
+    let (has_shadow, has_audit) =
+        (any(|rule| rule.enforcement == Enforcement::Shadow), any(|rule| rule.action == Action::Audit));
     Engine {
         rules,
         domains,
@@ -52,10 +69,31 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
         instance,
         keys,
         compiled,
-        http: Sides { deny: http_deny, allow: http_allow },
-        tcp: Sides { deny: tcp_deny, allow: tcp_allow },
+        tiers,
+        shadow: has_shadow.then_some(shadow),
+        audit: has_audit.then_some(Audit { http, tcp }),
         stage: StageIndex { index: file(count, by_source), open_allow, open_deny },
     }
+}
+
+/// Rules of one kind, to be filed together: each asks for its lowest rule.
+#[derive(Default)]
+struct Drawer {
+    http: Vec<(u32, Dimensions)>,
+    tcp: Vec<(u32, Dimensions)>,
+}
+
+/// Deny and Allow of each tier, obeyed; the same in the shadow; Audit.
+const DRAWERS: usize = 2 * 2 * 3 + 1;
+
+fn drawer(rule: &Compiled) -> usize {
+    let side = match rule.action {
+        Action::Audit => return DRAWERS - 1,
+        Action::Deny => 0,
+        Action::Allow => 1,
+    };
+    let shadow = usize::from(rule.enforcement == Enforcement::Shadow);
+    (shadow * 3 + rule.tier as usize) * 2 + side
 }
 
 /// Files each rule under the dimension whose commonest key is rarest.
@@ -114,9 +152,11 @@ fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
 }
 
 fn compile_rule(keys: &mut Keys, rule: &Rule) -> Compiled {
-    let Rule { action, target_ports, from, to } = rule;
+    let Rule { action, tier, enforcement, target_ports, from, to } = rule;
     Compiled {
         action: *action,
+        tier: *tier,
+        enforcement: *enforcement,
         target_ports: target_ports.as_deref().map(Box::from),
         from: from.as_ref().map(|peers| peers.iter().map(|peer| compile_peer(keys, peer)).collect()),
         to: to.as_ref().map(|targets| targets.iter().map(|target| compile_target(keys, target)).collect()),

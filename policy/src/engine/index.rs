@@ -12,6 +12,9 @@ pub(super) struct Index {
 impl Index {
     /// From pairs of key and rule id, and the ids that have no key.
     pub(super) fn new(keys: usize, mut filed: Vec<(u32, u32)>, rest: Vec<u32>) -> Self {
+        if filed.is_empty() {
+            return Self { offsets: Box::default(), rules: Box::default(), rest: rest.into() };
+        }
         filed.sort_unstable();
         filed.dedup();
         let mut offsets = vec![0_u32; keys + 1];
@@ -29,6 +32,9 @@ impl Index {
     }
 
     pub(super) fn list(&self, key: u32) -> &[u32] {
+        if self.rules.is_empty() {
+            return &[];
+        }
         let at = key as usize;
         &self.rules[self.offsets[at] as usize..self.offsets[at + 1] as usize]
     }

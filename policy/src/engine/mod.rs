@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::norm::CanonMethod;
 use crate::rule::{Methods, OwnDomains, Rule};
-use crate::verdict::{Action, DenyReason, Effect, Operation, RuleId, Source, Stage, Verdict};
+use crate::verdict::{
+    Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Stage, Tier, Verdict, Would,
+};
 
 use index::Index;
 use keys::{Hits, Keys};
@@ -37,9 +39,26 @@ pub(crate) struct Engine {
     instance: u64,
     keys: Keys,
     compiled: Vec<Compiled>,
+    /// What is obeyed, tier by tier.
+    tiers: [Layers; 3],
+    /// What is only tried.
+    shadow: Option<Box<[Layers; 3]>>,
+    audit: Option<Audit>,
+    stage: StageIndex,
+}
+
+/// With layer 7 and without it: what a rule is filed under differs.
+#[derive(Debug)]
+struct Layers {
     http: Sides,
     tcp: Sides,
-    stage: StageIndex,
+}
+
+/// Audit rules, of all tiers together.
+#[derive(Debug)]
+struct Audit {
+    http: Index,
+    tcp: Index,
 }
 
 /// One index for each action.
@@ -53,15 +72,17 @@ struct Sides {
 #[derive(Debug)]
 struct StageIndex {
     index: Index,
-    /// The lowest rules without `from`.
-    open_allow: Option<u32>,
-    open_deny: Option<u32>,
+    /// The lowest rules without `from`, of each tier.
+    open_allow: [Option<u32>; 3],
+    open_deny: [Option<u32>; 3],
 }
 
 /// A rule ready to be checked.
 #[derive(Debug)]
 struct Compiled {
     action: Action,
+    tier: Tier,
+    enforcement: Enforcement,
     target_ports: Option<Box<[u16]>>,
     from: Option<Box<[PeerKeys]>>,
     to: Option<Box<[TargetKeys]>>,
@@ -122,6 +143,13 @@ struct Question<'a> {
     layer7: Option<Layer7<'a>>,
 }
 
+/// A question, and where to look for its candidates.
+struct Lists<'a> {
+    connection: &'a Connection,
+    port_key: Option<u32>,
+    question: &'a Question<'a>,
+}
+
 struct Layer7<'a> {
     method: &'a CanonMethod,
     path: &'a str,
@@ -151,60 +179,80 @@ impl Engine {
             return self.verdict(Effect::Deny(DenyReason::StaleContext), None);
         }
         let port_key = self.keys.port(port);
-        let (mut denied, mut allowed, mut all_allowed) = (None, None, true);
-        let mut judge = |sides: &Sides, question: &Question<'_>, is_first: bool| {
-            let deny = self.first(&sides.deny, connection, port_key, question);
-            denied = [denied, deny].into_iter().flatten().min();
-            if denied.is_none() && all_allowed {
-                let allow = self.first(&sides.allow, connection, port_key, question);
-                all_allowed = allow.is_some();
-                if is_first {
-                    allowed = allow;
-                }
+        let mut answer = Gathered::default();
+        let mut judge = |question: &Question<'_>| {
+            let lists = Lists { connection, port_key, question };
+            answer.obeyed.add(self.one_view(&lists, None));
+            if let Some(shadow) = &self.shadow {
+                answer.tried.add(self.one_view(&lists, Some(shadow)));
+            }
+            if let Some(Audit { http, tcp }) = &self.audit {
+                let index = if question.layer7.is_some() { http } else { tcp };
+                answer.audit = [answer.audit, self.first(index, &lists)].into_iter().flatten().min();
             }
         };
         match operation {
-            Operation::Tcp => judge(&self.tcp, &Question { port, layer7: None }, true),
+            Operation::Tcp => judge(&Question { port, layer7: None }),
             // An upgrade is judged as the request that asks for it.
             Operation::Http { method, path, upgrade: _ } => {
-                for (n, view) in path.views().enumerate() {
+                for view in path.views() {
                     let hits = self.keys.of_path(view);
-                    let layer7 = Some(Layer7 { method, path: view, hits });
-                    judge(&self.http, &Question { port, layer7 }, n == 0);
+                    judge(&Question { port, layer7: Some(Layer7 { method, path: view, hits }) });
                 }
             }
         }
-        match (denied, allowed) {
-            (Some(id), _) => self.verdict(Effect::Deny(DenyReason::Rule), Some(id)),
-            (None, Some(id)) if all_allowed => self.verdict(Effect::Allow, Some(id)),
-            (None, _) => self.verdict(Effect::Deny(DenyReason::NoRule), None),
+        let (effect, rule) = answer.obeyed.together();
+        let shadow = match (&self.shadow, answer.tried.together()) {
+            (Some(_), (effect, Some(id)))
+                if self.compiled[id as usize].enforcement == Enforcement::Shadow =>
+            {
+                Some(Would { effect, rule: RuleId(id) })
+            }
+            _ => None,
+        };
+        Verdict { shadow, audit: answer.audit.map(RuleId), ..self.verdict(effect, rule) }
+    }
+
+    /// The answer in one reading: the first tier in which a rule fires decides, a Deny before any Allow. With `shadow`,
+    /// as if those rules were obeyed too.
+    fn one_view(&self, lists: &Lists<'_>, shadow: Option<&[Layers; 3]>) -> Found {
+        let is_http = lists.question.layer7.is_some();
+        for (tier, layers) in self.tiers.iter().enumerate() {
+            let tried = shadow.map(|shadow| shadow[tier].sides(is_http));
+            let first = |side: fn(&Sides) -> &Index| {
+                let obeyed = self.first(side(layers.sides(is_http)), lists);
+                let tried = tried.and_then(|tried| self.first(side(tried), lists));
+                [obeyed, tried].into_iter().flatten().min()
+            };
+            if let Some(id) = first(|sides| &sides.deny) {
+                return Found::Deny((tier, id));
+            }
+            if let Some(id) = first(|sides| &sides.allow) {
+                return Found::Allow(id);
+            }
         }
+        Found::Nothing
     }
 
     /// The longest list of candidates that one key proposes.
     pub(crate) fn worst_list(&self) -> usize {
-        [&self.http, &self.tcp]
-            .into_iter()
-            .flat_map(|sides| [sides.deny.longest(), sides.allow.longest()])
-            .max()
-            .unwrap_or(0)
+        let layers = self.tiers.iter().chain(self.shadow.iter().flat_map(|shadow| shadow.iter()));
+        let sides = layers.flat_map(|layers| [&layers.http, &layers.tcp]);
+        let indexes = sides.flat_map(|sides| [&sides.deny, &sides.allow]);
+        let audit = self.audit.iter().flat_map(|audit| [&audit.http, &audit.tcp]);
+        indexes.chain(audit).map(Index::longest).max().unwrap_or(0)
     }
 
     fn verdict(&self, effect: Effect, rule: Option<u32>) -> Verdict {
-        Verdict { effect, rule: rule.map(RuleId), generation: self.generation }
+        Verdict { effect, rule: rule.map(RuleId), shadow: None, audit: None, generation: self.generation }
     }
 
     /// The lowest rule of `index` that fires.
-    fn first(
-        &self,
-        index: &Index,
-        connection: &Connection,
-        port_key: Option<u32>,
-        question: &Question<'_>,
-    ) -> Option<u32> {
+    fn first(&self, index: &Index, lists: &Lists<'_>) -> Option<u32> {
         if index.is_empty() {
             return None;
         }
+        let Lists { connection, port_key, question } = lists;
         let hits = question.layer7.as_ref().map_or(&[][..], |layer7| layer7.hits.as_slice());
         let lists = connection.keys.iter().chain(hits).chain(port_key.as_ref()).map(|key| index.list(*key));
         let mut best = None;
@@ -224,8 +272,12 @@ impl Engine {
 
     /// Certain only if every stream gets the same effect from the same rule: the verdict is logged as the stream's own.
     fn stage(&self, connection: &Connection) -> Stage {
+        // What would be, and what is marked, differs from stream to stream.
+        if self.shadow.is_some() || self.audit.is_some() {
+            return Stage::Defer;
+        }
         let mut deny = self.stage.open_deny;
-        let mut allow = self.stage.open_allow.filter(|_| connection.authenticated);
+        let mut allow = if connection.authenticated { self.stage.open_allow } else { [None; 3] };
         let lists = connection.keys.iter().map(|key| self.stage.index.list(*key));
         for (looked_at, &id) in lists.chain(std::iter::once(self.stage.index.rest())).flatten().enumerate() {
             if looked_at >= MAX_STAGE_CANDIDATES {
@@ -233,23 +285,80 @@ impl Engine {
             }
             let rule = &self.compiled[id as usize];
             let lowest = match rule.action {
-                Action::Allow => &mut allow,
-                Action::Deny => &mut deny,
+                Action::Allow => &mut allow[rule.tier as usize],
+                Action::Deny => &mut deny[rule.tier as usize],
+                Action::Audit => continue,
             };
             if lowest.is_none_or(|lowest| id < lowest) && rule.means(connection) {
                 *lowest = Some(id);
             }
         }
         // A lower rule that fires on some streams would be the one that is named there, so only the lowest can be certain;
-        // and one Deny that fires on some streams leaves no certainty about an Allow.
+        // and one Deny that fires on some streams leaves no certainty about an Allow, nor either about the next tier.
         let always = |id: u32| self.compiled[id as usize].always_fires();
-        match (deny, allow) {
-            (Some(id), _) if always(id) => {
-                Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)))
+        for (deny, allow) in deny.into_iter().zip(allow) {
+            match (deny, allow) {
+                (Some(id), _) if always(id) => {
+                    return Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)));
+                }
+                (None, Some(id)) if always(id) => return Stage::Allow(self.verdict(Effect::Allow, Some(id))),
+                (None, None) => {}
+                _ => return Stage::Defer,
             }
-            (None, None) => Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None)),
-            (None, Some(id)) if always(id) => Stage::Allow(self.verdict(Effect::Allow, Some(id))),
-            _ => Stage::Defer,
+        }
+        Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None))
+    }
+}
+
+impl Layers {
+    fn sides(&self, is_http: bool) -> &Sides {
+        if is_http { &self.http } else { &self.tcp }
+    }
+}
+
+/// What one reading came to.
+#[derive(Clone, Copy)]
+enum Found {
+    /// Tier and rule.
+    Deny((usize, u32)),
+    Allow(u32),
+    Nothing,
+}
+
+/// What all readings came to.
+#[derive(Default)]
+struct Gathered {
+    obeyed: Readings,
+    tried: Readings,
+    audit: Option<u32>,
+}
+
+#[derive(Default)]
+struct Readings {
+    denied: Option<(usize, u32)>,
+    /// The first reading's.
+    allowed: Option<u32>,
+    any: bool,
+    unruled: bool,
+}
+
+impl Readings {
+    fn add(&mut self, found: Found) {
+        match found {
+            Found::Deny(by) => self.denied = [self.denied, Some(by)].into_iter().flatten().min(),
+            Found::Allow(id) if !self.any => self.allowed = Some(id),
+            Found::Allow(_) => {}
+            Found::Nothing => self.unruled = true,
+        }
+        self.any = true;
+    }
+
+    /// Denied in one reading is denied; of several rules the one that is asked first is named.
+    fn together(&self) -> (Effect, Option<u32>) {
+        match (self.denied, self.allowed) {
+            (Some((_, id)), _) => (Effect::Deny(DenyReason::Rule), Some(id)),
+            (None, Some(id)) if !self.unruled => (Effect::Allow, Some(id)),
+            (None, _) => (Effect::Deny(DenyReason::NoRule), None),
         }
     }
 }
@@ -273,6 +382,7 @@ impl Compiled {
         let to = self.to.as_deref().unwrap_or_default();
         self.target_ports.is_none()
             && match self.action {
+                Action::Audit => false,
                 Action::Deny => {
                     let any = |target: &TargetKeys| matches!(target.methods, None | Some(Methods::Any));
                     self.to.is_none() || to.iter().filter(everywhere).any(any)
@@ -296,7 +406,7 @@ impl Compiled {
     fn means(&self, connection: &Connection) -> bool {
         match &self.from {
             Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
-            None => self.action == Action::Deny || connection.authenticated,
+            None => self.action.is_wide() || connection.authenticated,
         }
     }
 }
@@ -312,11 +422,7 @@ impl PeerKeys {
                 && self.identity.iter().all(|list| has(list))
                 && !self.not.as_ref().is_some_and(|list| has(list));
         }
-        self.identity.is_empty()
-            && match action {
-                Action::Allow => self.unauthenticated && self.not.is_none(),
-                Action::Deny => true,
-            }
+        self.identity.is_empty() && (action.is_wide() || (self.unauthenticated && self.not.is_none()))
     }
 }
 
@@ -327,7 +433,7 @@ impl TargetKeys {
             return false;
         }
         match &question.layer7 {
-            None => action == Action::Deny || (self.methods.is_none() && self.paths.is_none()),
+            None => action.is_wide() || (self.methods.is_none() && self.paths.is_none()),
             Some(layer7) => {
                 Methods::cover(self.methods.as_ref(), action, layer7.method)
                     && self.paths.as_ref().is_none_or(|paths| paths.match_any(layer7))

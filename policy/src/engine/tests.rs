@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use crate::norm::{CanonMethod, CanonPath, EscapedSlashes, PathOptions};
 use crate::pattern::PathPattern;
 use crate::rule::{Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
-use crate::verdict::{Action, DenyReason, Effect, Operation, Scope, Source, Stage, Workload};
+use crate::verdict::{
+    Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
+};
 use crate::{SourceFile, eval_ref, load};
 
 use super::Engine;
@@ -77,6 +79,8 @@ fn template() -> impl Strategy<Value = String> {
 #[derive(Clone, Debug)]
 struct Written {
     action: Action,
+    tier: Tier,
+    enforcement: Enforcement,
     target_ports: Option<Vec<u16>>,
     from: Option<Vec<WrittenPeer>>,
     to: Option<Vec<WrittenTarget>>,
@@ -186,18 +190,22 @@ prop_compose! {
 
 prop_compose! {
     fn written()(
-        deny in prop::bool::weighted(0.3),
+        action in prop_oneof![6 => Just(Action::Allow), 3 => Just(Action::Deny), 1 => Just(Action::Audit)],
+        tier in prop_oneof![1 => Just(Tier::Platform), 4 => Just(Tier::App), 1 => Just(Tier::Baseline)],
+        shadow in prop::bool::weighted(0.1),
         target_ports in prop::option::weighted(0.2, some(&PORTS)),
         from in prop::option::weighted(0.8, prop::collection::vec(peer(), 1..3)),
         to in prop::option::weighted(0.7, prop::collection::vec(target(), 1..3)),
     ) -> Written {
-        Written { action: if deny { Action::Deny } else { Action::Allow }, target_ports, from, to }
+        let shadow = shadow && action != Action::Audit;
+        let enforcement = if shadow { Enforcement::Shadow } else { Enforcement::Enforce };
+        Written { action, tier, enforcement, target_ports, from, to }
     }
 }
 
 fn documents(rules: &[Written]) -> String {
     let mut out = String::from(
-        "apiVersion: postern.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: d, namespace: root}\nspec: {trustDomains: {aliases: [alias]}}\n",
+        "apiVersion: postern.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: d, namespace: a}\nspec: {trustDomains: {aliases: [alias]}}\n",
     );
     for (n, rule) in rules.iter().enumerate() {
         let mut parts = vec![format!("name: r{n}")];
@@ -215,8 +223,10 @@ fn documents(rules: &[Written]) -> String {
             .map(|ports| format!("target: {{ports: {ports:?}}}, "))
             .unwrap_or_default();
         out.push_str(&format!(
-            "---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: a}}\nspec: {{{target}action: {}, rules: [{{{}}}]}}\n",
+            "---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: a}}\nspec: {{{target}action: {}, tier: {:?}, enforcement: {:?}, rules: [{{{}}}]}}\n",
             rule.action,
+            rule.tier,
+            rule.enforcement,
             parts.join(", ")
         ));
     }
@@ -244,6 +254,8 @@ fn target_yaml(target: &WrittenTarget) -> String {
 fn rule(written: &Written) -> Rule {
     Rule {
         action: written.action,
+        tier: written.tier,
+        enforcement: written.enforcement,
         target_ports: written.target_ports.clone(),
         from: written.from.as_ref().map(|peers| peers.iter().map(rule_peer).collect()),
         to: written.to.as_ref().map(|targets| targets.iter().map(rule_target).collect()),
@@ -344,7 +356,7 @@ fn domains() -> OwnDomains {
 fn scope() -> Scope {
     Scope {
         trust_domain: TrustDomain::parse("home").unwrap(),
-        root_namespace: "root".into(),
+        root_namespace: "a".into(),
         workload: Some(Workload {
             namespace: "a".into(),
             service_account: "a".into(),
@@ -358,11 +370,11 @@ fn check(engine: &Engine, question: &Question) -> Result<Effect, TestCaseError> 
     let connection = engine.connection(source);
     let verdict = engine.decide(&connection, question.port, operation);
     let expected = eval_ref::decide(&engine.rules, &engine.domains, source, question.port, operation);
-    prop_assert_eq!((verdict.effect, verdict.rule), expected, "{:?}", question);
+    prop_assert_eq!(verdict, expected.by(verdict.generation), "{:?}", question);
     // Traffic is answered with the stage's verdict: it must name the same rule too, or logs contradict explanations.
     match connection.stage() {
         Stage::Allow(certain) | Stage::Deny(certain) => {
-            prop_assert_eq!((certain.effect, certain.rule), expected, "stage {:?}", question);
+            prop_assert_eq!(certain, expected.by(verdict.generation), "stage {:?}", question);
         }
         Stage::Defer => {}
     }
@@ -419,6 +431,8 @@ proptest! {
         for question in &questions {
             let (was, is) = (check(&before, question)?, check(&after, question)?);
             match extra.action {
+                _ if extra.enforcement == Enforcement::Shadow => prop_assert_eq!(was, is),
+                Action::Audit => prop_assert_eq!(was, is),
                 Action::Deny => prop_assert!(was == Effect::Allow || is != Effect::Allow),
                 Action::Allow => prop_assert!(was != Effect::Allow || is == Effect::Allow),
             }
@@ -463,7 +477,14 @@ fn one_rule_for_everything_is_certain() {
     let named = ["TRACE", "CONNECT"].map(|method| CanonMethod::parse(method).unwrap());
     let named = Target { methods: Some(Methods::Only(named.into())), ..Target::default() };
     let anyone = Peer { not: Some(Excluded::default()), ..Peer::default() };
-    let everything = |action, to| Rule { action, target_ports: None, from: Some(vec![anyone.clone()]), to };
+    let everything = |action, to| Rule {
+        action,
+        tier: Tier::App,
+        enforcement: Enforcement::Enforce,
+        target_ports: None,
+        from: Some(vec![anyone.clone()]),
+        to,
+    };
     let allow = everything(Action::Allow, Some(vec![Target::default(), named]));
     let ports = Rule { target_ports: Some(vec![80]), ..allow.clone() };
     let deny = everything(Action::Deny, None);
@@ -507,6 +528,8 @@ fn templates_beyond_the_index() {
         let to = WrittenTarget { methods: None, paths: Some(vec![segments]), prefix: false, ports: None };
         rules.push(rule(&Written {
             action: Action::Deny,
+            tier: Tier::App,
+            enforcement: Enforcement::Enforce,
             target_ports: None,
             from: None,
             to: Some(vec![to]),
