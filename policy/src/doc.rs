@@ -134,7 +134,55 @@ pub(crate) struct ToDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) path_prefix: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
+    pub(crate) hosts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) headers: Option<List<HeaderDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) grpc: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
     pub(crate) ports: Option<List<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) not: Option<Sp<NotToDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NotToDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) methods: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) paths: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) path_prefix: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) hosts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) ports: Option<List<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HeaderDoc {
+    pub(crate) name: Sp<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) present: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) exact: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) prefix: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) list: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) not: Option<Sp<NotHeaderDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NotHeaderDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) exact: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) prefix: Option<List<String>>,
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,12 @@ use std::net::IpAddr;
 
 use postern_svid::SpiffeId;
 
-use crate::rule::{self, Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
+use crate::fields;
+use crate::pattern::PathPattern;
+use crate::rule::{
+    self, Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods,
+    OwnDomains, Peer, Rule, Target, ValuePattern,
+};
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Tier, Verdict, Would,
 };
@@ -40,6 +45,14 @@ impl Truth {
             (Self::True, _) | (_, Self::True) => Self::True,
             (Self::False, Self::False) => Self::False,
             _ => Self::Unknown,
+        }
+    }
+
+    pub(crate) fn not(self) -> Self {
+        match self {
+            Self::False => Self::True,
+            Self::Unknown => Self::Unknown,
+            Self::True => Self::False,
         }
     }
 }
@@ -221,16 +234,78 @@ pub(crate) fn target(
     operation: Operation<'_>,
     view: Option<&str>,
 ) -> Truth {
-    let Target { methods, paths, ports } = entry;
+    let Target { methods, paths, grpc: _, hosts, headers, ports, not } = entry;
     let on_port = Truth::from(ports.as_ref().is_none_or(|ports| ports.contains(&port)));
-    let layer7 = match operation {
-        Operation::Http { method, .. } => {
-            let path = view.unwrap_or("");
-            let method = Methods::cover(methods.as_ref(), action, method);
-            Truth::from(method && paths.as_ref().is_none_or(|paths| paths.iter().any(|p| p.matches(path))))
-        }
-        Operation::Tcp if methods.is_some() || paths.is_some() => Truth::Unknown,
-        Operation::Tcp => Truth::True,
+    let method = match (operation, methods) {
+        (Operation::Http { method, .. }, methods) => Methods::cover(methods.as_ref(), action, method).into(),
+        (Operation::Tcp, Some(_)) => Truth::Unknown,
+        (Operation::Tcp, None) => Truth::True,
     };
-    on_port.and(layer7)
+    let path = paths.as_ref().map_or(Truth::True, |paths| path_is_in(paths, view));
+    let host = hosts.as_ref().map_or(Truth::True, |hosts| host_is_in(hosts, operation));
+    let headers = headers.iter().map(|entry| header(entry, action, operation)).fold(Truth::True, Truth::and);
+    let not = not.as_ref().map_or(Truth::True, |not| excludes_operation(not, port, operation, view).not());
+    [method, path, host, headers, not].into_iter().fold(on_port, Truth::and)
+}
+
+pub(crate) fn excludes_operation(
+    entry: &ExcludedTarget,
+    port: u16,
+    operation: Operation<'_>,
+    view: Option<&str>,
+) -> Truth {
+    let ExcludedTarget { methods, paths, hosts, ports } = entry;
+    let method = match operation {
+        _ if methods.is_empty() => Truth::False,
+        Operation::Http { method, .. } => methods.contains(method).into(),
+        Operation::Tcp => Truth::Unknown,
+    };
+    let path = if paths.is_empty() { Truth::False } else { path_is_in(paths, view) };
+    let host = if hosts.is_empty() { Truth::False } else { host_is_in(hosts, operation) };
+    Truth::from(ports.contains(&port)).or(method).or(path).or(host)
+}
+
+fn path_is_in(patterns: &[PathPattern], view: Option<&str>) -> Truth {
+    view.map_or(Truth::Unknown, |view| patterns.iter().any(|pattern| pattern.matches(view)).into())
+}
+
+fn host_is_in(patterns: &[HostPattern], operation: Operation<'_>) -> Truth {
+    match operation {
+        Operation::Http { host: Some(host), .. } => {
+            patterns.iter().any(|pattern| pattern.matches(host)).into()
+        }
+        Operation::Http { host: None, .. } | Operation::Tcp => Truth::Unknown,
+    }
+}
+
+/// Whether a header field is what a rule asks for. A field that comes in several lines, or as a list, is read
+/// differently by different servers: a Deny fires if any reading makes it fire, an Allow needs all of them.
+pub(crate) fn header(entry: &HeaderMatch, action: Action, operation: Operation<'_>) -> Truth {
+    let Operation::Http { headers: Some(headers), .. } = operation else { return Truth::Unknown };
+    let mut lines = Vec::new();
+    if !headers.each(&entry.name, &mut |line| lines.push(line.to_vec())) {
+        return Truth::Unknown;
+    }
+    let values: Vec<&[u8]> = lines.iter().flat_map(|line| fields::elements(line)).collect();
+    let is_one_of = |patterns: &[ValuePattern], value: &[u8]| patterns.iter().any(|p| p.matches(value));
+    let single = values.len() == 1;
+    Truth::from(match &entry.test {
+        HeaderTest::Present => !lines.is_empty(),
+        HeaderTest::Absent => lines.is_empty(),
+        HeaderTest::Is(patterns, list) => {
+            let any = values.iter().any(|value| is_one_of(patterns, value));
+            match (action.is_wide(), list) {
+                (true, _) | (false, ListOf::Any) => any,
+                (false, ListOf::One) => single && any,
+                (false, ListOf::All) => any && values.iter().all(|value| is_one_of(patterns, value)),
+            }
+        }
+        HeaderTest::Not(patterns) => {
+            let any = values.iter().any(|value| is_one_of(patterns, value));
+            match action.is_wide() {
+                true => !(single && any),
+                false => !lines.is_empty() && !any,
+            }
+        }
+    })
 }

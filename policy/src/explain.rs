@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::pattern::PathPattern;
-use crate::rule::{Methods, OwnDomains, Peer, Rule, Target};
+use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, OwnDomains, Peer, Rule, Target};
 use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
 
 /// Why a question is answered as it is.
@@ -282,7 +282,7 @@ fn target_failures(
     views: &[&str],
     nameable: Option<&[&str]>,
 ) -> Vec<Failure> {
-    let Target { methods, paths, ports } = target;
+    let Target { methods, paths, grpc, hosts, headers, ports, not } = target;
     let mut out = Vec::new();
     if let Some(ports) = ports
         && !ports.contains(&port)
@@ -292,25 +292,80 @@ fn target_failures(
             change: Some(format!("add {port} to `ports`")),
         });
     }
-    let Operation::Http { .. } = operation else {
-        if methods.is_some() || paths.is_some() {
+    // Opaque bytes have one reading, of which nothing is known.
+    let readings = views.iter().copied().map(Some).chain(views.is_empty().then_some(None));
+    if let Some(not) = not
+        && readings
+            .into_iter()
+            .any(|view| eval_ref::excludes_operation(not, port, operation, view) == Truth::True)
+    {
+        out.push(Failure { what: "the operation is excluded by `not`".to_owned(), change: None });
+    }
+    let Operation::Http { host, .. } = operation else {
+        if target.asks_layer7() {
             out.push(Failure {
-                what: "methods and paths are never known of opaque TCP".to_owned(),
+                what: "methods, paths, hosts and header fields are never known of opaque TCP".to_owned(),
                 change: None,
             });
         }
         return out;
     };
-    out.extend(method_failure(methods.as_ref(), operation));
-    let Some(paths) = paths else { return out };
-    // A prefix more would open what lies below too, and `paths` cannot stand beside `pathPrefix`.
-    let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
-    let missed = views.iter().filter(|view| !paths.iter().any(|pattern| pattern.matches(view)));
-    out.extend(missed.map(|view| Failure {
-        what: format!("the path {view} is not {}", list(paths, "", "one of")),
-        change: nameable.filter(|_| !is_prefix).map(|_| format!("add {view} to `paths`")),
-    }));
+    out.extend(
+        method_failure(methods.as_ref(), operation)
+            .map(|failure| Failure { change: failure.change.filter(|_| !grpc), ..failure }),
+    );
+    if let Some(paths) = paths {
+        // A prefix more would open what lies below too, and `paths` cannot stand beside `pathPrefix` or `grpc`.
+        let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
+        let missed = views.iter().filter(|view| !paths.iter().any(|pattern| pattern.matches(view)));
+        out.extend(missed.map(|view| Failure {
+            what: format!("the path {view} is not {}", list(paths, "", "one of")),
+            change: nameable.filter(|_| !is_prefix && !grpc).map(|_| format!("add {view} to `paths`")),
+        }));
+    }
+    if let Some(hosts) = hosts {
+        match host {
+            Some(host) if hosts.iter().any(|pattern| pattern.matches(host)) => {}
+            Some(host) => out.push(Failure {
+                what: format!("the host {} is not {}", host.name(), list(hosts, "", "one of")),
+                change: Some(format!("add {} to `hosts`", host.name())),
+            }),
+            None => out.push(Failure { what: "the host is not known".to_owned(), change: None }),
+        }
+    }
+    if host.is_none() && not.as_ref().is_some_and(|not| !not.hosts.is_empty()) {
+        out.push(Failure { what: "whether the host is excluded is not known".to_owned(), change: None });
+    }
+    for field in headers {
+        match eval_ref::header(field, Action::Allow, operation) {
+            Truth::True => {}
+            Truth::Unknown => out.push(Failure {
+                what: format!("the header field `{}` is not known", field.name),
+                change: None,
+            }),
+            Truth::False => out.push(Failure { what: header_failure(field), change: None }),
+        }
+    }
     out
+}
+
+fn header_failure(field: &HeaderMatch) -> String {
+    let name = &field.name;
+    match &field.test {
+        HeaderTest::Present => format!("there is no header field `{name}`"),
+        HeaderTest::Absent => format!("there is a header field `{name}`"),
+        HeaderTest::Is(values, of) => {
+            let count = match of {
+                ListOf::One => "the one value",
+                ListOf::Any => "any value",
+                ListOf::All => "every value",
+            };
+            format!("the header field `{name}` is not {}: {count} must be", list(values, "", "one of"))
+        }
+        HeaderTest::Not(values) => {
+            format!("the header field `{name}` is missing, or is {}", list(values, "", "one of"))
+        }
+    }
 }
 
 fn method_failure(methods: Option<&Methods>, operation: Operation<'_>) -> Option<Failure> {

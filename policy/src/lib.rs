@@ -20,6 +20,7 @@ mod doc;
 mod engine;
 mod eval_ref;
 mod explain;
+mod fields;
 mod generation;
 mod load;
 pub mod norm;
@@ -34,11 +35,12 @@ pub mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use engine::Connection;
 pub use explain::{Explanation, Miss, Shadow};
+pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use generation::Generation;
 pub use load::{load, trust_domain_of};
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
-    Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId, RuleName,
-    Scope, Source, Stage, Tier, Verdict, Workload, Would,
+    Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId,
+    RuleName, Scope, Source, Stage, Tier, Verdict, Workload, Would,
 };

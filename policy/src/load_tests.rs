@@ -74,7 +74,7 @@ fn ask(generation: &Generation, ask: &Ask<'_>) -> String {
         (method, path)
     });
     let operation = match &parts {
-        Some((method, path)) => Operation::Http { method, path, upgrade: None },
+        Some((method, path)) => Operation::http(method, path),
         None => Operation::Tcp,
     };
     let connection = generation.connection(source);
@@ -270,7 +270,7 @@ fn explanations() {
         let source = Source { identity: id.as_ref(), address: "10.0.0.1".parse().unwrap() };
         let method = CanonMethod::parse(method).unwrap();
         let path = CanonPath::parse(path, &g.defaults().path).unwrap();
-        g.explain(source, port, Operation::Http { method: &method, path: &path, upgrade: None })
+        g.explain(source, port, Operation::http(&method, &path))
     };
     let storefront = Some("spiffe://demo.postern/ns/shop/sa/storefront");
     let shown = explain(storefront, "GET", "/v1/orders/7", 8080).to_string();
@@ -474,7 +474,7 @@ fn explain(generation: &Generation, ask: &Ask<'_>) -> String {
         (method, path)
     });
     let operation = match &parts {
-        Some((method, path)) => Operation::Http { method, path, upgrade: None },
+        Some((method, path)) => Operation::http(method, path),
         None => Operation::Tcp,
     };
     generation.explain(source, ask.port, operation).to_string()

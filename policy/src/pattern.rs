@@ -18,6 +18,12 @@ pub(crate) enum PathPattern {
     Prefix(Box<str>),
     /// Segments with wildcards.
     Template(Template),
+    /// Methods of a gRPC service whose name begins so: `/{service}/{prefix}*`.
+    Methods {
+        /// With a slash on either side.
+        service: Box<str>,
+        prefix: Box<str>,
+    },
 }
 
 impl PathPattern {
@@ -29,6 +35,45 @@ impl PathPattern {
                 None => false,
             },
             Self::Template(template) => template.matches(path),
+            Self::Methods { service, prefix } => path
+                .strip_prefix(&**service)
+                .is_some_and(|method| method.starts_with(&**prefix) && !method.contains('/')),
+        }
+    }
+
+    /// Parses an item of `grpc`: `package.Service/Method`, `package.Service/*` or `package.Service/Get*`.
+    pub(crate) fn parse_grpc(text: &str) -> Result<Self, PatternError> {
+        let name = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
+        };
+        let (service, method) = text.split_once('/').ok_or(PatternError::Grpc)?;
+        let literal = method.strip_suffix('*');
+        if text.len() > MAX_PATTERN
+            || !name(service)
+            || !literal.unwrap_or(method).split('/').all(|part| part.is_empty() || name(part))
+            || method.is_empty()
+            || method.contains('/')
+        {
+            return Err(PatternError::Grpc);
+        }
+        Ok(match literal {
+            None => Self::Exact(format!("/{text}").into()),
+            Some("") => {
+                Self::Template(Template { segments: vec![Segment::Literal(service.into()), Segment::One] })
+            }
+            Some(prefix) => Self::Methods { service: format!("/{service}/").into(), prefix: prefix.into() },
+        })
+    }
+
+    /// A template that matches whatever this one does and finds a place in an index where this one cannot.
+    pub(crate) fn wider(&self) -> Option<Template> {
+        match self {
+            Self::Methods { service, .. } => {
+                let service = Segment::Literal(service.trim_matches('/').into());
+                Some(Template { segments: vec![service, Segment::One] })
+            }
+            Self::Exact(_) | Self::Prefix(_) | Self::Template(_) => None,
         }
     }
 
@@ -78,6 +123,7 @@ impl fmt::Display for PathPattern {
             Self::Exact(path) => f.write_str(path),
             Self::Prefix(path) => write!(f, "{path} and below"),
             Self::Template(template) => template.fmt(f),
+            Self::Methods { service, prefix } => write!(f, "{service}{prefix}*"),
         }
     }
 }
@@ -151,6 +197,7 @@ impl Segment {
 /// Why a rule's path is refused.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum PatternError {
+    Grpc,
     Never(String),
     NotCanonical(String),
     PrefixSlash(String),
@@ -166,6 +213,13 @@ impl PatternError {
     /// What is wrong, and the way out.
     pub(crate) fn text(&self) -> (String, Option<String>) {
         match self {
+            Self::Grpc => (
+                "this names no gRPC method".to_owned(),
+                Some(
+                    "write `package.Service/Method`, `package.Service/*` or `package.Service/Get*`"
+                        .to_owned(),
+                ),
+            ),
             Self::Never(why) => (format!("no request can have this path: {why}"), None),
             Self::NotCanonical(canonical) => (
                 "this path is not in the form in which requests are judged".to_owned(),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
-use crate::norm::CanonMethod;
+use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::verdict::{Action, Enforcement, Tier};
 
@@ -68,7 +68,129 @@ impl fmt::Display for Account {
 pub(crate) struct Target {
     pub(crate) methods: Option<Methods>,
     pub(crate) paths: Option<Vec<PathPattern>>,
+    /// Methods and paths were written as `grpc`.
+    pub(crate) grpc: bool,
+    pub(crate) hosts: Option<Vec<HostPattern>>,
+    /// All of them must hold.
+    pub(crate) headers: Vec<HeaderMatch>,
     pub(crate) ports: Option<Vec<u16>>,
+    pub(crate) not: Option<ExcludedTarget>,
+}
+
+impl Target {
+    /// Whether it asks for anything that opaque bytes never show.
+    pub(crate) fn asks_layer7(&self) -> bool {
+        let Self { methods, paths, grpc: _, hosts, headers, ports: _, not } = self;
+        methods.is_some()
+            || paths.is_some()
+            || hosts.is_some()
+            || !headers.is_empty()
+            || not.as_ref().is_some_and(ExcludedTarget::asks_layer7)
+    }
+}
+
+/// What not: an operation that matches any of these is excluded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ExcludedTarget {
+    pub(crate) methods: Vec<CanonMethod>,
+    pub(crate) paths: Vec<PathPattern>,
+    pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) ports: Vec<u16>,
+}
+
+impl ExcludedTarget {
+    fn asks_layer7(&self) -> bool {
+        let Self { methods, paths, hosts, ports: _ } = self;
+        !methods.is_empty() || !paths.is_empty() || !hosts.is_empty()
+    }
+}
+
+/// Labels of a host in a rule.
+pub(crate) const MAX_LABELS: usize = 16;
+
+/// A host of a rule. Ports are left out on both sides: a name with another port behind it is the same name.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum HostPattern {
+    Exact(Box<str>),
+    /// `*.` in front: any name below this one, not the name itself.
+    Below(Box<str>),
+}
+
+impl HostPattern {
+    pub(crate) fn matches(&self, host: &CanonHost) -> bool {
+        let name = host.name();
+        match self {
+            Self::Exact(exact) => **exact == *name,
+            // An address has no names below it, nor above.
+            Self::Below(domain) => {
+                host.address().is_none()
+                    && name
+                        .strip_suffix(&**domain)
+                        .is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+            }
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(domain) => write!(f, "*.{domain}"),
+        }
+    }
+}
+
+/// What a header field must be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct HeaderMatch {
+    pub(crate) name: Box<str>,
+    pub(crate) test: HeaderTest,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum HeaderTest {
+    Present,
+    Absent,
+    /// One of these values; how many of a list's elements must be is said beside it.
+    Is(Vec<ValuePattern>, ListOf),
+    /// None of these values.
+    Not(Vec<ValuePattern>),
+}
+
+/// How a field with several values is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum ListOf {
+    /// It is not: a second value matches no Allow.
+    #[default]
+    One,
+    Any,
+    All,
+}
+
+/// A value of a header field. It holds no comma, so it is compared with the elements of a list.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum ValuePattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+impl ValuePattern {
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => exact.as_bytes() == value,
+            Self::Prefix(prefix) => value.starts_with(prefix.as_bytes()),
+        }
+    }
+}
+
+impl fmt::Display for ValuePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "{text:?}"),
+            Self::Prefix(text) => write!(f, "{text:?} and what begins so"),
+        }
+    }
 }
 
 /// Methods of a rule.

@@ -8,7 +8,8 @@ use postern_svid::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
 use crate::diagnostic::Place;
-use crate::norm::{CanonMethod, CanonPath, PathOptions};
+use crate::fields::HeaderLines;
+use crate::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
 use crate::upgrade::Upgrade;
 
 /// For whom documents are loaded.
@@ -70,11 +71,22 @@ pub enum Operation<'a> {
         method: &'a CanonMethod,
         /// Its path.
         path: &'a CanonPath,
+        /// Whom it is addressed to. `None`: not known.
+        host: Option<&'a CanonHost>,
+        /// Its header fields. `None`: not known.
+        headers: Option<&'a dyn HeaderLines>,
         /// What it wants to turn into.
         upgrade: Option<&'a Upgrade>,
     },
     /// Opaque bytes: nothing about layer 7 will ever be known.
     Tcp,
+}
+
+impl<'a> Operation<'a> {
+    /// An HTTP request of which neither host nor header fields are known, and which does not turn into anything.
+    pub const fn http(method: &'a CanonMethod, path: &'a CanonPath) -> Self {
+        Self::Http { method, path, host: None, headers: None, upgrade: None }
+    }
 }
 
 /// A rule's number within its generation: lower numbers are asked first.

@@ -64,12 +64,12 @@ fn measure(generation: &Generation, rules: usize) -> (u128, u128) {
     let connections: Vec<_> = sources.iter().map(|source| generation.connection(*source)).collect();
     let engine = time(&mut |n| {
         let n = n % cases.len();
-        let operation = Operation::Http { method: &get, path: &cases[n].1, upgrade: None };
+        let operation = Operation::http(&get, &cases[n].1);
         generation.decide(&connections[n], 8080, operation).is_allowed()
     });
     let reference = time(&mut |n| {
         let n = n % cases.len();
-        let operation = Operation::Http { method: &get, path: &cases[n].1, upgrade: None };
+        let operation = Operation::http(&get, &cases[n].1);
         generation.decide_by_reference(sources[n], 8080, operation).is_allowed()
     });
     (engine, reference)

@@ -34,7 +34,8 @@ fn ask(generation: &Generation, path: &str) -> Explanation {
     let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
     let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
     let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
-    let operation = Operation::Http { method: &CanonMethod::get(), path: &path, upgrade: None };
+    let get = CanonMethod::get();
+    let operation = Operation::http(&get, &path);
     let explained = generation.explain(source, 8080, operation);
     assert_eq!(explained.verdict, generation.decide_by_reference(source, 8080, operation), "{path}");
     explained

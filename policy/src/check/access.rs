@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Page, Rules, peer};
+use super::{Page, Rules, peer, target};
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
-use crate::norm::CanonMethod;
-use crate::pattern::PathPattern;
-use crate::rule::{Methods, Peer, Rule, Target};
+use crate::rule::{Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
 use crate::yaml;
 
@@ -79,7 +77,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             enforcement,
             target_ports: ports.clone(),
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
-            to: to.as_ref().map(|list| targets(page, list, rules)),
+            to: to.as_ref().map(|list| targets(page, list, action, rules)),
         };
         warn_about(page, rule, &checked);
         let rule_name = RuleName {
@@ -159,88 +157,8 @@ fn peers(
     page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action)).collect()
 }
 
-fn targets(page: &mut Page<'_>, list: &List<ToDoc>, rules: &Rules<'_>) -> Vec<Target> {
-    page.items(list, "to").iter().map(|entry| target(page, entry, rules)).collect()
-}
-
-fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, rules: &Rules<'_>) -> Target {
-    let ToDoc { methods, paths, path_prefix, ports } = &entry.value;
-    if methods.is_none() && paths.is_none() && path_prefix.is_none() && ports.is_none() {
-        page.error_with(
-            entry.referenced,
-            "this alternative is empty",
-            "say what is meant, or leave `to` out to mean any operation",
-        );
-    }
-    let patterns = match (paths, path_prefix) {
-        (Some(list), None) => {
-            Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.slashes)))
-        }
-        (None, Some(list)) => {
-            Some(patterns(page, list, "pathPrefix", |text| PathPattern::parse_prefix(text, rules.slashes)))
-        }
-        (None, None) => None,
-        // Fields are joined by AND, but a reader expects OR here. Refused rather than guessed.
-        (Some(_), Some(prefix)) => {
-            page.error_with(
-                prefix.referenced,
-                "`paths` and `pathPrefix` cannot stand in one alternative",
-                "write two alternatives under `to`",
-            );
-            None
-        }
-    };
-    Target {
-        methods: methods.as_ref().map(|list| self::methods(page, list)),
-        paths: patterns,
-        ports: ports.as_ref().map(|list| page.ports(list)),
-    }
-}
-
-fn patterns(
-    page: &mut Page<'_>,
-    list: &List<String>,
-    field: &str,
-    parse: impl Fn(&str) -> Result<PathPattern, crate::pattern::PatternError>,
-) -> Vec<PathPattern> {
-    let mut out = Vec::with_capacity(list.value.len());
-    for item in page.items(list, field) {
-        match parse(&item.value) {
-            Ok(pattern) => out.push(pattern),
-            Err(error) => match error.text() {
-                (message, Some(help)) => page.error_with(item.referenced, message, help),
-                (message, None) => page.error(item.referenced, message),
-            },
-        }
-    }
-    out
-}
-
-fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
-    if let Some(star) = list.value.iter().find(|item| item.value == "*") {
-        if list.value.len() > 1 {
-            page.error_with(star.referenced, "`*` stands alone", "leave out the others");
-        }
-        return Methods::Any;
-    }
-    let mut named = Vec::with_capacity(list.value.len());
-    for item in page.items(list, "methods") {
-        match CanonMethod::parse(&item.value) {
-            Ok(method) => {
-                let upper = item.value.to_ascii_uppercase();
-                if item.value != upper && CanonMethod::is_registered(&upper) {
-                    page.error_with(
-                        item.referenced,
-                        "methods are written in capitals",
-                        format!("write `{upper}`"),
-                    );
-                }
-                named.push(method);
-            }
-            Err(error) => page.error(item.referenced, error.to_string()),
-        }
-    }
-    Methods::Only(named)
+fn targets(page: &mut Page<'_>, list: &List<ToDoc>, action: Action, rules: &Rules<'_>) -> Vec<Target> {
+    page.items(list, "to").iter().map(|entry| target::target(page, entry, action, rules)).collect()
 }
 
 /// What loads but probably does not say what was meant.
@@ -264,9 +182,8 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
         Action::Audit => {}
         Action::Deny => {
             warn_of_exact_denies(page, &written.value);
-            let layer7 = |target: &Target| target.methods.is_some() || target.paths.is_some();
             let open = rule.target_ports.is_none()
-                && rule.to.iter().flatten().any(|target| layer7(target) && target.ports.is_none());
+                && rule.to.iter().flatten().any(|target| target.asks_layer7() && target.ports.is_none());
             if open {
                 page.warn(
                     at,

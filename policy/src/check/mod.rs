@@ -4,6 +4,7 @@ mod access;
 mod defaults;
 mod peer;
 mod service;
+mod target;
 
 use serde_saphyr::Location;
 

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
-use super::{Audit, Compiled, Engine, Layers, PathKeys, PeerKeys, Sides, StageIndex, TargetKeys};
+use super::matching::{Compiled, ExcludedKeys, PathKeys, PeerKeys, TargetKeys};
+use super::{Audit, Engine, Layers, Sides, StageIndex};
 use crate::pattern::PathPattern;
-use crate::rule::{Account, Excluded, OwnDomains, Peer, Rule, Target};
+use crate::rule::{Account, Excluded, ExcludedTarget, HostPattern, OwnDomains, Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement};
 
 /// A rule under more keys than this is better filed by another dimension, if it has one.
@@ -32,7 +33,8 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
             None => rule.to.as_deref().and_then(port_numbers).map(|list| ports(&list, &mut keys)),
         };
         let drawer = &mut drawers[drawer(rule)];
-        drawer.http.push((id, [&source, &path, &port].into_iter().flatten().cloned().collect()));
+        let host = rule.to.as_deref().filter(|_| !rule.action.is_wide()).and_then(host_keys);
+        drawer.http.push((id, [&source, &path, &host, &port].into_iter().flatten().cloned().collect()));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
         drawer.tcp.push((id, [&source, &port].into_iter().flatten().cloned().collect()));
         if rule.enforcement == Enforcement::Shadow {
@@ -135,8 +137,20 @@ fn source_keys(peers: &[PeerKeys], anonymous: u32) -> Option<Vec<u32>> {
 fn path_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
     let mut out = Vec::new();
     for target in targets {
-        let paths = target.paths.as_ref().filter(|paths| paths.loose.is_empty())?;
+        let paths = target.paths.as_ref()?;
         out.extend_from_slice(&paths.keys);
+        for (_, wider) in &paths.loose {
+            out.push((*wider)?);
+        }
+    }
+    Some(sorted(out))
+}
+
+/// Where the host is not known no key proposes, and a Deny by host fires all the same: only an Allow can be filed so.
+fn host_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
+    let mut out = Vec::new();
+    for target in targets {
+        out.extend_from_slice(target.hosts.as_ref()?);
     }
     Some(sorted(out))
 }
@@ -211,22 +225,41 @@ fn account_key(trust_domain: Option<&postern_svid::TrustDomain>, account: &Accou
 }
 
 fn compile_target(keys: &mut Keys, target: &Target) -> TargetKeys {
-    let Target { methods, paths, ports } = target;
+    let Target { methods, paths, grpc: _, hosts, headers, ports, not } = target;
     TargetKeys {
         methods: methods.clone(),
         paths: paths.as_ref().map(|patterns| compile_paths(keys, patterns)),
+        hosts: hosts.as_ref().map(|hosts| compile_hosts(keys, hosts)),
+        headers: headers.as_slice().into(),
         ports: ports.as_deref().map(Box::from),
+        not: not.as_ref().map(|not| compile_excluded_target(keys, not)),
+        asks_layer7: target.asks_layer7(),
     }
+}
+
+fn compile_excluded_target(keys: &mut Keys, excluded: &ExcludedTarget) -> ExcludedKeys {
+    let ExcludedTarget { methods, paths, hosts, ports } = excluded;
+    ExcludedKeys {
+        methods: methods.as_slice().into(),
+        paths: (!paths.is_empty()).then(|| compile_paths(keys, paths)),
+        hosts: (!hosts.is_empty()).then(|| compile_hosts(keys, hosts)),
+        ports: ports.as_slice().into(),
+    }
+}
+
+fn compile_hosts(keys: &mut Keys, hosts: &[HostPattern]) -> Box<[u32]> {
+    sorted(hosts.iter().map(|host| keys.host(host)).collect()).into()
 }
 
 fn compile_paths(keys: &mut Keys, patterns: &[PathPattern]) -> PathKeys {
     let (mut found, mut loose) = (Vec::new(), Vec::new());
     for pattern in patterns {
-        match (keys.pattern(pattern), pattern) {
-            (Some(key), _) => found.push(key),
-            (None, PathPattern::Template(template)) => loose.push(template.clone()),
-            // Only templates can be without a place.
-            (None, PathPattern::Exact(_) | PathPattern::Prefix(_)) => {}
+        match keys.pattern(pattern) {
+            Some(key) => found.push(key),
+            None => {
+                let wider = pattern.wider().and_then(|template| keys.template(&template));
+                loose.push((pattern.clone(), wider));
+            }
         }
     }
     PathKeys { keys: sorted(found).into(), loose: loose.into() }

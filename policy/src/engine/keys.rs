@@ -8,14 +8,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
+use crate::norm::CanonHost;
 use crate::pattern::{MAX_SEGMENTS, PathPattern, Segment, Template};
-use crate::rule::OwnDomains;
+use crate::rule::{HostPattern, MAX_LABELS, OwnDomains};
 
 /// Kinds of templates by where their wildcards stand. Each costs every request one pass over its path, so further kinds
 /// are checked rule by rule instead.
 const MAX_SHAPES: usize = 16;
-/// One exact path, a prefix at each depth, a template of each shape.
-const MAX_HITS: usize = 1 + MAX_SEGMENTS + MAX_SHAPES;
+/// One exact path, a prefix at each depth, a template of each shape, one exact host, a domain above it at each depth.
+const MAX_HITS: usize = 1 + MAX_SEGMENTS + MAX_SHAPES + 1 + MAX_LABELS;
 
 /// Something a peer can be.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -43,6 +44,9 @@ pub(super) struct Keys {
     depths: u64,
     longest_prefix: usize,
     templates: HashMap<Template, u32>,
+    hosts: HashMap<Box<str>, u32>,
+    /// Domains that stand behind `*.`.
+    domains: HashMap<Box<str>, u32>,
     shapes: Vec<Shape>,
     state: RandomState,
 }
@@ -112,10 +116,19 @@ impl Keys {
                 Some(*self.prefix.entry(path.clone()).or_insert_with(|| next(&mut self.count)))
             }
             PathPattern::Template(template) => self.template(template),
+            PathPattern::Methods { .. } => None,
         }
     }
 
-    fn template(&mut self, template: &Template) -> Option<u32> {
+    pub(super) fn host(&mut self, host: &HostPattern) -> u32 {
+        let (map, name) = match host {
+            HostPattern::Exact(name) => (&mut self.hosts, name),
+            HostPattern::Below(domain) => (&mut self.domains, domain),
+        };
+        *map.entry(name.clone()).or_insert_with(|| next(&mut self.count))
+    }
+
+    pub(super) fn template(&mut self, template: &Template) -> Option<u32> {
         if let Some(key) = self.templates.get(template) {
             return Some(*key);
         }
@@ -174,9 +187,12 @@ impl Keys {
         self.ports.get(&port).copied()
     }
 
-    /// Keys of patterns that match a path.
-    pub(super) fn of_path(&self, path: &str) -> Hits {
+    /// Keys of patterns that match a path and a host.
+    pub(super) fn of_request(&self, path: &str, host: Option<&CanonHost>) -> Hits {
         let mut hits = Hits { keys: [0; MAX_HITS], len: 0 };
+        if let Some(host) = host.filter(|_| !self.hosts.is_empty() || !self.domains.is_empty()) {
+            self.hosts(host, &mut hits);
+        }
         if let Some(key) = self.exact.get(path) {
             hits.push(*key);
         }
@@ -191,6 +207,19 @@ impl Keys {
             }
         }
         hits
+    }
+
+    fn hosts(&self, host: &CanonHost, hits: &mut Hits) {
+        let name = host.name();
+        hits.extend_from(self.hosts.get(name));
+        if host.address().is_some() {
+            return;
+        }
+        // A rule names at most so many labels, so no domain further up than that can be missed: from the right.
+        let dots = name.rmatch_indices('.').map(|(at, _)| at);
+        for at in dots.take(MAX_LABELS) {
+            hits.extend_from(self.domains.get(&name[at + 1..]));
+        }
     }
 
     fn prefixes(&self, path: &str, hits: &mut Hits) {

@@ -5,21 +5,24 @@
 //! candidate is then checked in full: the index only ever proposes. Every hash is keyed afresh for each generation, and
 //! every hit compares the stored bytes.
 
+mod answer;
 mod compile;
 mod index;
 mod keys;
+mod matching;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::norm::CanonMethod;
-use crate::rule::{Methods, OwnDomains, Rule};
+use crate::rule::{OwnDomains, Rule};
 use crate::verdict::{
-    Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Stage, Tier, Verdict, Would,
+    Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Stage, Verdict, Would,
 };
 
+use answer::{Found, Gathered};
 use index::Index;
-use keys::{Hits, Keys};
+use keys::Keys;
+use matching::{Compiled, Layer7, Question};
 
 #[cfg(test)]
 mod tests;
@@ -77,43 +80,6 @@ struct StageIndex {
     open_deny: [Option<u32>; 3],
 }
 
-/// A rule ready to be checked.
-#[derive(Debug)]
-struct Compiled {
-    action: Action,
-    tier: Tier,
-    enforcement: Enforcement,
-    target_ports: Option<Box<[u16]>>,
-    from: Option<Box<[PeerKeys]>>,
-    to: Option<Box<[TargetKeys]>>,
-}
-
-/// An alternative of `from`. All lists are sorted.
-#[derive(Debug)]
-struct PeerKeys {
-    unauthenticated: bool,
-    /// One list for each identity field; the peer must have a key of every one.
-    identity: Box<[Box<[u32]>]>,
-    cidrs: Option<Box<[u32]>>,
-    not: Option<Box<[u32]>>,
-}
-
-/// An alternative of `to`.
-#[derive(Debug)]
-struct TargetKeys {
-    methods: Option<Methods>,
-    paths: Option<PathKeys>,
-    ports: Option<Box<[u16]>>,
-}
-
-#[derive(Debug)]
-struct PathKeys {
-    /// Sorted.
-    keys: Box<[u32]>,
-    /// Templates of shapes that found no place in the index.
-    loose: Box<[crate::pattern::Template]>,
-}
-
 /// A peer, resolved against one generation: the keys that are true of it.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -137,23 +103,11 @@ impl Connection {
     }
 }
 
-/// One reading of one operation.
-struct Question<'a> {
-    port: u16,
-    layer7: Option<Layer7<'a>>,
-}
-
 /// A question, and where to look for its candidates.
 struct Lists<'a> {
     connection: &'a Connection,
     port_key: Option<u32>,
     question: &'a Question<'a>,
-}
-
-struct Layer7<'a> {
-    method: &'a CanonMethod,
-    path: &'a str,
-    hits: Hits,
 }
 
 impl Engine {
@@ -194,10 +148,12 @@ impl Engine {
         match operation {
             Operation::Tcp => judge(&Question { port, layer7: None }),
             // An upgrade is judged as the request that asks for it.
-            Operation::Http { method, path, upgrade: _ } => {
+            Operation::Http { method, path, host, headers, upgrade: _ } => {
                 for view in path.views() {
-                    let hits = self.keys.of_path(view);
-                    judge(&Question { port, layer7: Some(Layer7 { method, path: view, hits }) });
+                    let hits = self.keys.of_request(view, host);
+                    let knows_host = host.is_some();
+                    let layer7 = Layer7 { method, path: view, headers, knows_host, hits };
+                    judge(&Question { port, layer7: Some(layer7) });
                 }
             }
         }
@@ -314,142 +270,4 @@ impl Layers {
     fn sides(&self, is_http: bool) -> &Sides {
         if is_http { &self.http } else { &self.tcp }
     }
-}
-
-/// What one reading came to.
-#[derive(Clone, Copy)]
-enum Found {
-    /// Tier and rule.
-    Deny((usize, u32)),
-    Allow(u32),
-    Nothing,
-}
-
-/// What all readings came to.
-#[derive(Default)]
-struct Gathered {
-    obeyed: Readings,
-    tried: Readings,
-    audit: Option<u32>,
-}
-
-#[derive(Default)]
-struct Readings {
-    denied: Option<(usize, u32)>,
-    /// The first reading's.
-    allowed: Option<u32>,
-    any: bool,
-    unruled: bool,
-}
-
-impl Readings {
-    fn add(&mut self, found: Found) {
-        match found {
-            Found::Deny(by) => self.denied = [self.denied, Some(by)].into_iter().flatten().min(),
-            Found::Allow(id) if !self.any => self.allowed = Some(id),
-            Found::Allow(_) => {}
-            Found::Nothing => self.unruled = true,
-        }
-        self.any = true;
-    }
-
-    /// Denied in one reading is denied; of several rules the one that is asked first is named.
-    fn together(&self) -> (Effect, Option<u32>) {
-        match (self.denied, self.allowed) {
-            (Some((_, id)), _) => (Effect::Deny(DenyReason::Rule), Some(id)),
-            (None, Some(id)) if !self.unruled => (Effect::Allow, Some(id)),
-            (None, _) => (Effect::Deny(DenyReason::NoRule), None),
-        }
-    }
-}
-
-impl Compiled {
-    fn fires(&self, connection: &Connection, question: &Question<'_>) -> bool {
-        self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
-            && self.means(connection)
-            && match &self.to {
-                Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
-                None => match &question.layer7 {
-                    Some(layer7) => Methods::cover(None, self.action, layer7.method),
-                    None => true,
-                },
-            }
-    }
-
-    /// Whether it fires on every stream of a peer that it means.
-    fn always_fires(&self) -> bool {
-        let everywhere = |target: &&TargetKeys| target.paths.is_none() && target.ports.is_none();
-        let to = self.to.as_deref().unwrap_or_default();
-        self.target_ports.is_none()
-            && match self.action {
-                Action::Audit => false,
-                Action::Deny => {
-                    let any = |target: &TargetKeys| matches!(target.methods, None | Some(Methods::Any));
-                    self.to.is_none() || to.iter().filter(everywhere).any(any)
-                }
-                // TRACE and CONNECT take their names, and a rule that names methods says nothing of opaque bytes.
-                Action::Allow => {
-                    let named = |wanted: &str| {
-                        to.iter().filter(everywhere).any(|target| match &target.methods {
-                            Some(Methods::Only(named)) => named.iter().any(|name| name.as_str() == wanted),
-                            Some(Methods::Any) | None => false,
-                        })
-                    };
-                    to.iter().filter(everywhere).any(|target| target.methods.is_none())
-                        && named("TRACE")
-                        && named("CONNECT")
-                }
-            }
-    }
-
-    /// Whether `from` means this peer.
-    fn means(&self, connection: &Connection) -> bool {
-        match &self.from {
-            Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
-            None => self.action.is_wide() || connection.authenticated,
-        }
-    }
-}
-
-impl PeerKeys {
-    fn means(&self, connection: &Connection, action: Action) -> bool {
-        let has = |list: &[u32]| intersect(&connection.keys, list);
-        if !self.cidrs.as_ref().is_none_or(|list| has(list)) {
-            return false;
-        }
-        if connection.authenticated {
-            return !self.unauthenticated
-                && self.identity.iter().all(|list| has(list))
-                && !self.not.as_ref().is_some_and(|list| has(list));
-        }
-        self.identity.is_empty() && (action.is_wide() || (self.unauthenticated && self.not.is_none()))
-    }
-}
-
-impl TargetKeys {
-    /// Whether the alternative matches, or - for a Deny - can never be known not to.
-    fn fires(&self, action: Action, question: &Question<'_>) -> bool {
-        if !self.ports.as_ref().is_none_or(|ports| ports.contains(&question.port)) {
-            return false;
-        }
-        match &question.layer7 {
-            None => action.is_wide() || (self.methods.is_none() && self.paths.is_none()),
-            Some(layer7) => {
-                Methods::cover(self.methods.as_ref(), action, layer7.method)
-                    && self.paths.as_ref().is_none_or(|paths| paths.match_any(layer7))
-            }
-        }
-    }
-}
-
-impl PathKeys {
-    fn match_any(&self, layer7: &Layer7<'_>) -> bool {
-        layer7.hits.as_slice().iter().any(|key| self.keys.binary_search(key).is_ok())
-            || self.loose.iter().any(|template| template.matches(layer7.path))
-    }
-}
-
-/// Whether two sorted lists share a key; the first is short.
-fn intersect(few: &[u32], many: &[u32]) -> bool {
-    few.iter().any(|key| many.binary_search(key).is_ok())
 }

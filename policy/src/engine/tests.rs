@@ -6,13 +6,16 @@ use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 use proptest::prelude::*;
 
-use crate::norm::{CanonMethod, CanonPath, EscapedSlashes, PathOptions};
+use crate::norm::{CanonHost, CanonMethod, CanonPath, EscapedSlashes, PathOptions};
 use crate::pattern::PathPattern;
-use crate::rule::{Account, Excluded, Methods, OwnDomains, Peer, Rule, Target};
+use crate::rule::{
+    Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains,
+    Peer, Rule, Target, ValuePattern,
+};
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
 };
-use crate::{SourceFile, eval_ref, load};
+use crate::{HeaderFields, HeaderLines, SourceFile, eval_ref, load};
 
 use super::Engine;
 
@@ -45,6 +48,13 @@ const ASKED: [&str; 18] = [
     "/c",
     "/c/a/a/a/b",
 ];
+
+const GRPC: [&str; 4] = ["a/b", "a/*", "a/b*", "b/*"];
+const HOSTS: [&str; 6] = ["a.x", "b.a.x", "*.x", "*.a.x", "10.0.0.1", "*.b"];
+const ASKED_HOSTS: [&str; 8] = ["a.x", "A.X.:80", "b.a.x:81", "c.b.a.x", "x", "10.0.0.1", "aa.x", "d.b"];
+const FIELDS: [&str; 2] = ["x-a", "x-b"];
+const VALUES: [&str; 4] = ["v", "w", "vw", ""];
+const LINES: [&str; 7] = ["v", "w", "vw", "v, w", "v,v", "", "z"];
 
 fn some<T: Clone + std::fmt::Debug + 'static>(of: &[T]) -> impl Strategy<Value = Vec<T>> + use<T> {
     prop::collection::vec(prop::sample::select(of.to_vec()), 1..3)
@@ -107,7 +117,32 @@ struct WrittenTarget {
     methods: Option<Vec<&'static str>>,
     paths: Option<Vec<String>>,
     prefix: bool,
+    grpc: bool,
+    hosts: Option<Vec<&'static str>>,
+    headers: Vec<WrittenHeader>,
     ports: Option<Vec<u16>>,
+    not: Option<WrittenNot>,
+}
+
+#[derive(Clone, Debug)]
+struct WrittenNot {
+    methods: Option<Vec<&'static str>>,
+    prefix: Option<Vec<&'static str>>,
+    hosts: Option<Vec<&'static str>>,
+    ports: Option<Vec<u16>>,
+}
+
+#[derive(Clone, Debug)]
+struct WrittenHeader {
+    name: &'static str,
+    test: WrittenTest,
+}
+
+#[derive(Clone, Debug)]
+enum WrittenTest {
+    Present(bool),
+    Is(bool, Vec<&'static str>, Option<&'static str>),
+    Not(bool, Vec<&'static str>),
 }
 
 prop_compose! {
@@ -173,19 +208,58 @@ prop_compose! {
     fn target()(
         methods in maybe(prop_oneof![3 => some(&METHODS), 1 => Just(vec!["*"])]),
         paths in prop::option::weighted(0.7, prop_oneof![
-            some(&EXACT).prop_map(|list| (false, list.into_iter().map(str::to_owned).collect::<Vec<_>>())),
-            some(&PREFIX).prop_map(|list| (true, list.into_iter().map(str::to_owned).collect())),
-            prop::collection::vec(template(), 1..3).prop_map(|list| (false, list)),
+            some(&EXACT).prop_map(|list| (Kind::Paths, list.into_iter().map(str::to_owned).collect::<Vec<_>>())),
+            some(&PREFIX).prop_map(|list| (Kind::Prefix, list.into_iter().map(str::to_owned).collect())),
+            prop::collection::vec(template(), 1..3).prop_map(|list| (Kind::Paths, list)),
+            some(&GRPC).prop_map(|list| (Kind::Grpc, list.into_iter().map(str::to_owned).collect())),
         ]),
+        hosts in prop::option::weighted(0.2, some(&HOSTS)),
+        headers in prop_oneof![4 => Just(Vec::new()), 1 => prop::collection::vec(header(), 1..3)],
         ports in maybe(some(&PORTS)),
+        not in prop::option::weighted(0.2, not()),
     ) -> WrittenTarget {
-        let (prefix, paths) = match paths {
-            Some((prefix, paths)) => (prefix, Some(paths)),
-            None => (false, None),
+        let (kind, paths) = match paths {
+            Some((kind, paths)) => (kind, Some(paths)),
+            None => (Kind::Paths, None),
         };
-        let ports = if methods.is_none() && paths.is_none() { Some(ports.unwrap_or_else(|| vec![80])) } else { ports };
-        WrittenTarget { methods, paths, prefix, ports }
+        let methods = methods.filter(|_| kind != Kind::Grpc);
+        let empty = methods.is_none() && paths.is_none() && hosts.is_none() && headers.is_empty() && not.is_none();
+        let ports = if empty { Some(ports.unwrap_or_else(|| vec![80])) } else { ports };
+        let (prefix, grpc) = (kind == Kind::Prefix, kind == Kind::Grpc);
+        WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not }
     }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Paths,
+    Prefix,
+    Grpc,
+}
+
+prop_compose! {
+    fn not()(
+        methods in maybe(some(&METHODS)),
+        prefix in maybe(some(&PREFIX[1..])),
+        hosts in maybe(some(&HOSTS)),
+        ports in maybe(some(&PORTS)),
+    ) -> WrittenNot {
+        let empty = methods.is_none() && prefix.is_none() && hosts.is_none();
+        let ports = if empty { Some(ports.unwrap_or_else(|| vec![81])) } else { ports };
+        WrittenNot { methods, prefix, hosts, ports }
+    }
+}
+
+fn header() -> impl Strategy<Value = WrittenHeader> {
+    let name = prop::sample::select(&FIELDS);
+    let list = prop::option::of(prop::sample::select(vec!["any", "all"]));
+    let test = prop_oneof![
+        any::<bool>().prop_map(WrittenTest::Present),
+        (any::<bool>(), some(&VALUES), list)
+            .prop_map(|(exact, values, list)| WrittenTest::Is(exact, values, list)),
+        (any::<bool>(), some(&VALUES)).prop_map(|(exact, values)| WrittenTest::Not(exact, values)),
+    ];
+    (name, test).prop_map(|(name, test)| WrittenHeader { name, test })
 }
 
 prop_compose! {
@@ -214,7 +288,8 @@ fn documents(rules: &[Written]) -> String {
             parts.push(format!("from: [{}]", peers.join(", ")));
         }
         if let Some(targets) = &rule.to {
-            let targets: Vec<String> = targets.iter().map(target_yaml).collect();
+            let targets: Vec<String> =
+                targets.iter().map(|target| target_yaml(target, rule.action)).collect();
             parts.push(format!("to: [{}]", targets.join(", ")));
         }
         let target = rule
@@ -242,13 +317,58 @@ fn peer_yaml(peer: &WrittenPeer) -> String {
     format!("{{{}}}", fields.join(", "))
 }
 
-fn target_yaml(target: &WrittenTarget) -> String {
+fn target_yaml(target: &WrittenTarget, action: Action) -> String {
+    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not } = target;
     let mut fields = Vec::new();
-    fields.extend(target.methods.as_ref().map(|list| format!("methods: {list:?}")));
-    let name = if target.prefix { "pathPrefix" } else { "paths" };
-    fields.extend(target.paths.as_ref().map(|list| format!("{name}: {list:?}")));
-    fields.extend(target.ports.as_ref().map(|list| format!("ports: {list:?}")));
+    fields.extend(methods.as_ref().map(|list| format!("methods: {list:?}")));
+    let name = match (prefix, grpc) {
+        (true, _) => "pathPrefix",
+        (_, true) => "grpc",
+        _ => "paths",
+    };
+    fields.extend(paths.as_ref().map(|list| format!("{name}: {list:?}")));
+    fields.extend(hosts.as_ref().map(|list| format!("hosts: {list:?}")));
+    if !headers.is_empty() {
+        let headers: Vec<String> = headers.iter().map(|header| header_yaml(header, action)).collect();
+        fields.push(format!("headers: [{}]", headers.join(", ")));
+    }
+    fields.extend(ports.as_ref().map(|list| format!("ports: {list:?}")));
+    if let Some(WrittenNot { methods, prefix, hosts, ports }) = not {
+        let mut inner = Vec::new();
+        inner.extend(methods.as_ref().map(|list| format!("methods: {list:?}")));
+        inner.extend(prefix.as_ref().map(|list| format!("pathPrefix: {list:?}")));
+        inner.extend(hosts.as_ref().map(|list| format!("hosts: {list:?}")));
+        inner.extend(ports.as_ref().map(|list| format!("ports: {list:?}")));
+        fields.push(format!("not: {{{}}}", inner.join(", ")));
+    }
     format!("{{{}}}", fields.join(", "))
+}
+
+fn header_yaml(header: &WrittenHeader, action: Action) -> String {
+    let word = |exact: &bool| if *exact { "exact" } else { "prefix" };
+    let test = match &header.test {
+        WrittenTest::Present(present) => format!("present: {present}"),
+        WrittenTest::Is(exact, _, list) => {
+            let list = list.filter(|_| action == Action::Allow);
+            let list = list.map(|list| format!(", list: {list}")).unwrap_or_default();
+            format!("{}: {:?}{list}", word(exact), header.values())
+        }
+        WrittenTest::Not(exact, _) => format!("not: {{{}: {:?}}}", word(exact), header.values()),
+    };
+    format!("{{name: {}, {test}}}", header.name)
+}
+
+impl WrittenHeader {
+    /// A prefix of nothing is refused.
+    fn values(&self) -> Vec<&'static str> {
+        match &self.test {
+            WrittenTest::Present(_) => Vec::new(),
+            WrittenTest::Is(true, values, _) | WrittenTest::Not(true, values) => values.clone(),
+            WrittenTest::Is(false, values, _) | WrittenTest::Not(false, values) => {
+                values.iter().map(|value| if value.is_empty() { "v" } else { value }).collect()
+            }
+        }
+    }
 }
 
 fn rule(written: &Written) -> Rule {
@@ -291,18 +411,68 @@ fn parsed(fields: &Fields) -> Excluded {
 }
 
 fn rule_target(target: &WrittenTarget) -> Target {
-    let pattern = |text: &String| match target.prefix {
-        true => PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap(),
-        false => PathPattern::parse(text, EscapedSlashes::Reject).unwrap(),
+    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not } = target;
+    let pattern = |text: &String| match (prefix, grpc) {
+        (true, _) => PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap(),
+        (_, true) => PathPattern::parse_grpc(text).unwrap(),
+        _ => PathPattern::parse(text, EscapedSlashes::Reject).unwrap(),
+    };
+    let methods = match methods.as_deref() {
+        Some(["*"]) => Some(Methods::Any),
+        Some(list) => Some(Methods::Only(list.iter().map(method).collect())),
+        None => grpc.then(|| Methods::Only(vec![method(&"POST")])),
     };
     Target {
-        methods: target.methods.as_ref().map(|list| match list.as_slice() {
-            ["*"] => Methods::Any,
-            list => Methods::Only(list.iter().map(|method| CanonMethod::parse(method).unwrap()).collect()),
+        methods,
+        paths: paths.as_ref().map(|list| list.iter().map(pattern).collect()),
+        grpc: *grpc,
+        hosts: hosts.as_ref().map(|list| list.iter().map(host).collect()),
+        headers: headers.iter().map(rule_header).collect(),
+        ports: ports.clone(),
+        not: not.as_ref().map(|WrittenNot { methods, prefix, hosts, ports }| {
+            let prefix = prefix.iter().flatten();
+            ExcludedTarget {
+                methods: methods.iter().flatten().map(method).collect(),
+                paths: prefix
+                    .map(|text| PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap())
+                    .collect(),
+                hosts: hosts.iter().flatten().map(host).collect(),
+                ports: ports.clone().unwrap_or_default(),
+            }
         }),
-        paths: target.paths.as_ref().map(|list| list.iter().map(pattern).collect()),
-        ports: target.ports.clone(),
     }
+}
+
+fn method(text: &&str) -> CanonMethod {
+    CanonMethod::parse(text).unwrap()
+}
+
+fn host(text: &&str) -> HostPattern {
+    match text.strip_prefix("*.") {
+        Some(domain) => HostPattern::Below(domain.into()),
+        None => HostPattern::Exact((*text).into()),
+    }
+}
+
+fn rule_header(header: &WrittenHeader) -> HeaderMatch {
+    let patterns = |exact: bool| {
+        let make = if exact { ValuePattern::Exact } else { ValuePattern::Prefix };
+        header.values().into_iter().map(|value| make(value.into())).collect()
+    };
+    let test = match &header.test {
+        WrittenTest::Present(true) => HeaderTest::Present,
+        WrittenTest::Present(false) => HeaderTest::Absent,
+        WrittenTest::Is(exact, _, list) => HeaderTest::Is(
+            patterns(*exact),
+            match list {
+                None => ListOf::One,
+                Some("any") => ListOf::Any,
+                Some(_) => ListOf::All,
+            },
+        ),
+        WrittenTest::Not(exact, _) => HeaderTest::Not(patterns(*exact)),
+    };
+    HeaderMatch { name: header.name.into(), test }
 }
 
 #[derive(Clone, Debug)]
@@ -310,7 +480,41 @@ struct Question {
     id: Option<SpiffeId>,
     address: IpAddr,
     port: u16,
-    request: Option<(CanonMethod, CanonPath)>,
+    request: Option<Asked>,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    method: CanonMethod,
+    path: CanonPath,
+    host: Option<CanonHost>,
+    headers: Option<HeaderFields>,
+}
+
+prop_compose! {
+    fn asked()(
+        method in prop::sample::select(vec!["GET", "POST", "TRACE", "CONNECT", "PURGE"]),
+        path in prop::sample::select(&ASKED),
+        host in prop::option::weighted(0.9, prop::sample::select(&ASKED_HOSTS)),
+        lines in prop::collection::vec((prop::sample::select(&FIELDS), prop::sample::select(&LINES)), 0..4),
+        known in 0..10,
+    ) -> Asked {
+        let mut fields = HeaderFields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        let headers = match known {
+            0 => None,
+            1 => Some(HeaderFields::keep(&fields, &[FIELDS[0].into()])),
+            _ => Some(fields),
+        };
+        Asked {
+            method: self::method(&method),
+            path: CanonPath::parse(path, &PathOptions::default()).unwrap(),
+            host: host.map(|host| CanonHost::parse(host).unwrap()),
+            headers,
+        }
+    }
 }
 
 prop_compose! {
@@ -318,20 +522,10 @@ prop_compose! {
         id in prop::option::weighted(0.8, id()),
         address in prop::sample::select(&ADDRESSES),
         port in prop::sample::select(vec![80_u16, 81, 82, 83]),
-        request in prop::option::weighted(0.8, (
-            prop::sample::select(vec!["GET", "POST", "TRACE", "CONNECT", "PURGE"]),
-            prop::sample::select(&ASKED),
-        )),
+        request in prop::option::weighted(0.8, asked()),
     ) -> Question {
-        let options = PathOptions::default();
-        Question {
-            id: id.map(|id| SpiffeId::parse(&id).unwrap()),
-            address: address.parse().unwrap(),
-            port,
-            request: request.map(|(method, path)| {
-                (CanonMethod::parse(method).unwrap(), CanonPath::parse(path, &options).unwrap())
-            }),
-        }
+        let id = id.map(|id| SpiffeId::parse(&id).unwrap());
+        Question { id, address: address.parse().unwrap(), port, request }
     }
 }
 
@@ -342,7 +536,13 @@ impl Question {
 
     fn operation(&self) -> Operation<'_> {
         match &self.request {
-            Some((method, path)) => Operation::Http { method, path, upgrade: None },
+            Some(Asked { method, path, host, headers }) => Operation::Http {
+                method,
+                path,
+                host: host.as_ref(),
+                headers: headers.as_ref().map(|fields| fields as &dyn HeaderLines),
+                upgrade: None,
+            },
             None => Operation::Tcp,
         }
     }
@@ -525,7 +725,16 @@ fn templates_beyond_the_index() {
     let mut rules = Vec::new();
     for mask in 0..64_u32 {
         let segments: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/{*}" } else { "/a" }).collect();
-        let to = WrittenTarget { methods: None, paths: Some(vec![segments]), prefix: false, ports: None };
+        let to = WrittenTarget {
+            methods: None,
+            paths: Some(vec![segments]),
+            prefix: false,
+            grpc: false,
+            hosts: None,
+            headers: Vec::new(),
+            ports: None,
+            not: None,
+        };
         rules.push(rule(&Written {
             action: Action::Deny,
             tier: Tier::App,
@@ -538,7 +747,12 @@ fn templates_beyond_the_index() {
     let engine = Engine::new(rules, domains(), 1);
     for mask in 0..64_u32 {
         let path: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/b" } else { "/a" }).collect();
-        let request = (CanonMethod::get(), CanonPath::parse(&path, &PathOptions::default()).unwrap());
+        let request = Asked {
+            method: CanonMethod::get(),
+            path: CanonPath::parse(&path, &PathOptions::default()).unwrap(),
+            host: None,
+            headers: None,
+        };
         let question =
             Question { id: None, address: ADDRESSES[0].parse().unwrap(), port: 1, request: Some(request) };
         assert_eq!(check(&engine, &question).unwrap(), Effect::Deny(DenyReason::Rule), "{path}");

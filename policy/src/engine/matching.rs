@@ -1,0 +1,231 @@
+//! Whether a candidate fires: the whole rule is checked, whatever key proposed it.
+
+use super::Connection;
+use super::keys::Hits;
+use crate::fields::{self, HeaderLines};
+use crate::norm::CanonMethod;
+use crate::pattern::PathPattern;
+use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
+use crate::verdict::{Action, Enforcement, Tier};
+
+/// One reading of one operation.
+pub(super) struct Question<'a> {
+    pub(super) port: u16,
+    pub(super) layer7: Option<Layer7<'a>>,
+}
+
+pub(super) struct Layer7<'a> {
+    pub(super) method: &'a CanonMethod,
+    pub(super) path: &'a str,
+    /// `None`: not known.
+    pub(super) headers: Option<&'a dyn HeaderLines>,
+    pub(super) knows_host: bool,
+    pub(super) hits: Hits,
+}
+
+/// A rule ready to be checked.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) action: Action,
+    pub(super) tier: Tier,
+    pub(super) enforcement: Enforcement,
+    pub(super) target_ports: Option<Box<[u16]>>,
+    pub(super) from: Option<Box<[PeerKeys]>>,
+    pub(super) to: Option<Box<[TargetKeys]>>,
+}
+
+/// An alternative of `from`. All lists are sorted.
+#[derive(Debug)]
+pub(super) struct PeerKeys {
+    pub(super) unauthenticated: bool,
+    /// One list for each identity field; the peer must have a key of every one.
+    pub(super) identity: Box<[Box<[u32]>]>,
+    pub(super) cidrs: Option<Box<[u32]>>,
+    pub(super) not: Option<Box<[u32]>>,
+}
+
+/// An alternative of `to`.
+#[derive(Debug)]
+pub(super) struct TargetKeys {
+    pub(super) methods: Option<Methods>,
+    pub(super) paths: Option<PathKeys>,
+    /// Sorted.
+    pub(super) hosts: Option<Box<[u32]>>,
+    pub(super) headers: Box<[HeaderMatch]>,
+    pub(super) ports: Option<Box<[u16]>>,
+    pub(super) not: Option<ExcludedKeys>,
+    pub(super) asks_layer7: bool,
+}
+
+/// What an alternative of `to` leaves out.
+#[derive(Debug)]
+pub(super) struct ExcludedKeys {
+    pub(super) methods: Box<[CanonMethod]>,
+    pub(super) paths: Option<PathKeys>,
+    /// Sorted.
+    pub(super) hosts: Option<Box<[u32]>>,
+    pub(super) ports: Box<[u16]>,
+}
+
+#[derive(Debug)]
+pub(super) struct PathKeys {
+    /// Sorted.
+    pub(super) keys: Box<[u32]>,
+    /// Patterns that no key stands for, each with a key that is true wherever it matches, if there is one.
+    pub(super) loose: Box<[(PathPattern, Option<u32>)]>,
+}
+
+impl Compiled {
+    pub(super) fn fires(&self, connection: &Connection, question: &Question<'_>) -> bool {
+        self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
+            && self.means(connection)
+            && match &self.to {
+                Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
+                None => match &question.layer7 {
+                    Some(layer7) => Methods::cover(None, self.action, layer7.method),
+                    None => true,
+                },
+            }
+    }
+
+    /// Whether it fires on every stream of a peer that it means.
+    pub(super) fn always_fires(&self) -> bool {
+        // Of layer 7 nothing but the method, and that is looked at below.
+        let everywhere = |target: &&TargetKeys| {
+            let TargetKeys { methods: _, paths, hosts, headers, ports, not, asks_layer7: _ } = *target;
+            paths.is_none() && hosts.is_none() && headers.is_empty() && ports.is_none() && not.is_none()
+        };
+        let to = self.to.as_deref().unwrap_or_default();
+        self.target_ports.is_none()
+            && match self.action {
+                Action::Audit => false,
+                Action::Deny => {
+                    let any = |target: &TargetKeys| matches!(target.methods, None | Some(Methods::Any));
+                    self.to.is_none() || to.iter().filter(everywhere).any(any)
+                }
+                // TRACE and CONNECT take their names, and a rule that names methods says nothing of opaque bytes.
+                Action::Allow => {
+                    let named = |wanted: &str| {
+                        to.iter().filter(everywhere).any(|target| match &target.methods {
+                            Some(Methods::Only(named)) => named.iter().any(|name| name.as_str() == wanted),
+                            Some(Methods::Any) | None => false,
+                        })
+                    };
+                    to.iter().filter(everywhere).any(|target| target.methods.is_none())
+                        && named("TRACE")
+                        && named("CONNECT")
+                }
+            }
+    }
+
+    /// Whether `from` means this peer.
+    pub(super) fn means(&self, connection: &Connection) -> bool {
+        match &self.from {
+            Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
+            None => self.action.is_wide() || connection.authenticated,
+        }
+    }
+}
+
+impl PeerKeys {
+    pub(super) fn means(&self, connection: &Connection, action: Action) -> bool {
+        let has = |list: &[u32]| intersect(&connection.keys, list);
+        if !self.cidrs.as_ref().is_none_or(|list| has(list)) {
+            return false;
+        }
+        if connection.authenticated {
+            return !self.unauthenticated
+                && self.identity.iter().all(|list| has(list))
+                && !self.not.as_ref().is_some_and(|list| has(list));
+        }
+        self.identity.is_empty() && (action.is_wide() || (self.unauthenticated && self.not.is_none()))
+    }
+}
+
+impl TargetKeys {
+    /// Whether the alternative matches, or - for a wide action - can never be known not to.
+    fn fires(&self, action: Action, question: &Question<'_>) -> bool {
+        let Self { methods, paths, hosts, headers, ports, not, asks_layer7 } = self;
+        if !ports.as_ref().is_none_or(|ports| ports.contains(&question.port)) {
+            return false;
+        }
+        if not.as_ref().is_some_and(|not| not.ports.contains(&question.port)) {
+            return false;
+        }
+        let Some(layer7) = &question.layer7 else { return action.is_wide() || !asks_layer7 };
+        if !Methods::cover(methods.as_ref(), action, layer7.method)
+            || !paths.as_ref().is_none_or(|paths| paths.match_any(layer7))
+        {
+            return false;
+        }
+        let mut unknown = false;
+        if let Some(hosts) = hosts {
+            match layer7.knows_host {
+                true if !layer7.has_any(hosts) => return false,
+                true => {}
+                false => unknown = true,
+            }
+        }
+        if let Some(ExcludedKeys { methods, paths, hosts, ports: _ }) = not {
+            if methods.contains(layer7.method)
+                || paths.as_ref().is_some_and(|paths| paths.match_any(layer7))
+                || hosts.as_ref().is_some_and(|hosts| layer7.has_any(hosts))
+            {
+                return false;
+            }
+            unknown |= hosts.is_some() && !layer7.knows_host;
+        }
+        for entry in headers {
+            match header_matches(entry, action, layer7.headers) {
+                Some(true) => {}
+                Some(false) => return false,
+                None => unknown = true,
+            }
+        }
+        action.is_wide() || !unknown
+    }
+}
+
+/// `None`: never to be known. One pass over the lines, without keeping them.
+fn header_matches(entry: &HeaderMatch, action: Action, headers: Option<&dyn HeaderLines>) -> Option<bool> {
+    let patterns: &[ValuePattern] = match &entry.test {
+        HeaderTest::Present | HeaderTest::Absent => &[],
+        HeaderTest::Is(patterns, _) | HeaderTest::Not(patterns) => patterns,
+    };
+    let (mut lines, mut values, mut hits) = (0_u32, 0_u32, 0_u32);
+    let known = headers?.each(&entry.name, &mut |line| {
+        lines += 1;
+        for value in fields::elements(line) {
+            values += 1;
+            hits += u32::from(patterns.iter().any(|pattern| pattern.matches(value)));
+        }
+    });
+    let wide = action.is_wide();
+    known.then_some(match &entry.test {
+        HeaderTest::Present => lines > 0,
+        HeaderTest::Absent => lines == 0,
+        HeaderTest::Is(_, ListOf::One) if !wide => values == 1 && hits == 1,
+        HeaderTest::Is(_, ListOf::All) if !wide => hits > 0 && hits == values,
+        HeaderTest::Is(_, _) => hits > 0,
+        HeaderTest::Not(_) if wide => values != 1 || hits == 0,
+        HeaderTest::Not(_) => lines > 0 && hits == 0,
+    })
+}
+
+impl Layer7<'_> {
+    /// Whether one of these keys, sorted, is true of the request.
+    fn has_any(&self, keys: &[u32]) -> bool {
+        self.hits.as_slice().iter().any(|key| keys.binary_search(key).is_ok())
+    }
+}
+
+impl PathKeys {
+    pub(super) fn match_any(&self, layer7: &Layer7<'_>) -> bool {
+        layer7.has_any(&self.keys) || self.loose.iter().any(|(pattern, _)| pattern.matches(layer7.path))
+    }
+}
+
+/// Whether two sorted lists share a key; the first is short.
+fn intersect(few: &[u32], many: &[u32]) -> bool {
+    few.iter().any(|key| many.binary_search(key).is_ok())
+}
