@@ -88,6 +88,28 @@ pub(crate) struct RuleDoc {
     pub(crate) from: Option<List<FromDoc>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) to: Option<List<ToDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) when: Option<Sp<WhenDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct WhenDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) time: Option<Sp<TimeDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TimeDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) weekly: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) zone: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) not_before: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) not_after: Option<Sp<String>>,
 }
 
 #[derive(Deserialize)]

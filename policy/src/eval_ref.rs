@@ -57,20 +57,22 @@ impl Truth {
     }
 }
 
-/// Answers by asking every rule.
+/// Answers by asking every rule. `at` is the time in seconds since 1970, if it has been told.
 pub(crate) fn decide(
     rules: &[Rule],
     domains: &OwnDomains,
     source: Source<'_>,
     port: u16,
     operation: Operation<'_>,
+    at: Option<i64>,
 ) -> Answer {
     let views: Vec<Option<&str>> = match operation {
         Operation::Http { path, .. } => path.views().map(Some).collect(),
         Operation::Tcp => vec![None],
     };
-    let fires =
-        |rule: &Rule, view: Option<&str>| fires(rule, matches(rule, domains, source, port, operation, view));
+    let fires = |rule: &Rule, view: Option<&str>| {
+        fires(rule, matches(rule, domains, source, port, operation, view, at))
+    };
     let world = |obeyed: &dyn Fn(&Rule) -> bool| {
         let first = |tier: Tier, action: Action, view: Option<&str>| {
             let mut rules = rules.iter().zip(0..);
@@ -147,8 +149,9 @@ pub(crate) fn matches(
     port: u16,
     operation: Operation<'_>,
     view: Option<&str>,
+    at: Option<i64>,
 ) -> Truth {
-    let Rule { action, tier: _, enforcement: _, target_ports, from, to } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window } = rule;
     let in_target = target_ports.as_ref().is_none_or(|ports| ports.contains(&port));
     let from = match from {
         Some(peers) => peers.iter().any(|entry| peer(entry, domains, source, *action)),
@@ -161,7 +164,12 @@ pub(crate) fn matches(
             .fold(Truth::False, Truth::or),
         None => anything(*action, operation),
     };
-    Truth::from(in_target && from).and(to)
+    let when = match (window, at) {
+        (None, _) => Truth::True,
+        (Some(window), Some(at)) => window.is_open(at).into(),
+        (Some(_), None) => Truth::Unknown,
+    };
+    Truth::from(in_target && from).and(to).and(when)
 }
 
 /// An Allow that does not say what covers everything but TRACE and CONNECT.

@@ -93,7 +93,8 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
     let allowed = |view: Option<&str>| {
         engine.rules.iter().any(|rule| {
             grants(rule)
-                && eval_ref::matches(rule, &engine.domains, source, port, operation, view) == Truth::True
+                && eval_ref::matches(rule, &engine.domains, source, port, operation, view, engine.told())
+                    == Truth::True
         })
     };
     let views: Vec<&str> = match operation {
@@ -137,7 +138,7 @@ fn misfit(
     operation: Operation<'_>,
     views: &[&str],
 ) -> Misfit {
-    let Rule { action: _, tier: _, enforcement: _, target_ports, from, to } = rule;
+    let Rule { action: _, tier: _, enforcement: _, target_ports, from, to, window } = rule;
     let domains = &generation.engine.domains;
     let mut out = Misfit::default();
     if let Some(ports) = target_ports
@@ -146,6 +147,12 @@ fn misfit(
         out.failed
             .push(format!("the document's target is for {}, not port {port}", list(ports, "port", "ports")));
         out.changes.push(format!("add {port} to the ports of `target`"));
+    }
+    if let Some(window) = window
+        && !generation.engine.told().is_some_and(|at| window.is_open(at))
+    {
+        out.failed.push("it does not hold at this time".to_owned());
+        out.changes.push("wait, or add hours to `when`".to_owned());
     }
     let who = match from {
         Some(peers) => least(peers.iter().map(|peer| peer_failures(peer, domains, source))),

@@ -1,6 +1,7 @@
 //! An immutable set of documents, compiled for one workload.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use crate::diagnostic::Diagnostics;
 use crate::engine::{Connection, Engine};
@@ -63,6 +64,18 @@ impl Generation {
         &self.names[id.0 as usize]
     }
 
+    /// Tells the time, for rules that hold at some times only: before the generation answers, and every second or so
+    /// from then on. True if that changed what some rule says. Without it such rules are unknown: a Deny fires, an Allow
+    /// does not.
+    pub fn tell_time(&self, now: SystemTime) -> bool {
+        self.engine.tell_time(now)
+    }
+
+    /// Whether some rule holds at some times only.
+    pub fn depends_on_time(&self) -> bool {
+        self.engine.depends_on_time()
+    }
+
     /// Resolves a peer, once per connection.
     pub fn connection(&self, source: Source<'_>) -> Connection {
         self.engine.connection(source)
@@ -77,7 +90,15 @@ impl Generation {
     /// What the reference interpreter answers, rule by rule and slowly. It is the specification: tests, fuzzers and
     /// checkers of recorded traffic hold [`decide`](Self::decide) against it.
     pub fn decide_by_reference(&self, source: Source<'_>, port: u16, operation: Operation<'_>) -> Verdict {
-        eval_ref::decide(&self.engine.rules, &self.engine.domains, source, port, operation).by(self.number)
+        eval_ref::decide(
+            &self.engine.rules,
+            &self.engine.domains,
+            source,
+            port,
+            operation,
+            self.engine.told(),
+        )
+        .by(self.number)
     }
 
     /// Tells why a question is answered as it is.

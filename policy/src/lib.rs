@@ -30,6 +30,7 @@ mod services;
 mod text;
 mod upgrade;
 mod verdict;
+mod window;
 pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};

@@ -9,6 +9,7 @@ use postern_svid::{SpiffeId, TrustDomain};
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::verdict::{Action, Enforcement, Tier};
+use crate::window::Window;
 
 /// One rule that concerns the workload.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Rule {
     pub(crate) from: Option<Vec<Peer>>,
     /// Alternatives. `None`: any operation.
     pub(crate) to: Option<Vec<Target>>,
+    /// `None`: always.
+    pub(crate) window: Option<Window>,
 }
 
 /// Who: every field that is given must hold, any value of a field will do.

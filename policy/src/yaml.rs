@@ -155,16 +155,25 @@ pub(crate) fn place(file: &Arc<str>, first_line: usize, location: Location) -> P
 /// "did you mean" and what there is to choose from.
 pub(crate) fn suggest(word: &str, known: &[&str]) -> String {
     let list = known.join(", ");
-    let close = known
-        .iter()
-        .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), *candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3);
-    match close {
-        Some((_, candidate)) => format!("did you mean `{candidate}`? (known: {list})"),
+    match close(word, known) {
+        Some(candidate) => format!("did you mean `{candidate}`? (known: {list})"),
         None if known.is_empty() => "no field is known here".to_owned(),
         None => format!("known: {list}"),
     }
+}
+
+/// The proposal alone, for words that are too many to be listed.
+pub(crate) fn nearest(word: &str, known: &[&str]) -> Option<String> {
+    close(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+fn close<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let word = word.to_lowercase();
+    let nearest =
+        known.iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate)).min();
+    nearest
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+        .map(|(_, candidate)| candidate)
 }
 
 /// Edits between two words, swapped neighbours counting as one; long words are cut, they are no typing mistakes.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Page, Rules, peer, target};
+use super::{Page, Rules, peer, target, when};
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
 use crate::rule::{Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
@@ -62,7 +62,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     }
     let mut seen = HashSet::new();
     for rule in page.items(written, "rules") {
-        let RuleDoc { name, from, to } = &rule.value;
+        let RuleDoc { name, from, to, when } = &rule.value;
         page.name(name);
         if !seen.insert(name.value.as_str()) {
             page.error_with(
@@ -78,6 +78,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             target_ports: ports.clone(),
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
             to: to.as_ref().map(|list| targets(page, list, action, rules)),
+            window: when.as_ref().and_then(|when| when::window(page, when)),
         };
         warn_about(page, rule, &checked);
         let rule_name = RuleName {

@@ -5,6 +5,7 @@ mod defaults;
 mod peer;
 mod service;
 mod target;
+mod when;
 
 use serde_saphyr::Location;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::clock::Clock;
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
 use super::matching::{Compiled, ExcludedKeys, PathKeys, PeerKeys, TargetKeys};
@@ -19,7 +20,9 @@ type Dimensions = Vec<Vec<u32>>;
 pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, instance: u64) -> Engine {
     let mut keys = Keys::default();
     let anonymous = keys.source(SourceKey::Anonymous);
-    let compiled: Vec<Compiled> = rules.iter().map(|rule| compile_rule(&mut keys, rule)).collect();
+    let mut clock = Clock::default();
+    let compiled: Vec<Compiled> =
+        rules.iter().map(|rule| compile_rule(&mut keys, &mut clock, rule)).collect();
     let ports =
         |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
     let mut drawers: [Drawer; DRAWERS] = std::array::from_fn(|_| Drawer::default());
@@ -75,6 +78,7 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
         shadow: has_shadow.then_some(shadow),
         audit: has_audit.then_some(Audit { http, tcp }),
         stage: StageIndex { index: file(count, by_source), open_allow, open_deny },
+        clock,
     }
 }
 
@@ -165,8 +169,8 @@ fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
     Some(out)
 }
 
-fn compile_rule(keys: &mut Keys, rule: &Rule) -> Compiled {
-    let Rule { action, tier, enforcement, target_ports, from, to } = rule;
+fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
+    let Rule { action, tier, enforcement, target_ports, from, to, window } = rule;
     Compiled {
         action: *action,
         tier: *tier,
@@ -174,6 +178,7 @@ fn compile_rule(keys: &mut Keys, rule: &Rule) -> Compiled {
         target_ports: target_ports.as_deref().map(Box::from),
         from: from.as_ref().map(|peers| peers.iter().map(|peer| compile_peer(keys, peer)).collect()),
         to: to.as_ref().map(|targets| targets.iter().map(|target| compile_target(keys, target)).collect()),
+        window: window.as_ref().map(|window| clock.add(window)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whether a candidate fires: the whole rule is checked, whatever key proposed it.
 
 use super::Connection;
+use super::clock::{Clock, Standing};
 use super::keys::Hits;
 use crate::fields::{self, HeaderLines};
 use crate::norm::CanonMethod;
@@ -32,6 +33,7 @@ pub(super) struct Compiled {
     pub(super) target_ports: Option<Box<[u16]>>,
     pub(super) from: Option<Box<[PeerKeys]>>,
     pub(super) to: Option<Box<[TargetKeys]>>,
+    pub(super) window: Option<u32>,
 }
 
 /// An alternative of `from`. All lists are sorted.
@@ -76,8 +78,14 @@ pub(super) struct PathKeys {
 }
 
 impl Compiled {
-    pub(super) fn fires(&self, connection: &Connection, question: &Question<'_>) -> bool {
-        self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
+    pub(super) fn fires(&self, connection: &Connection, question: &Question<'_>, clock: &Clock) -> bool {
+        let holds = match self.window.map(|window| clock.standing(window)) {
+            None | Some(Standing::Open) => true,
+            Some(Standing::Closed) => false,
+            Some(Standing::Unknown) => self.action.is_wide(),
+        };
+        holds
+            && self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
             && self.means(connection)
             && match &self.to {
                 Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
@@ -97,6 +105,7 @@ impl Compiled {
         };
         let to = self.to.as_deref().unwrap_or_default();
         self.target_ports.is_none()
+            && self.window.is_none()
             && match self.action {
                 Action::Audit => false,
                 Action::Deny => {

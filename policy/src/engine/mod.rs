@@ -6,6 +6,7 @@
 //! every hit compares the stored bytes.
 
 mod answer;
+mod clock;
 mod compile;
 mod index;
 mod keys;
@@ -13,6 +14,7 @@ mod matching;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use crate::rule::{OwnDomains, Rule};
 use crate::verdict::{
@@ -20,6 +22,7 @@ use crate::verdict::{
 };
 
 use answer::{Found, Gathered};
+use clock::Clock;
 use index::Index;
 use keys::Keys;
 use matching::{Compiled, Layer7, Question};
@@ -48,6 +51,7 @@ pub(crate) struct Engine {
     shadow: Option<Box<[Layers; 3]>>,
     audit: Option<Audit>,
     stage: StageIndex,
+    clock: Clock,
 }
 
 /// With layer 7 and without it: what a rule is filed under differs.
@@ -190,6 +194,19 @@ impl Engine {
         Found::Nothing
     }
 
+    pub(crate) fn tell_time(&self, now: SystemTime) -> bool {
+        self.clock.tell(now)
+    }
+
+    /// Seconds since 1970, as told last.
+    pub(crate) fn told(&self) -> Option<i64> {
+        self.clock.told()
+    }
+
+    pub(crate) fn depends_on_time(&self) -> bool {
+        !self.clock.is_empty()
+    }
+
     /// The longest list of candidates that one key proposes.
     pub(crate) fn worst_list(&self) -> usize {
         let layers = self.tiers.iter().chain(self.shadow.iter().flat_map(|shadow| shadow.iter()));
@@ -217,7 +234,7 @@ impl Engine {
                 if best.is_some_and(|best| id >= best) {
                     break;
                 }
-                if self.compiled[id as usize].fires(connection, question) {
+                if self.compiled[id as usize].fires(connection, question, &self.clock) {
                     best = Some(id);
                     break;
                 }

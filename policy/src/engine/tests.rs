@@ -1,6 +1,7 @@
 //! The engine against its specification, on random rules and questions.
 
 use std::net::IpAddr;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
@@ -15,6 +16,7 @@ use crate::rule::{
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
 };
+use crate::window::{Weekly, Window};
 use crate::{HeaderFields, HeaderLines, SourceFile, eval_ref, load};
 
 use super::Engine;
@@ -94,6 +96,8 @@ struct Written {
     target_ports: Option<Vec<u16>>,
     from: Option<Vec<WrittenPeer>>,
     to: Option<Vec<WrittenTarget>>,
+    /// Some of these hold at the time that is told.
+    weekly: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -270,10 +274,11 @@ prop_compose! {
         target_ports in prop::option::weighted(0.2, some(&PORTS)),
         from in prop::option::weighted(0.8, prop::collection::vec(peer(), 1..3)),
         to in prop::option::weighted(0.7, prop::collection::vec(target(), 1..3)),
+        weekly in prop::option::weighted(0.1, prop::sample::select(vec!["Thu 00:00-01:00", "Fri 00:00-01:00"])),
     ) -> Written {
         let shadow = shadow && action != Action::Audit;
         let enforcement = if shadow { Enforcement::Shadow } else { Enforcement::Enforce };
-        Written { action, tier, enforcement, target_ports, from, to }
+        Written { action, tier, enforcement, target_ports, from, to, weekly }
     }
 }
 
@@ -292,6 +297,8 @@ fn documents(rules: &[Written]) -> String {
                 targets.iter().map(|target| target_yaml(target, rule.action)).collect();
             parts.push(format!("to: [{}]", targets.join(", ")));
         }
+        parts
+            .extend(rule.weekly.map(|hours| format!("when: {{time: {{zone: UTC, weekly: [\"{hours}\"]}}}}")));
         let target = rule
             .target_ports
             .as_ref()
@@ -379,6 +386,12 @@ fn rule(written: &Written) -> Rule {
         target_ports: written.target_ports.clone(),
         from: written.from.as_ref().map(|peers| peers.iter().map(rule_peer).collect()),
         to: written.to.as_ref().map(|targets| targets.iter().map(rule_target).collect()),
+        window: written.weekly.map(|hours| Window {
+            weekly: vec![Weekly::parse(hours).unwrap()],
+            zone: jiff::tz::TimeZone::UTC,
+            not_before: None,
+            not_after: None,
+        }),
     }
 }
 
@@ -569,7 +582,8 @@ fn check(engine: &Engine, question: &Question) -> Result<Effect, TestCaseError> 
     let (source, operation) = (question.source(), question.operation());
     let connection = engine.connection(source);
     let verdict = engine.decide(&connection, question.port, operation);
-    let expected = eval_ref::decide(&engine.rules, &engine.domains, source, question.port, operation);
+    let expected =
+        eval_ref::decide(&engine.rules, &engine.domains, source, question.port, operation, engine.told());
     prop_assert_eq!(verdict, expected.by(verdict.generation), "{:?}", question);
     // Traffic is answered with the stage's verdict: it must name the same rule too, or logs contradict explanations.
     match connection.stage() {
@@ -590,7 +604,11 @@ proptest! {
         questions in prop::collection::vec(question(), 40),
     ) {
         let engine = Engine::new(rules.iter().map(rule).collect(), domains(), 1);
-        for question in &questions {
+        for (n, question) in questions.iter().enumerate() {
+            // Not told, then a Thursday, then a Friday.
+            if n >= 10 {
+                engine.tell_time(UNIX_EPOCH + Duration::from_secs(n as u64 / 20 * 86_400));
+            }
             let _ = check(&engine, question)?;
         }
     }
@@ -684,6 +702,7 @@ fn one_rule_for_everything_is_certain() {
         target_ports: None,
         from: Some(vec![anyone.clone()]),
         to,
+        window: None,
     };
     let allow = everything(Action::Allow, Some(vec![Target::default(), named]));
     let ports = Rule { target_ports: Some(vec![80]), ..allow.clone() };
@@ -742,6 +761,7 @@ fn templates_beyond_the_index() {
             target_ports: None,
             from: None,
             to: Some(vec![to]),
+            weekly: None,
         }));
     }
     let engine = Engine::new(rules, domains(), 1);
