@@ -70,7 +70,7 @@ fn judge(path: &CanonPath) {
         let connection = GENERATION.connection(source);
         for method in ["GET", "POST", "TRACE"] {
             let method = CanonMethod::parse(method).expect("a literal");
-            let operation = Operation::Http { method: &method, path, upgrade: None };
+            let operation = Operation::http(&method, path);
             let verdict = GENERATION.decide(&connection, 80, operation);
             assert_eq!(verdict, GENERATION.decide_by_reference(source, 80, operation), "{path}");
         }

@@ -19,6 +19,7 @@ pub struct Generation {
     pub(crate) documents: Vec<DocumentSummary>,
     pub(crate) warnings: Diagnostics,
     pub(crate) ports_named: BTreeSet<u16>,
+    pub(crate) headers_named: Vec<Box<str>>,
     pub(crate) names: Vec<RuleName>,
     pub(crate) engine: Engine,
 }
@@ -53,6 +54,11 @@ impl Generation {
     /// Deny rule names is not among them.)
     pub fn ports_named(&self) -> &BTreeSet<u16> {
         &self.ports_named
+    }
+
+    /// Header fields that rules for this workload ask for, in lower case.
+    pub fn headers_named(&self) -> &[Box<str>] {
+        &self.headers_named
     }
 
     /// A rule's name and place.

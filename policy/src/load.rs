@@ -63,6 +63,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let mut warnings = reader.warnings;
     let (names, applied) = applying(scope, policies);
     let ports_named = ports_named(&applied);
+    let headers_named = headers_named(&applied);
     let engine = Engine::new(applied, domains, number);
     let worst = engine.worst_list();
     if worst > MANY_CANDIDATES {
@@ -83,6 +84,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
         documents,
         warnings: warnings.finished(),
         ports_named,
+        headers_named,
         names,
         engine,
     })
@@ -148,6 +150,13 @@ fn ports_named(rules: &[Rule]) -> BTreeSet<u16> {
             target.chain(to).copied()
         })
         .collect()
+}
+
+fn headers_named(rules: &[Rule]) -> Vec<Box<str>> {
+    let targets = rules.iter().flat_map(|rule| rule.to.iter().flatten());
+    let names: BTreeSet<Box<str>> =
+        targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone())).collect();
+    names.into_iter().collect()
 }
 
 #[derive(Default)]

@@ -22,7 +22,7 @@ use crate::observe::{admin, admin_port, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::{Accepting, Sidecar};
 use crate::worker::Worker;
-use crate::{documents, identity, inbound, outbound, pressure};
+use crate::{documents, identity, inbound, outbound, pressure, rejudge};
 
 /// Why a sidecar did not start, or could not go on.
 #[derive(Debug)]
@@ -96,6 +96,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     spawn(identity::follow(Arc::clone(&sidecar), identities.clone()));
     spawn(agent.run(stopped.clone()));
     let (loaded, first_load) = watch::channel(false);
+    spawn(rejudge::by_the_hour(Arc::clone(&sidecar)));
     spawn(documents::follow(Arc::clone(&sidecar), loaded, stopped));
 
     // Nothing is accepted before there is an identity to prove and a verdict to give.

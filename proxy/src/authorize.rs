@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_policy::Verdict;
+use postern_policy::{Effect, Generation, Verdict};
 
 use crate::connections::{Connection, Entry, Facts, Stream};
 use crate::decisions::{Decision, DecisionId};
@@ -58,8 +58,27 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     let id = sidecar.decisions.id(generation.number());
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };
+    remark(entry, id, &verdict, generation);
     remember(sidecar, entry, id, Some(verdict), rule);
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
+}
+
+/// Says what shadow rules would turn round, and what an Audit marks.
+fn remark(entry: &Entry, id: DecisionId, verdict: &Verdict, generation: &Generation) {
+    let peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str());
+    let (method, path) = entry.facts.method_and_path();
+    let (path, port) = (log::path(path), entry.facts.port);
+    let would = verdict.shadow.filter(|would| (would.effect == Effect::Allow) != verdict.is_allowed());
+    if let Some(would) = would {
+        let effect = if would.effect == Effect::Allow { "allow" } else { "deny" };
+        let rule = generation.rule(would.rule);
+        tracing::info!(target: "postern::decision", decision = %id, would = effect, %rule, peer, port, method, %path, "in the shadow");
+    }
+    if let Some(rule) = verdict.audit {
+        let effect = if verdict.is_allowed() { "allow" } else { "deny" };
+        let rule = generation.rule(rule);
+        tracing::info!(target: "postern::decision", decision = %id, effect, %rule, peer, port, method, %path, "audited");
+    }
 }
 
 fn remember(
@@ -71,7 +90,7 @@ fn remember(
 ) {
     let decision = Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule };
     let allowed = decision.is_allowed();
-    sidecar.metrics.decision(allowed);
+    sidecar.metrics.decision(verdict);
     if !allowed {
         let (method, path) = entry.facts.method_and_path();
         tracing::info!(

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Endpoint, Generation, Source, Stage, Upgrade, Verdict};
+use postern_policy::{Endpoint, Generation, HeaderFields, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
 
@@ -134,6 +134,10 @@ pub enum Operation {
         method: CanonMethod,
         /// Its path and query.
         path: CanonPath,
+        /// Whom it is addressed to.
+        host: CanonHost,
+        /// The header fields that rules asked for when it came. Others are not known any more when rules change.
+        headers: HeaderFields,
         /// What it wants to become.
         upgrade: Option<Upgrade>,
     },
@@ -158,9 +162,13 @@ impl Facts {
     /// The operation as the policy engine wants to know it.
     pub fn policy_operation(&self) -> postern_policy::Operation<'_> {
         match &self.operation {
-            Operation::Http { method, path, upgrade } => {
-                postern_policy::Operation::Http { method, path, upgrade: upgrade.as_ref() }
-            }
+            Operation::Http { method, path, host, headers, upgrade } => postern_policy::Operation::Http {
+                method,
+                path,
+                host: Some(host),
+                headers: Some(headers),
+                upgrade: upgrade.as_ref(),
+            },
             Operation::Tcp => postern_policy::Operation::Tcp,
         }
     }

@@ -173,7 +173,8 @@ impl DecisionLog {
 
 #[cfg(test)]
 mod tests {
-    use postern_policy::norm::CanonPath;
+    use postern_policy::HeaderFields;
+    use postern_policy::norm::{CanonHost, CanonPath};
 
     use super::*;
 
@@ -182,7 +183,13 @@ mod tests {
         let path = CanonPath::parse_for(&method, target, &Default::default()).unwrap();
         let facts = Facts {
             port: 80,
-            operation: Operation::Http { method, path, upgrade: None },
+            operation: Operation::Http {
+                method,
+                path,
+                host: CanonHost::parse("orders.shop").unwrap(),
+                headers: HeaderFields::new(),
+                upgrade: None,
+            },
             destination: None,
             asked: None,
         };

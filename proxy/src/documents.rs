@@ -16,7 +16,7 @@ use postern_policy::{Diagnostics, Generation, Scope, SourceFile, Workload};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::runtime::spawn;
+use crate::rejudge;
 use crate::sidecar::Sidecar;
 use read::{digest, read_stable};
 use store::Store;
@@ -35,9 +35,6 @@ const QUIET: Duration = Duration::from_millis(20);
 const AT_MOST: Duration = Duration::from_millis(100);
 /// How often the directory is read without any event.
 const POLL: Duration = Duration::from_secs(2);
-/// A request that ends within this is no stream. Changes are in force for all streams within a second, the time to read
-/// the documents included.
-const YOUNG: Duration = Duration::from_millis(500);
 
 /// What was in force lately, and what became of the last load.
 #[derive(Debug, Default)]
@@ -276,6 +273,7 @@ impl Loader {
         if let Some(forgotten) = forgotten {
             sidecar.decisions.name_rules(&forgotten);
         }
+        let _ = generation.tell_time(sidecar.clock.wall());
         sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(&generation)));
         if origin == Origin::Directory {
             sidecar.metrics.policy_loads[0].inc();
@@ -284,7 +282,7 @@ impl Loader {
         sidecar.metrics.policy_from_store.set(i64::from(origin == Origin::Store));
         sidecar.metrics.policy_generation.set(i64::try_from(self.number).unwrap_or(i64::MAX));
         tracing::info!(generation = self.number, "documents in force");
-        rejudge(sidecar, &generation);
+        rejudge::all(sidecar, &generation);
     }
 
     fn refuse(&mut self, digest: String, diagnostics: Diagnostics) {
@@ -354,33 +352,6 @@ impl Loader {
                 self.sidecar.history.lock().store_error = Some(why);
             }
         }
-    }
-}
-
-/// Resets what lost permission: at once, or after the grace that the documents give. A request that is just being
-/// answered was allowed when it was judged; cutting it would protect nothing and break an answer in the middle. So it is
-/// asked about once more when it has run so long that it is a stream.
-fn rejudge(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
-    let grace = generation.defaults().on_change.grace;
-    if grace.is_zero() {
-        revoke(sidecar, generation);
-    }
-    let sidecar = Arc::clone(sidecar);
-    spawn(async move {
-        tokio::time::sleep(grace.max(YOUNG)).await;
-        // Whatever is in force by then decides: a change that was taken back resets nothing.
-        let current = sidecar.snapshots.load().policy.clone();
-        if let Some(current) = current {
-            revoke(&sidecar, &current);
-        }
-    });
-}
-
-fn revoke(sidecar: &Sidecar, generation: &Generation) {
-    let revoked = sidecar.registry.rejudge(generation, &sidecar.config.namespace, YOUNG);
-    if revoked > 0 {
-        sidecar.metrics.policy_revoked.inc_by(revoked as u64);
-        tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");
     }
 }
 

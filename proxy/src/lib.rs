@@ -42,6 +42,7 @@ pub mod observe;
 pub mod outbound;
 pub mod pool;
 pub mod pressure;
+pub mod rejudge;
 pub mod retry;
 pub mod runtime;
 pub mod sidecar;

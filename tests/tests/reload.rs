@@ -117,7 +117,7 @@ impl Checker {
         let method = CanonMethod::parse("GET").expect("it is one");
         let path =
             CanonPath::parse_for(&method, record.path, &generation.defaults().path).expect("it is one");
-        let operation = Operation::Http { method: &method, path: &path, upgrade: None };
+        let operation = Operation::http(&method, &path);
         let verdict = generation.decide_by_reference(source, 8080, operation);
         if verdict.is_allowed() { 200 } else { 403 }
     }

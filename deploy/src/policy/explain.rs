@@ -5,12 +5,18 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use postern_policy::norm::{CanonMethod, CanonPath, NormError};
-use postern_policy::{Explanation, Generation, Operation, ServicePort, Source, Workload, load};
-use postern_svid::{SpiffeId, TrustDomain};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
+use postern_policy::{
+    Explanation, Generation, HeaderFields, HeaderLines, Operation, ServicePort, Source, Workload, load,
+};
+use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
 
 use super::{Failure, Set, question, read};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use crate::say;
 
 #[derive(clap::Args)]
@@ -33,6 +39,15 @@ pub(super) struct Args {
     /// Labels of the called workload, k=v,k=v [default: app=NAME].
     #[arg(long)]
     labels: Option<String>,
+    /// The host that the request is addressed to [default: not known].
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// A header field, as often as there are; without any, none is known.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// At this time, for rules that hold at some times only [default: now].
+    #[arg(long, value_name = "2026-11-27T10:00:00Z")]
+    at: Option<String>,
     /// A method and a path, or `tcp`.
     #[arg(required = true, num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
     operation: Vec<String>,
@@ -55,6 +70,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
     let identity = caller(&args.from, &scope.trust_domain)?;
     let source = Source { identity: identity.as_ref(), address: args.address };
+    let host = args.host.as_deref().map(CanonHost::parse).transpose();
+    let host = host.map_err(|error| question(format!("--host: {error}")))?;
+    let fields = fields(&args.headers)?;
+    let _ = generation.tell_time(at(args.at.as_deref())?);
     let explanation = match args.operation.as_slice() {
         [tcp] if tcp.eq_ignore_ascii_case("tcp") => generation.explain(source, judged.port, Operation::Tcp),
         // Else it would be a method of that name, which nobody means.
@@ -63,7 +82,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         [method, path] => match canonical(method, path, &generation) {
             Ok((method, path)) => {
-                let operation = Operation::Http { method: &method, path: &path, upgrade: None };
+                let operation = Operation::Http {
+                    method: &method,
+                    path: &path,
+                    host: host.as_ref(),
+                    headers: fields.as_ref().map(|fields| fields as &dyn HeaderLines),
+                    upgrade: None,
+                };
                 generation.explain(source, judged.port, operation)
             }
             Err(error) => {
@@ -75,6 +100,24 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     show(&explanation, args.set.json, &judged)?;
     Ok(if explanation.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn at(text: Option<&str>) -> Result<SystemTime, Failure> {
+    let Some(text) = text else { return Ok(SystemClock.wall()) };
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map(SystemTime::from)
+        .map_err(|_| question("--at is a point in time like 2026-11-27T10:00:00Z"))
+}
+
+fn fields(lines: &[String]) -> Result<Option<HeaderFields>, Failure> {
+    let mut out = HeaderFields::new();
+    for line in lines {
+        let (name, value) =
+            line.split_once(':').ok_or_else(|| question("--header is a name, a colon and a value"))?;
+        out.push(name.trim(), value.trim())
+            .map_err(|error| question(format!("--header {name:?}: {error}")))?;
+    }
+    Ok((!lines.is_empty()).then_some(out))
 }
 
 /// The request as it would be judged.

@@ -1,5 +1,5 @@
-use postern_policy::Generation;
-use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{Generation, HeaderFields};
 
 use super::*;
 use crate::connections::{Direction, Operation};
@@ -44,7 +44,13 @@ fn facts(snapshot: &Snapshot) -> Facts {
     let path = CanonPath::parse_for(&method, "/files/a%2Fb", &options).unwrap();
     Facts {
         port: 8080,
-        operation: Operation::Http { method, path, upgrade: None },
+        operation: Operation::Http {
+            method,
+            path,
+            host: CanonHost::parse("orders.shop").unwrap(),
+            headers: HeaderFields::new(),
+            upgrade: None,
+        },
         destination: None,
         asked: None,
     }

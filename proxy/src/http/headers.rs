@@ -6,6 +6,7 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use postern_policy::HeaderLines;
 use postern_svid::SpiffeId;
 
 use crate::decisions::DecisionId;
@@ -39,14 +40,7 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// anything that could ask for another protocol. `TE: trailers` stays, gRPC needs it.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // Removing these would change the message, not the hop.
-            .filter(|name| ![HOST, CONTENT_LENGTH, CONTENT_TYPE, TE].contains(name))
-            .collect();
+        let named: Vec<HeaderName> = named_by_connection(headers).collect();
         for name in named {
             headers.remove(name);
         }
@@ -73,6 +67,31 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
+    }
+}
+
+/// The fields that `Connection` lines name.
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let lines = headers.get_all(CONNECTION).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        // Removing these would change the message, not the hop.
+        .filter(|name| ![HOST, CONTENT_LENGTH, CONTENT_TYPE, TE].contains(name))
+}
+
+/// Fields as the workload will see them: what a `Connection` line names stops here, so to rules it is not there.
+#[derive(Debug)]
+pub struct EndToEnd<'a>(pub &'a HeaderMap);
+
+impl HeaderLines for EndToEnd<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) -> bool {
+        let Self(headers) = self;
+        let mut lines = headers.get_all(name).iter().peekable();
+        if lines.peek().is_some() && !named_by_connection(headers).any(|named| named.as_str() == name) {
+            lines.for_each(|line| visit(line.as_bytes()));
+        }
+        true
     }
 }
 

@@ -9,8 +9,8 @@ use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use postern_policy::Protocol;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, check_grpc};
+use postern_policy::{HeaderFields, Protocol};
 
 use self::handshake::Delivered;
 use super::body::Body;
@@ -101,8 +101,10 @@ async fn forward(
     let (mut parts, body) = request.into_parts();
     check_size(&snapshot.limits, &parts.headers)?;
     let host = authority(&parts.uri, &parts.headers)?;
+    let as_sent = HeaderValue::try_from(host.to_string())
+        .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
     let has_body = !body.is_end_stream();
-    let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &parts);
+    let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &host, &parts);
     let (mut stream, protocol) = authorize::register(sidecar, connection, &mut snapshot, make)?;
     let port = stream.entry().facts.port;
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
@@ -126,13 +128,13 @@ async fn forward(
             stream.hold(admitted);
             if is_upgrade {
                 tokio::select! {
-                    delivered = handshake::shake_hands(worker, port, host, parts, &stream, pending, &limits) => delivered,
+                    delivered = handshake::shake_hands(worker, port, as_sent, parts, &stream, pending, &limits) => delivered,
                     () = poll_fn(|cx| stream.poll_revoked(cx)) => {
                         Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
                     }
                 }
             } else {
-                deliver(worker, connection, port, protocol, &host, parts, body, &stream, &limits)
+                deliver(worker, connection, port, protocol, &as_sent, parts, body, &stream, &limits)
                     .await
                     .map(Delivered::Response)
             }
@@ -234,6 +236,7 @@ fn facts(
     snapshot: &Snapshot,
     inside: Option<u16>,
     has_body: bool,
+    host: &CanonHost,
     parts: &http::request::Parts,
 ) -> Result<(Facts, Option<Protocol>), Error> {
     let port = match inside {
@@ -245,9 +248,9 @@ fn facts(
         return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
     }
     let upgrade = handshake::asked(sidecar, port, parts, has_body)?;
-    let options = match &snapshot.policy {
-        Some(generation) => generation.defaults().path,
-        None => postern_policy::norm::PathOptions::default(),
+    let (options, asked) = match &snapshot.policy {
+        Some(generation) => (generation.defaults().path, generation.headers_named()),
+        None => (postern_policy::norm::PathOptions::default(), &[][..]),
     };
     let bad = |error: postern_policy::norm::NormError| {
         Error::new(Side::Peer, Reason::BadRequest, error.to_string())
@@ -258,7 +261,8 @@ fn facts(
     if headers::is_grpc(&parts.headers) {
         check_grpc(&method, &path).map_err(bad)?;
     }
-    let operation = Operation::Http { method, path, upgrade };
+    let headers = HeaderFields::keep(&headers::EndToEnd(&parts.headers), asked);
+    let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade };
     Ok((Facts { port, operation, destination: None, asked: None }, protocol))
 }
 
@@ -273,7 +277,7 @@ fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {
 
 /// The one authority of a request, canonical: `:authority` and `Host` must not disagree, or policy and workload could
 /// be told different stories.
-pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<HeaderValue, Error> {
+pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<CanonHost, Error> {
     let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
     let mut lines = fields.get_all(HOST).iter();
     let line = lines.next();
@@ -286,14 +290,13 @@ pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<HeaderValue, Err
         None => None,
     };
     let from_uri = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
-    let host = match (from_uri, from_line) {
+    match (from_uri, from_line) {
         (Some(one), Some(other)) if one != other => {
-            return Err(bad("the request target and Host name different hosts".to_owned()));
+            Err(bad("the request target and Host name different hosts".to_owned()))
         }
-        (Some(host), _) | (None, Some(host)) => host,
-        (None, None) => return Err(bad("no Host".to_owned())),
-    };
-    HeaderValue::try_from(host.to_string()).map_err(|error| bad(error.to_string()))
+        (Some(host), _) | (None, Some(host)) => Ok(host),
+        (None, None) => Err(bad("no Host".to_owned())),
+    }
 }
 
 fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {

@@ -9,7 +9,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
-use postern_policy::{Endpoint, ServicePort, Transport, Upgrade};
+use postern_policy::{Endpoint, HeaderFields, ServicePort, Transport, Upgrade};
 
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
@@ -143,14 +143,12 @@ impl Target {
         if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
             return Err(bad("only http:// targets: for TLS of your own, use CONNECT".to_owned()));
         }
-        let authority = if is_tunnel {
+        let host = if is_tunnel {
             let text = request.uri().authority().map_or("", Authority::as_str);
-            HeaderValue::try_from(text).map_err(|error| bad(error.to_string()))?
+            CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?
         } else {
             inbound::authority(request.uri(), request.headers())?
         };
-        let text = authority.to_str().map_err(|error| bad(error.to_string()))?;
-        let host = CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?;
         let port = match host.port() {
             Some(port) => port,
             None if is_tunnel => return Err(bad("CONNECT needs host:port".to_owned())),
@@ -163,7 +161,7 @@ impl Target {
         let port = generation.services().find(&host, port, &sidecar.config.namespace).ok_or_else(|| {
             let leads_back = sidecar.config.leads_back(&host, port);
             let reason = if leads_back { Reason::Loop } else { Reason::UnknownService };
-            Error::new(Side::Peer, reason, format!("{text} (port {port})"))
+            Error::new(Side::Peer, reason, format!("{host} (port {port})"))
         })?;
         if port.external {
             return Err(Error::new(Side::Peer, Reason::ExternalService, port.service.to_string()));
@@ -194,7 +192,9 @@ impl Target {
             let method = CanonMethod::parse(method).map_err(bad)?;
             let raw = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             let path = CanonPath::parse_for(&method, raw, &self.path_options).map_err(bad)?;
-            Operation::Http { method, path, upgrade }
+            // No rule is asked about them on the way out.
+            let headers = HeaderFields::keep(&headers::EndToEnd(request.headers()), &[]);
+            Operation::Http { method, path, host: self.host.clone(), headers, upgrade }
         };
         let destination = Some(self.port.service.to_string());
         let asked = Some((self.host.clone(), self.port.port));

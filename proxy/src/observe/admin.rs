@@ -13,8 +13,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use postern_agent::Trust;
-use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Operation, Source, Upgrade};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Upgrade};
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -288,15 +288,21 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
     let subject = &decision.subject;
     let (method, path) = subject.method_and_path();
     // A rule's name is looked up in its own generation: numbers mean nothing in another.
-    let rule = decision.rule.clone().or_else(|| {
-        let rule = decision.verdict?.rule?;
+    let name = |rule: Option<RuleId>| {
         let history = sidecar.history.lock();
-        Some(history.generation(decision.id.generation)?.rule(rule).to_string())
+        Some(history.generation(decision.id.generation)?.rule(rule?).to_string())
+    };
+    let verdict = decision.verdict;
+    let rule = decision.rule.clone().or_else(|| name(verdict?.rule));
+    let shadow = verdict.and_then(|verdict| verdict.shadow).map(|would| {
+        let effect = if would.effect == Effect::Allow { "allow" } else { "deny" };
+        json!({ "effect": effect, "rule": name(Some(would.rule)) })
     });
+    let audit = name(verdict.and_then(|verdict| verdict.audit));
     let reason = match decision.verdict.map(|verdict| verdict.effect) {
         None => "no_policy",
-        Some(postern_policy::Effect::Allow) => "rule",
-        Some(postern_policy::Effect::Deny(reason)) => reason.label(),
+        Some(Effect::Allow) => "rule",
+        Some(Effect::Deny(reason)) => reason.label(),
     };
     json!({
         "id": decision.id.to_string(),
@@ -304,6 +310,8 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
         "effect": if decision.is_allowed() { "allow" } else { "deny" },
         "reason": reason,
         "rule": rule,
+        "shadow": shadow,
+        "audit": audit,
         "generation": decision.id.generation,
         "direction": subject.direction.label(),
         "peer": subject.peer.as_ref().map(SpiffeId::as_str),
@@ -358,6 +366,9 @@ struct ExplainQuestion {
     port: u16,
     method: Option<String>,
     path: Option<String>,
+    /// Not known if it is not given; so are the fields.
+    host: Option<String>,
+    headers: Option<Vec<(String, String)>>,
     #[serde(default)]
     websocket: bool,
 }
@@ -389,7 +400,23 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                 Err(error) => return bad(format!("path: {error}")),
             };
             let upgrade = asked.websocket.then_some(Upgrade::WebSocket);
-            let operation = Operation::Http { method: &method, path: &path, upgrade: upgrade.as_ref() };
+            let host = match asked.host.as_deref().map(CanonHost::parse).transpose() {
+                Ok(host) => host,
+                Err(error) => return bad(format!("host: {error}")),
+            };
+            let mut fields = HeaderFields::new();
+            for (name, value) in asked.headers.iter().flatten() {
+                if let Err(error) = fields.push(name, value) {
+                    return bad(format!("headers: {name:?}: {error}"));
+                }
+            }
+            let operation = Operation::Http {
+                method: &method,
+                path: &path,
+                host: host.as_ref(),
+                headers: asked.headers.as_ref().map(|_| &fields as &dyn HeaderLines),
+                upgrade: upgrade.as_ref(),
+            };
             generation.explain(source, asked.port, operation)
         }
         _ => return bad("give method and path for a request, or neither for opaque TCP".to_owned()),

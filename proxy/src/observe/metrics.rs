@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 
+use postern_policy::{Effect, Verdict};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -104,6 +105,8 @@ pub struct Metrics {
     /// How often each limit bit.
     pub limits: LimitHits,
     decisions: [Counter; 2],
+    shadow: [Counter; 2],
+    audited: Counter,
     /// Streams that run, by direction.
     pub streams_active: [Gauge; 2],
     /// Connections accepted, by direction.
@@ -168,6 +171,12 @@ impl Default for Metrics {
         registry.register("limit_hits", "How often a limit bit", limits.clone());
         let decisions = Family::<Labels, Counter>::default();
         registry.register("decisions", "Verdicts of the policy", decisions.clone());
+        let shadow = Family::<Labels, Counter>::default();
+        registry.register(
+            "shadow_decisions",
+            "Verdicts that shadow rules would turn round, by what they would be",
+            shadow.clone(),
+        );
         for reason in TLS_REFUSALS {
             drop(tls_refusals.get_or_create(&vec![("reason", reason)]));
         }
@@ -211,6 +220,8 @@ impl Default for Metrics {
                 .map(|direction| durations.get_or_create_owned(&vec![("direction", direction.label())])),
             decisions: ["allow", "deny"]
                 .map(|effect| decisions.get_or_create_owned(&vec![("effect", effect)])),
+            shadow: ["allow", "deny"].map(|would| shadow.get_or_create_owned(&vec![("would", would)])),
+            audited: Counter::default(),
             streams_active: by_direction(&streams_active),
             connections_total: count_by_direction(&connections_total),
             connections_active: by_direction(&connections_active),
@@ -243,6 +254,7 @@ impl Metrics {
     }
 
     fn with_singles(mut self, mut registry: Registry) -> Self {
+        registry.register("audited", "Verdicts about what an Audit rule marks", self.audited.clone());
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());
         registry.register(
@@ -313,9 +325,20 @@ impl Metrics {
         self.limits.hit(limit);
     }
 
-    /// Counts a verdict.
-    pub fn decision(&self, allowed: bool) {
+    /// Counts a verdict; `None` is that of a sidecar without any policy.
+    pub fn decision(&self, verdict: Option<Verdict>) {
+        let allowed = verdict.is_some_and(|verdict| verdict.is_allowed());
         self.decisions[usize::from(!allowed)].inc();
+        if let Some(Verdict { shadow, audit, .. }) = verdict {
+            if let Some(would) =
+                shadow.map(|would| would.effect == Effect::Allow).filter(|would| *would != allowed)
+            {
+                self.shadow[usize::from(!would)].inc();
+            }
+            if audit.is_some() {
+                self.audited.inc();
+            }
+        }
     }
 
     /// The exposition in OpenMetrics text.

@@ -87,7 +87,7 @@ pub(super) async fn shake_hands(
     pending: Option<Pending>,
     limits: &Limits,
 ) -> Result<Delivered, Error> {
-    let Operation::Http { method, path, upgrade: Some(upgrade) } = &stream.entry().facts.operation else {
+    let Operation::Http { method, path, upgrade: Some(upgrade), .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "what is no upgrade came to be sent as one"));
     };
     let pending = pending.ok_or_else(|| refused("an upgrade that cannot become a byte stream"))?;

@@ -52,7 +52,7 @@ pub(super) async fn open(
     pending: Option<Pending>,
     stream: &Stream,
 ) -> Result<Opened, Error> {
-    let Operation::Http { method, path, upgrade: Some(upgrade) } = &stream.entry().facts.operation else {
+    let Operation::Http { method, path, upgrade: Some(upgrade), .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "what is no upgrade came to be sent as one"));
     };
     let (mut parts, body) = request.into_parts();

@@ -1,0 +1,57 @@
+//! Judges again what lives, when what it may has changed: by new documents, or by the hour.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_policy::Generation;
+
+use crate::runtime::spawn;
+use crate::sidecar::Sidecar;
+
+/// A request that ends within this is no stream. Changes are in force for all streams within a second, the time to read
+/// the documents included.
+const YOUNG: Duration = Duration::from_millis(500);
+/// How often rules that hold at some times are told the time. Wall time jumps, so nobody waits for the next boundary.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Tells the generation in force the time, for ever.
+pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let Some(generation) = sidecar.snapshots.load().policy.clone() else { continue };
+        if generation.depends_on_time() && generation.tell_time(sidecar.clock.wall()) {
+            tracing::info!(
+                generation = generation.number(),
+                "by the hour, rules hold that did not, or no longer"
+            );
+            all(&sidecar, &generation);
+        }
+    }
+}
+
+/// Resets what lost permission: at once, or after the grace that the documents give. A request that is just being
+/// answered was allowed when it was judged; cutting it would protect nothing and break an answer in the middle. So it is
+/// asked about once more when it has run so long that it is a stream.
+pub fn all(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
+    let grace = generation.defaults().on_change.grace;
+    if grace.is_zero() {
+        revoke(sidecar, generation);
+    }
+    let sidecar = Arc::clone(sidecar);
+    spawn(async move {
+        tokio::time::sleep(grace.max(YOUNG)).await;
+        // Whatever is in force by then decides: a change that was taken back resets nothing.
+        let current = sidecar.snapshots.load().policy.clone();
+        if let Some(current) = current {
+            revoke(&sidecar, &current);
+        }
+    });
+}
+
+fn revoke(sidecar: &Sidecar, generation: &Generation) {
+    let revoked = sidecar.registry.rejudge(generation, &sidecar.config.namespace, YOUNG);
+    if revoked > 0 {
+        sidecar.metrics.policy_revoked.inc_by(revoked as u64);
+        tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");
+    }
+}
