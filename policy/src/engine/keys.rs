@@ -1,10 +1,10 @@
 //! Interned values of rules, and which of them are true of a peer, a port, a path.
 
-use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 
+use foldhash::HashMap;
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -137,7 +137,7 @@ impl Keys {
             Some(at) => at,
             None if self.shapes.len() == MAX_SHAPES => return None,
             None => {
-                self.shapes.push(Shape { outline, templates: HashMap::new() });
+                self.shapes.push(Shape { outline, templates: HashMap::default() });
                 self.shapes.len() - 1
             }
         };

@@ -1,0 +1,179 @@
+//! What a decision costs against the number of rules: the table of docs/benchmarks.md.
+//!
+//! `cargo bench -p postern-policy`
+//!
+//! The rules are those that people write: who may call which path with which method; a tenth by namespace and prefix, a
+//! tenth Denies by prefix, half of these with an exception. Questions go to every rule (*uniform*) or to 64 of them
+//! (*hot*), and each is checked against the reference interpreter first.
+
+#![expect(clippy::unwrap_used, reason = "a measurement")]
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::{Connection, Generation, Operation, Scope, Source, SourceFile, Workload, load};
+use postern_svid::{SpiffeId, TrustDomain};
+
+const SIZES: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
+/// Rules in a document.
+const IN_DOCUMENT: usize = 5;
+const HOT: usize = 64;
+/// Decisions timed together: one alone is too short for the clock.
+const BATCH: usize = 32;
+const FOR: Duration = Duration::from_millis(400);
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const PORT: u16 = 8080;
+
+/// The text of rule `n`, and whether it denies.
+fn rule(n: usize) -> (String, bool) {
+    match n % 20 {
+        16 | 17 => (
+            format!("{{name: r{n}, from: [{{namespaces: [ns{n}]}}], to: [{{methods: [GET], pathPrefix: [/n{n}]}}]}}"),
+            false,
+        ),
+        18 => (format!("{{name: r{n}, to: [{{pathPrefix: [/admin{n}]}}]}}"), true),
+        19 => (
+            format!(
+                "{{name: r{n}, from: [{{not: {{namespaces: [ops]}}}}], to: [{{pathPrefix: [/internal{n}]}}]}}"
+            ),
+            true,
+        ),
+        _ => (
+            format!(
+                "{{name: r{n}, from: [{{serviceAccounts: [a{n}, b{}]}}], to: [{{methods: [GET, HEAD], paths: [/v1/p{n}, '/v1/q{n}/{{*}}'], ports: [{PORT}]}}]}}",
+                n % 97
+            ),
+            false,
+        ),
+    }
+}
+
+/// Documents with that many rules, all for one workload.
+fn documents(rules: usize) -> Vec<SourceFile> {
+    let mut files = Vec::new();
+    let mut texts: [Vec<String>; 2] = Default::default();
+    for n in 0..rules {
+        let (text, denies) = rule(n);
+        let group = &mut texts[usize::from(denies)];
+        group.push(text);
+        if group.len() == IN_DOCUMENT || n + 2 >= rules {
+            let mut out = String::new();
+            let action = if denies { "Deny" } else { "Allow" };
+            let _ = write!(
+                out,
+                "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: shop}}\nspec:\n  action: {action}\n  rules:\n"
+            );
+            for rule in group.drain(..) {
+                let _ = writeln!(out, "  - {rule}");
+            }
+            files.push(out);
+        }
+    }
+    // Many documents in a file: the number of files is bounded too.
+    let at_once = files.len().div_ceil(2_000).max(1);
+    let chunk = |(n, texts): (usize, &[String])| SourceFile {
+        name: format!("{n}.yaml"),
+        text: texts.join("---\n").into_bytes(),
+    };
+    files.chunks(at_once).enumerate().map(chunk).collect()
+}
+
+fn scope() -> Scope {
+    Scope {
+        trust_domain: TrustDomain::parse("td").unwrap(),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::new(),
+        }),
+    }
+}
+
+/// A caller and what it asks for; the rule number says which rule answers.
+struct Question {
+    id: SpiffeId,
+    path: CanonPath,
+    connection: Connection,
+}
+
+impl Question {
+    fn to(generation: &Generation, n: usize) -> Self {
+        let (id, path) = match n % 20 {
+            16 | 17 => (format!("ns/ns{n}/sa/x"), format!("/n{n}/a/b")),
+            18 => (format!("ns/shop/sa/a{n}"), format!("/admin{n}/x")),
+            19 => ("ns/shop/sa/x".to_owned(), format!("/internal{n}/x")),
+            _ if n % 2 == 0 => (format!("ns/shop/sa/a{n}"), format!("/v1/p{n}")),
+            _ => (format!("ns/shop/sa/b{}", n % 97), format!("/v1/q{n}/7")),
+        };
+        let id = SpiffeId::parse(&format!("spiffe://td/{id}")).unwrap();
+        let path = CanonPath::parse(path, &generation.defaults().path).unwrap();
+        let connection = generation.connection(Source { identity: Some(&id), address: ADDRESS });
+        Self { id, path, connection }
+    }
+}
+
+/// Nanoseconds a decision: the median and the 99th percentile of batches.
+fn measure(questions: &[Question], mut decide: impl FnMut(&Question) -> bool) -> (f64, f64) {
+    let mut times = Vec::new();
+    let mut next = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < FOR {
+        let start = Instant::now();
+        for _ in 0..BATCH {
+            // A stride that meets every question, in an order that no prefetcher guesses.
+            next = (next + 7_919) % questions.len();
+            black_box(decide(&questions[next]));
+        }
+        times.push(start.elapsed().as_nanos() as f64 / BATCH as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+fn main() {
+    let get = CanonMethod::get();
+    println!("| rules | load ms | hot ns | p99 | uniform ns | p99 | connect ns | rule by rule us |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for rules in SIZES {
+        let files = documents(rules);
+        let start = Instant::now();
+        let generation = load(&files, &scope(), 1).unwrap_or_else(|errors| panic!("{errors}"));
+        let loaded = start.elapsed().as_secs_f64() * 1e3;
+        let asked = rules.min(20_000);
+        let uniform: Vec<Question> = (0..asked).map(|n| Question::to(&generation, n * rules / asked)).collect();
+        let step = (asked / HOT).max(1);
+        let hot: Vec<Question> =
+            (0..HOT.min(asked)).map(|n| Question::to(&generation, n * step * rules / asked)).collect();
+        for question in hot.iter().chain(uniform.iter().step_by(asked.div_ceil(50))) {
+            let source = Source { identity: Some(&question.id), address: ADDRESS };
+            let operation = Operation::http(&get, &question.path);
+            assert_eq!(
+                generation.decide(&question.connection, PORT, operation),
+                generation.decide_by_reference(source, PORT, operation)
+            );
+        }
+        let decide = |question: &Question| {
+            generation.decide(&question.connection, PORT, Operation::http(&get, &question.path)).is_allowed()
+        };
+        let (hot_median, hot_p99) = measure(&hot, decide);
+        let (median, p99) = measure(&uniform, decide);
+        let (connect, _) = measure(&uniform, |question| {
+            let source = Source { identity: Some(&question.id), address: ADDRESS };
+            generation.connection(source).generation() == 1
+        });
+        let (reference, _) = measure(&hot, |question| {
+            let source = Source { identity: Some(&question.id), address: ADDRESS };
+            generation.decide_by_reference(source, PORT, Operation::http(&get, &question.path)).is_allowed()
+        });
+        println!(
+            "| {rules} | {loaded:.1} | {hot_median:.0} | {hot_p99:.0} | {median:.0} | {p99:.0} | {connect:.0} | {:.1} |",
+            reference / 1e3
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! A decision allocates nothing, whatever it looks at: it is asked for every request.
+
+use std::collections::BTreeMap;
+
+use allocation_counter::measure;
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Workload, load};
+use postern_svid::{SpiffeId, TrustDomain};
+
+const DOCUMENTS: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: a, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - name: accounts
+    from: [{serviceAccounts: [web], cidrs: [10.0.0.0/8]}, {not: {namespaces: [ops]}}]
+    to:
+    - {methods: [GET], paths: ["/v1/{*}", "/v1/{**}/x"], hosts: ["*.shop"], headers: [{name: x-a, exact: [v], list: any}]}
+    - {pathPrefix: [/v1, /v2], not: {methods: [DELETE], hosts: [admin.shop]}}
+    - {grpc: ["shop.Orders/Get*"]}
+    when: {time: {weekly: ["Mon-Sun 00:00-24:00"], zone: Europe/Oslo}}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: b, namespace: shop}
+spec:
+  enforcement: Shadow
+  action: Deny
+  rules: [{name: shadow, to: [{headers: [{name: x-b, present: true}]}]}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: c, namespace: shop}
+spec:
+  tier: Baseline
+  action: Audit
+  rules: [{name: all}]
+"#;
+
+#[test]
+fn a_decision_allocates_nothing() {
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::new(),
+        }),
+    };
+    let file = SourceFile { name: "p.yaml".into(), text: DOCUMENTS.into() };
+    let generation = load(&[file], &scope, 1).unwrap_or_else(|errors| panic!("{errors}"));
+    generation.tell_time(std::time::UNIX_EPOCH);
+    let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
+    let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+    let connection = generation.connection(source);
+    let host = CanonHost::parse("orders.shop").expect("a literal");
+    let mut fields = HeaderFields::new();
+    for (name, value) in [("x-a", "u, v"), ("x-a", "w"), ("x-b", "1")] {
+        fields.push(name, value).expect("a literal");
+    }
+    let mut verdicts = Vec::with_capacity(64);
+    for path in ["/v1/a", "/v1/a/b/x", "/v2", "/other", "/v1/a;p=1/b", "/v1/%2561", "/shop.Orders/GetIt"] {
+        let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
+        for method in ["GET", "POST", "DELETE", "PURGE"] {
+            let method = CanonMethod::parse(method).expect("a literal");
+            let operation = Operation::Http {
+                method: &method,
+                path: &path,
+                host: Some(&host),
+                headers: Some(&fields as &dyn HeaderLines),
+                upgrade: None,
+            };
+            let counted = measure(|| verdicts.push(generation.decide(&connection, 8080, operation)));
+            assert_eq!(counted.count_total, 0, "{method} {path}");
+        }
+    }
+    let counted = measure(|| verdicts.push(generation.decide(&connection, 8080, Operation::Tcp)));
+    assert_eq!(counted.count_total, 0);
+    // The questions met rules of every kind, or this would prove little.
+    assert!(verdicts.iter().any(|verdict| verdict.is_allowed() && verdict.shadow.is_some()));
+    assert!(verdicts.iter().any(|verdict| !verdict.is_allowed()));
+    assert!(verdicts.iter().all(|verdict| verdict.audit.is_some()));
+    assert!(measure(|| drop(std::hint::black_box(vec![1_u8]))).count_total > 0, "nothing is counted");
+}
