@@ -7,7 +7,6 @@
 //! (*hot*), and each is checked against the reference interpreter first.
 
 #![expect(clippy::unwrap_used, reason = "a measurement")]
-#![expect(clippy::disallowed_methods, reason = "it measures time")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -33,7 +32,9 @@ const PORT: u16 = 8080;
 fn rule(n: usize) -> (String, bool) {
     match n % 20 {
         16 | 17 => (
-            format!("{{name: r{n}, from: [{{namespaces: [ns{n}]}}], to: [{{methods: [GET], pathPrefix: [/n{n}]}}]}}"),
+            format!(
+                "{{name: r{n}, from: [{{namespaces: [ns{n}]}}], to: [{{methods: [GET], pathPrefix: [/n{n}]}}]}}"
+            ),
             false,
         ),
         18 => (format!("{{name: r{n}, to: [{{pathPrefix: [/admin{n}]}}]}}"), true),
@@ -108,7 +109,7 @@ impl Question {
             16 | 17 => (format!("ns/ns{n}/sa/x"), format!("/n{n}/a/b")),
             18 => (format!("ns/shop/sa/a{n}"), format!("/admin{n}/x")),
             19 => ("ns/shop/sa/x".to_owned(), format!("/internal{n}/x")),
-            _ if n % 2 == 0 => (format!("ns/shop/sa/a{n}"), format!("/v1/p{n}")),
+            _ if n.is_multiple_of(2) => (format!("ns/shop/sa/a{n}"), format!("/v1/p{n}")),
             _ => (format!("ns/shop/sa/b{}", n % 97), format!("/v1/q{n}/7")),
         };
         let id = SpiffeId::parse(&format!("spiffe://td/{id}")).unwrap();
@@ -146,7 +147,8 @@ fn main() {
         let generation = load(&files, &scope(), 1).unwrap_or_else(|errors| panic!("{errors}"));
         let loaded = start.elapsed().as_secs_f64() * 1e3;
         let asked = rules.min(20_000);
-        let uniform: Vec<Question> = (0..asked).map(|n| Question::to(&generation, n * rules / asked)).collect();
+        let uniform: Vec<Question> =
+            (0..asked).map(|n| Question::to(&generation, n * rules / asked)).collect();
         let step = (asked / HOT).max(1);
         let hot: Vec<Question> =
             (0..HOT.min(asked)).map(|n| Question::to(&generation, n * step * rules / asked)).collect();

@@ -61,6 +61,11 @@ impl Generation {
         &self.headers_named
     }
 
+    /// The rules that concern the workload, in the order of their numbers.
+    pub fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleName)> {
+        (0..).map(RuleId).zip(&self.names)
+    }
+
     /// A rule's name and place.
     ///
     /// # Panics

@@ -94,6 +94,13 @@ impl<'a> Operation<'a> {
 #[serde(transparent)]
 pub struct RuleId(pub(crate) u32);
 
+impl RuleId {
+    /// Its place among the rules of its generation.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// What a policy does with what it matches.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Action {
@@ -106,6 +113,15 @@ pub enum Action {
 }
 
 impl Action {
+    /// Its word in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Audit => "audit",
+        }
+    }
+
     /// Whether a rule of this action covers all that it does not leave out, the unknown included. An Allow is read the
     /// other way: it covers only what it certainly means.
     pub(crate) fn is_wide(self) -> bool {

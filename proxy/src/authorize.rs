@@ -55,6 +55,7 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
         return Judgement { id, refused: Some(Reason::NoPolicy) };
     };
     let verdict = entry.connection.judge(generation, &entry.facts);
+    snapshot.rule_counts.count(&verdict);
     let id = sidecar.decisions.id(generation.number());
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };

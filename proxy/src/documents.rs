@@ -274,7 +274,11 @@ impl Loader {
             sidecar.decisions.name_rules(&forgotten);
         }
         let _ = generation.tell_time(sidecar.clock.wall());
-        sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(Arc::clone(&generation)));
+        let rule_counts = sidecar.metrics.rules.follow(&generation);
+        sidecar.snapshots.publish(|snapshot| {
+            snapshot.policy = Some(Arc::clone(&generation));
+            snapshot.rule_counts = rule_counts;
+        });
         if origin == Origin::Directory {
             sidecar.metrics.policy_loads[0].inc();
             sidecar.metrics.policy_stale.set(0);

@@ -9,12 +9,15 @@ use postern_policy::Generation;
 use rustls::ServerConfig;
 
 use crate::limits::Limits;
+use crate::observe::rules::RuleCounts;
 
 /// What is in force.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Policy and services. None until a set was loaded: everything is denied then.
     pub policy: Option<Arc<Generation>>,
+    /// How often each rule of that policy decided.
+    pub rule_counts: RuleCounts,
     /// Certificate and trust. None until the first SVID.
     pub identity: Option<Arc<MeshIdentity>>,
     /// Limits and deadlines.

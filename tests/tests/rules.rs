@@ -112,6 +112,15 @@ fn a_shadow_and_an_audit_are_told_and_change_nothing() {
     assert!((metrics.value("postern_shadow_decisions_total{would=\"deny\"}") - 1.0).abs() < 0.5);
     assert!(metrics.value("postern_shadow_decisions_total{would=\"allow\"}").abs() < 0.5);
     assert!((metrics.value("postern_audited_total") - 1.0).abs() < 0.5);
+    for (rule, action, enforcement, count) in [
+        ("orders/all", "allow", "enforce", 3.0),
+        ("tighter/x", "deny", "shadow", 1.0),
+        ("marks/a", "audit", "enforce", 1.0),
+    ] {
+        let labels = format!("rule=\"shop/{rule}\",action=\"{action}\",enforcement=\"{enforcement}\"");
+        let value: f64 = metrics.value(&format!("postern_rule_verdicts_total{{{labels}}}"));
+        assert!((value - count).abs() < 0.5, "{rule}: {value}");
+    }
     let log = orders.log();
     assert!(log.contains("in the shadow") && log.contains("shop/tighter/x"), "{log}");
     assert!(log.contains("audited") && log.contains("shop/marks/a"), "{log}");
@@ -120,7 +129,7 @@ fn a_shadow_and_an_audit_are_told_and_change_nothing() {
 /// A permission that ends by itself takes what runs with it, and nothing else.
 #[test]
 fn a_permission_ends_by_the_hour() {
-    let life = Duration::from_secs(6);
+    let life = Duration::from_secs(12);
     let end = OffsetDateTime::from(SystemClock.wall() + life).format(&Rfc3339).expect("it can be written");
     let pair = Pair::start(&[(
         "policy.yaml",

@@ -2,6 +2,7 @@
 //! request says.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use postern_policy::{Effect, Verdict};
@@ -12,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::rules::{RuleCollector, RuleSeries};
 use crate::connections::Direction;
 use crate::error::Reason;
 
@@ -105,6 +107,8 @@ pub struct Metrics {
     /// How often each limit bit.
     pub limits: LimitHits,
     decisions: [Counter; 2],
+    /// How often each rule decided.
+    pub rules: Arc<RuleSeries>,
     shadow: [Counter; 2],
     audited: Counter,
     /// Streams that run, by direction.
@@ -220,6 +224,7 @@ impl Default for Metrics {
                 .map(|direction| durations.get_or_create_owned(&vec![("direction", direction.label())])),
             decisions: ["allow", "deny"]
                 .map(|effect| decisions.get_or_create_owned(&vec![("effect", effect)])),
+            rules: Arc::default(),
             shadow: ["allow", "deny"].map(|would| shadow.get_or_create_owned(&vec![("would", would)])),
             audited: Counter::default(),
             streams_active: by_direction(&streams_active),
@@ -254,6 +259,7 @@ impl Metrics {
     }
 
     fn with_singles(mut self, mut registry: Registry) -> Self {
+        registry.register_collector(Box::new(RuleCollector(Arc::clone(&self.rules))));
         registry.register("audited", "Verdicts about what an Audit rule marks", self.audited.clone());
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());

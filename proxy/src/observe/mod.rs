@@ -6,3 +6,4 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod rules;
