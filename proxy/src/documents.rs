@@ -14,13 +14,16 @@ use std::time::{Duration, SystemTime};
 use notify::{RecursiveMode, Watcher as _};
 use postern_policy::{Diagnostics, Generation, Scope, SourceFile, Workload};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::rejudge;
 use crate::sidecar::Sidecar;
+use keeper::{Disk, Keeper, OVERDUE};
 use read::{digest, read_stable};
-use store::Store;
+use store::{Store, Stored};
 
+mod keeper;
 mod read;
 mod store;
 
@@ -47,6 +50,8 @@ pub struct History {
     pub origin: Option<Origin>,
     /// Digest of the set that the state directory keeps for the next start.
     pub stored: Option<String>,
+    /// Why the state directory does not keep the set in force: the last write failed, or does not end.
+    pub unstored: Option<String>,
     /// Why the stored set was of no use when it was needed.
     pub store_error: Option<String>,
 }
@@ -124,7 +129,8 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
     let directory = sidecar.config.documents.clone();
     let (events, mut changed) = watch::channel(());
     let mut watcher = Watched::start(&directory, events);
-    let mut loader = Loader::new(sidecar);
+    let store = Arc::new(Store::new(&sidecar.config));
+    let mut loader = Loader::new(sidecar, store);
     loader.load().await;
     loaded.send_replace(true);
     loop {
@@ -133,6 +139,10 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
             changed = changed.changed() => if changed.is_err() {
                 return;
             },
+            answer = loader.stored() => {
+                loader.take_stored(answer);
+                continue;
+            }
             () = tokio::time::sleep(POLL) => {}
         }
         let deadline = Instant::now() + AT_MOST;
@@ -201,55 +211,53 @@ impl Watched {
 
 struct Loader {
     sidecar: Arc<Sidecar>,
-    store: Arc<Store>,
+    disk: Arc<dyn Disk>,
+    keeper: Keeper,
     number: u64,
     /// Of the set that was read last, good or bad.
     digest: Option<String>,
-    /// The set in force could not be stored.
-    owed: bool,
     /// The store is asked once, and only if the directory's first set is refused.
     asked_store: bool,
+    /// Its answer, while it is still to come.
+    asking: Option<JoinHandle<FromStore>>,
 }
 
-/// What a look at the directory has found.
-enum Found {
-    /// Another set than last time, by its digest; and the files of one that is good.
-    Other(String, Result<(Arc<Generation>, Vec<SourceFile>), Diagnostics>),
-    /// The set in force, which is still to be stored.
-    Unstored(String, Vec<SourceFile>),
-}
+/// What the store has for a start without good documents, or why it has nothing.
+type FromStore = Result<Option<(Stored, Arc<Generation>)>, String>;
+/// Another set than last time: its digest, and the files of one that is good.
+type Found = (String, Result<(Arc<Generation>, Vec<SourceFile>), Diagnostics>);
 
 impl Loader {
-    fn new(sidecar: Arc<Sidecar>) -> Self {
-        let store = Arc::new(Store::new(&sidecar.config));
-        Self { sidecar, store, number: 0, digest: None, owed: false, asked_store: false }
+    fn new(sidecar: Arc<Sidecar>, disk: Arc<dyn Disk>) -> Self {
+        let keeper = Keeper::start(Arc::clone(&sidecar), Arc::clone(&disk));
+        Self { sidecar, disk, keeper, number: 0, digest: None, asked_store: false, asking: None }
     }
 
     async fn load(&mut self) {
         let directory = self.sidecar.config.documents.clone();
         let scope = scope(&self.sidecar);
-        let (number, known, owed) = (self.number + 1, self.digest.clone(), self.owed);
-        let task = tokio::task::spawn_blocking(move || {
+        let (number, known) = (self.number + 1, self.digest.clone());
+        let task = tokio::task::spawn_blocking(move || -> Option<Found> {
             let set = read_stable(&directory)?;
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
-                return set.ok().filter(|_| owed).map(|files| Found::Unstored(digest, files));
+                return None;
             }
             let loaded =
                 set.and_then(|files| Ok((Arc::new(postern_policy::load(&files, &scope, number)?), files)));
-            Some(Found::Other(digest, loaded))
+            Some((digest, loaded))
         });
         match task.await {
-            Ok(Some(Found::Other(digest, Ok((generation, files))))) => {
+            Ok(Some((digest, Ok((generation, files))))) => {
                 self.digest = Some(digest.clone());
                 self.put_in_force(digest.clone(), generation, Origin::Directory);
-                self.store(digest, files).await;
+                // In force it is already: a slow disk must not delay a withdrawal, this one or the next.
+                self.keeper.keep(digest, files);
             }
-            Ok(Some(Found::Other(digest, Err(diagnostics)))) => {
+            Ok(Some((digest, Err(diagnostics)))) => {
                 self.refuse(digest, diagnostics);
                 self.ask_store().await;
             }
-            Ok(Some(Found::Unstored(digest, files))) => self.store(digest, files).await,
             Ok(None) => {}
             // A panic while compiling must not take the last good set away.
             Err(error) => {
@@ -292,8 +300,6 @@ impl Loader {
     fn refuse(&mut self, digest: String, diagnostics: Diagnostics) {
         let sidecar = &self.sidecar;
         self.digest = Some(digest.clone());
-        // Of the set that is in force the files are gone: what could not be stored while they were there never will.
-        self.owed = false;
         tracing::error!(
             in_force = self.number,
             "documents refused, the last good set stays in force:\n{diagnostics}"
@@ -303,41 +309,44 @@ impl Loader {
         sidecar.metrics.policy_stale.set(1);
     }
 
-    /// Keeps the set in force for the next start. In force it is already: a slow disk must not delay a withdrawal.
-    async fn store(&mut self, digest: String, files: Vec<SourceFile>) {
-        let (store, copy, now) = (Arc::clone(&self.store), digest.clone(), self.sidecar.clock.wall());
-        let task = tokio::task::spawn_blocking(move || store.write(&files, &copy, now));
-        let written = task.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        self.sidecar.history.lock().stored = written.is_ok().then_some(digest);
-        match written {
-            Ok(()) => self.owed = false,
-            Err(error) => {
-                if !self.owed {
-                    let path = self.store.path().display();
-                    tracing::warn!(
-                        "{path}: the documents in force cannot be stored: {error}; should the sidecar start anew while they are refused, it denies everything"
-                    );
-                }
-                self.owed = true;
-            }
-        }
-    }
-
-    /// For a start without good documents: those that were in force last, as long as nothing else is.
+    /// For a start without good documents: those that were in force last, as long as nothing else is. A disk that does
+    /// not answer in time is not waited for: good documents may come first.
     async fn ask_store(&mut self) {
         if self.asked_store || self.number > 0 {
             return;
         }
         self.asked_store = true;
-        let (store, scope, number) = (Arc::clone(&self.store), scope(&self.sidecar), self.number + 1);
-        let task = tokio::task::spawn_blocking(move || {
-            let Some(stored) = store.read()? else { return Ok(None) };
+        let (disk, scope, number) = (Arc::clone(&self.disk), scope(&self.sidecar), self.number + 1);
+        self.asking = Some(tokio::task::spawn_blocking(move || {
+            let Some(stored) = disk.read()? else { return Ok(None) };
             let generation = postern_policy::load(&stored.files, &scope, number)
                 .map_err(|diagnostics| format!("they are refused by now:\n{diagnostics}"))?;
             Ok(Some((stored, Arc::new(generation))))
-        });
-        let path = self.store.path().display().to_string();
-        match task.await.unwrap_or_else(|error| Err(error.to_string())) {
+        }));
+        match timeout(OVERDUE, self.stored()).await {
+            Ok(answer) => self.take_stored(answer),
+            Err(_) => tracing::warn!(
+                "{}: reading the stored documents takes longer than {} s; until it ends, or good documents come, everything is denied",
+                self.disk.place(),
+                OVERDUE.as_secs()
+            ),
+        }
+    }
+
+    /// The store's answer, if one is to come; may be dropped and asked for again.
+    async fn stored(&mut self) -> FromStore {
+        let Some(asking) = &mut self.asking else { return std::future::pending().await };
+        let answer = asking.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.asking = None;
+        answer
+    }
+
+    fn take_stored(&mut self, answer: FromStore) {
+        if self.number > 0 {
+            return;
+        }
+        let place = self.disk.place();
+        match answer {
             Ok(Some((stored, generation))) => {
                 let refused = self.sidecar.history.lock().refused.clone();
                 let why = refused.map_or_else(String::new, |refused| refused.diagnostics.to_string());
@@ -345,14 +354,14 @@ impl Loader {
                     stored_at_unix =
                         stored.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
                     digest = stored.digest,
-                    "{path}: the documents stored there are in force, because the present ones are refused:\n{why}"
+                    "{place}: the documents stored there are in force, because the present ones are refused:\n{why}"
                 );
                 self.sidecar.history.lock().stored = Some(stored.digest.clone());
                 self.put_in_force(stored.digest, generation, Origin::Store);
             }
-            Ok(None) => tracing::warn!("{path}: no documents are stored there either: everything is denied"),
+            Ok(None) => tracing::warn!("{place}: no documents are stored there either: everything is denied"),
             Err(why) => {
-                tracing::error!("{path}: the stored documents are ignored: {why}; everything is denied");
+                tracing::error!("{place}: the stored documents are ignored: {why}; everything is denied");
                 self.sidecar.history.lock().store_error = Some(why);
             }
         }
@@ -371,3 +380,6 @@ pub(crate) fn scope(sidecar: &Sidecar) -> Scope {
         }),
     }
 }
+
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;

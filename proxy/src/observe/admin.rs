@@ -226,6 +226,7 @@ fn policy(sidecar: &Sidecar) -> Value {
         "warnings": snapshot.policy.as_ref().map(|generation| generation.warnings().iter().collect::<Vec<_>>()),
         "source": history.origin.map(crate::documents::Origin::label),
         "storedDigest": history.stored,
+        "unstored": history.unstored,
         "storeError": history.store_error,
         "lastError": refused,
         "history": remembered,

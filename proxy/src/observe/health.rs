@@ -47,6 +47,9 @@ pub fn notes(sidecar: &Sidecar) -> Vec<&'static str> {
         if history.origin == Some(Origin::Store) {
             codes.push("documents_from_store");
         }
+        if history.unstored.is_some() {
+            codes.push("documents_unstored");
+        }
     }
     if sidecar.agent.lock().as_ref().is_some_and(|agent| !agent.status().connected) {
         codes.push("control_plane_unreachable");

@@ -133,6 +133,8 @@ pub struct Metrics {
     pub policy_stale: Gauge,
     /// 1 while the set in force is the one that the state directory kept.
     pub policy_from_store: Gauge,
+    /// 1 while the state directory does not keep the set in force.
+    pub policy_unstored: Gauge,
     /// Streams reset because a change took their permission.
     pub policy_revoked: Counter,
     /// When the own certificate ends, in seconds since 1970.
@@ -241,6 +243,7 @@ impl Default for Metrics {
             policy_generation: Gauge::default(),
             policy_stale: Gauge::default(),
             policy_from_store: Gauge::default(),
+            policy_unstored: Gauge::default(),
             policy_revoked: Counter::default(),
             svid_not_after: Gauge::default(),
             svid_renewals: Counter::default(),
@@ -277,6 +280,11 @@ impl Metrics {
             "policy_from_store",
             "1 while the documents in force are those that the state directory kept",
             self.policy_from_store.clone(),
+        );
+        registry.register(
+            "policy_unstored",
+            "1 while the state directory does not keep the documents in force",
+            self.policy_unstored.clone(),
         );
         registry.register(
             "policy_revoked_streams",

@@ -1,0 +1,152 @@
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::testing;
+
+const GOOD: &str = "apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {selector: {app: orders}}
+  action: Allow
+  rules: [{name: NAME, from: [{serviceAccounts: [web]}]}]
+";
+
+/// A disk that does nothing until it is told how that ends.
+struct Stuck {
+    ends: Mutex<Receiver<io::Result<()>>>,
+    wrote: Mutex<Vec<String>>,
+}
+
+impl Stuck {
+    fn new() -> (Arc<Self>, Sender<io::Result<()>>) {
+        let (end, ends) = channel();
+        (Arc::new(Self { ends: Mutex::new(ends), wrote: Mutex::default() }), end)
+    }
+}
+
+impl Disk for Stuck {
+    fn write(&self, files: &[SourceFile], _: &str, _: SystemTime) -> io::Result<()> {
+        let text = String::from_utf8_lossy(&files[0].text).into_owned();
+        self.wrote.lock().push(
+            text.split([' ', ','])
+                .skip_while(|word| *word != "[{name:")
+                .nth(1)
+                .unwrap_or_default()
+                .to_owned(),
+        );
+        self.ends.lock().recv().unwrap_or(Ok(()))
+    }
+
+    fn read(&self) -> Result<Option<Stored>, String> {
+        let _ = self.ends.lock().recv();
+        Ok(None)
+    }
+
+    fn place(&self) -> String {
+        "/stuck".to_owned()
+    }
+}
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> (Self, Arc<Sidecar>) {
+        let directory = Self(tempfile::tempdir().expect("there is room"));
+        let mut sidecar = testing::sidecar("");
+        Arc::get_mut(&mut sidecar).expect("it is new").config.documents = directory.0.path().to_owned();
+        (directory, sidecar)
+    }
+
+    fn put(&self, text: &str) {
+        fs::write(self.0.path().join("policy.yaml"), text).expect("the directory is ours");
+    }
+
+    fn rule(&self, name: &str) {
+        self.put(&GOOD.replace("NAME", name));
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if holds() {
+            return;
+        }
+        // Not paused: the disk's threads run in real time.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}");
+}
+
+fn in_force(sidecar: &Sidecar) -> Option<u64> {
+    sidecar.snapshots.load().policy.as_ref().map(|generation| generation.number())
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_delays_no_reload() {
+    let (directory, sidecar) = Directory::new();
+    directory.rule("first");
+    let (disk, end) = Stuck::new();
+    let mut loader = Loader::new(Arc::clone(&sidecar), Arc::clone(&disk) as Arc<dyn Disk>);
+    for (number, name) in [(1, "first"), (2, "second"), (3, "third")] {
+        directory.rule(name);
+        timeout(Duration::from_secs(3), loader.load()).await.expect("nobody waits for the disk");
+        assert_eq!(in_force(&sidecar), Some(number));
+        until("the first write begins", || !disk.wrote.lock().is_empty()).await;
+    }
+    until("the write is overdue", || sidecar.history.lock().unstored.is_some()).await;
+    assert!(crate::observe::health::notes(&sidecar).contains(&"documents_unstored"));
+    assert!(sidecar.metrics.render().contains("postern_policy_unstored 1"));
+    assert_eq!(*disk.wrote.lock(), ["first"]);
+
+    // The first one ends, and it is not the one in force.
+    end.send(Ok(())).unwrap();
+    until("the latest is written, and only that", || *disk.wrote.lock() == ["first", "third"]).await;
+    assert!(sidecar.history.lock().unstored.is_some(), "what is in force is not stored yet");
+    end.send(Ok(())).unwrap();
+    until("it is stored", || sidecar.history.lock().unstored.is_none()).await;
+    let history = sidecar.history.lock();
+    assert_eq!(history.stored.as_ref(), history.remembered().next().map(|newest| &newest.digest));
+    assert!(sidecar.metrics.render().contains("postern_policy_unstored 0"));
+}
+
+#[tokio::test]
+async fn a_write_that_fails_is_tried_again_even_if_the_documents_are_bad_by_then() {
+    let (directory, sidecar) = Directory::new();
+    directory.rule("first");
+    let (disk, end) = Stuck::new();
+    let mut loader = Loader::new(Arc::clone(&sidecar), Arc::clone(&disk) as Arc<dyn Disk>);
+    loader.load().await;
+    end.send(Err(io::Error::other("no space"))).unwrap();
+    until("it is told", || sidecar.history.lock().unstored.is_some()).await;
+    assert!(sidecar.history.lock().unstored.as_ref().is_some_and(|why| why.contains("no space")));
+    assert!(sidecar.history.lock().stored.is_none());
+    directory.put("kind: Nothing\n");
+    loader.load().await;
+    end.send(Ok(())).unwrap();
+    until("it is stored", || sidecar.history.lock().stored.is_some()).await;
+    assert!(sidecar.history.lock().unstored.is_none());
+    assert_eq!(*disk.wrote.lock(), ["first", "first"]);
+}
+
+#[tokio::test]
+async fn good_documents_are_not_kept_waiting_by_a_store_that_cannot_be_read() {
+    let (directory, sidecar) = Directory::new();
+    directory.put("kind: Nothing\n");
+    let (disk, end) = Stuck::new();
+    let mut loader = Loader::new(Arc::clone(&sidecar), disk);
+    let patience = OVERDUE + Duration::from_secs(3);
+    timeout(patience, loader.load()).await.expect("it is waited for, but not for ever");
+    assert_eq!(in_force(&sidecar), None);
+    directory.rule("first");
+    loader.load().await;
+    assert_eq!(in_force(&sidecar), Some(1));
+    end.send(Ok(())).unwrap();
+    end.send(Ok(())).unwrap();
+    let late = timeout(patience, loader.stored()).await.expect("it answers now");
+    loader.take_stored(late);
+    assert_eq!(sidecar.history.lock().origin, Some(Origin::Directory), "an answer that late changes nothing");
+}
