@@ -139,7 +139,8 @@ impl Config {
         });
         let trust = trust(file, &raw.control_plane, &mut wrong);
         let attestation = attestation(file, &raw.control_plane.join_token, &mut wrong);
-        let (ports, upgrades) = ports(file, &raw, &mut wrong);
+        let address = listeners::workload(file, &raw.workload.address, &mut wrong);
+        let (ports, upgrades) = ports(file, &raw, address, &mut wrong);
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
@@ -168,12 +169,7 @@ impl Config {
             control_plane_id,
             trust,
             attestation,
-            workload: WorkloadConfig {
-                address: raw.workload.address,
-                ports,
-                upgrades,
-                labels: raw.workload.labels,
-            },
+            workload: WorkloadConfig { address, ports, upgrades, labels: raw.workload.labels },
             inbound: raw.inbound.address.value,
             outbound: raw.outbound.address.value,
             health: raw.health.address.value,
@@ -235,7 +231,7 @@ struct ControlPlane {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Workload {
-    address: IpAddr,
+    address: Spanned<IpAddr>,
     ports: Vec<Port>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -327,7 +323,7 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
 
 type Ports = (BTreeMap<u16, Protocol>, BTreeMap<u16, Vec<UpgradeName>>);
 
-fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
+fn ports(file: &SourceFile, raw: &File, address: IpAddr, wrong: &mut Diagnostics) -> Ports {
     let (mut ports, mut upgrades) = Ports::default();
     for entry in &raw.workload.ports {
         let port = entry.port.value;
@@ -341,8 +337,8 @@ fn ports(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) -> Ports {
         if port == 0 {
             wrong.push(yaml::at(file, &entry.port, "port 0 is no port"));
         }
-        let here = SocketAddr::new(raw.workload.address, port);
-        if raw.listeners().any(|(_, own)| own.value == here) {
+        let here = SocketAddr::new(address, port);
+        if raw.listeners().any(|(_, own)| listeners::is_at(own.value, here, address)) {
             wrong.push(yaml::at(file, &entry.port, "this is one of the sidecar's own listeners"));
         }
         if ports.insert(port, protocol).is_some() {

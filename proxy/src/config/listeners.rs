@@ -11,9 +11,7 @@ use super::{Config, File};
 impl Config {
     /// Whether `address`, one of the workload's, is one of the sidecar's own doors.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        self.own_listeners().any(|own| {
-            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
-        })
+        self.own_listeners().any(|own| self.is_at(own, address))
     }
 
     /// Whether a call of the workload's to this host and port would come back to one of the sidecar's own doors. Names
@@ -39,16 +37,37 @@ impl Config {
         [self.inbound, self.outbound, self.health].into_iter().chain(self.admin_port)
     }
 
-    /// Whether connecting to `target` from here reaches the listener `own`. A listener on all addresses is reached at
-    /// those known to be this machine's; an unspecified target is loopback to the kernel.
     fn is_at(&self, own: SocketAddr, target: SocketAddr) -> bool {
-        let (ip, asked) = (own.ip().to_canonical(), target.ip().to_canonical());
-        let is_here = || asked.is_loopback() || asked == self.workload.address.to_canonical();
-        own.port() == target.port()
-            && (ip == asked
-                || ip.is_unspecified() && is_here()
-                || asked.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
+        is_at(own, target, self.workload.address)
     }
+}
+
+/// Whether connecting to `target` from here reaches the listener `own`. A listener on all addresses is reached at those
+/// known to be this machine's, loopback and the workload's; an unspecified target is loopback to the kernel.
+pub(super) fn is_at(own: SocketAddr, target: SocketAddr, workload: IpAddr) -> bool {
+    let (ip, asked) = (own.ip().to_canonical(), target.ip().to_canonical());
+    let is_here = || asked.is_loopback() || asked == workload.to_canonical();
+    own.port() == target.port()
+        && (ip == asked
+            || ip.is_unspecified() && is_here()
+            || asked.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
+}
+
+/// The workload's address. The kernel would take an unspecified one for loopback, and so reach doors that are compared
+/// with another address.
+pub(super) fn workload(file: &SourceFile, address: &Spanned<IpAddr>, wrong: &mut Diagnostics) -> IpAddr {
+    let ip = address.value.to_canonical();
+    if ip.is_unspecified() {
+        wrong.push(
+            yaml::at(
+                file,
+                address,
+                format!("workload.address: {} is no address to connect to", address.value),
+            )
+            .with_help("write the one address at which the workload is reached, such as 127.0.0.1"),
+        );
+    }
+    ip
 }
 
 impl File {
@@ -84,9 +103,10 @@ fn apart(file: &SourceFile, raw: &File, wrong: &mut Diagnostics) {
     let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
     for (name, address) in raw.listeners() {
         let one = address.value;
+        let ip = one.ip().to_canonical();
         let same = |other: &SocketAddr| {
-            other.port() == one.port()
-                && (other.ip() == one.ip() || other.ip().is_unspecified() || one.ip().is_unspecified())
+            let taken = other.ip().to_canonical();
+            other.port() == one.port() && (taken == ip || taken.is_unspecified() || ip.is_unspecified())
         };
         if one.port() == 0 {
             wrong.push(yaml::at(file, address, format!("{name}: port 0 is no port")));
@@ -122,6 +142,11 @@ mod tests {
     use super::*;
 
     fn config(listeners: &str) -> Config {
+        parse("{address: 10.0.0.5, ports: [{port: 8080, protocol: http}]}", listeners)
+            .unwrap_or_else(|wrong| panic!("{wrong}"))
+    }
+
+    fn parse(workload: &str, listeners: &str) -> Result<Config, Diagnostics> {
         let text = format!(
             "identity: spiffe://demo.postern/ns/shop/sa/orders
 stateDir: /s
@@ -130,12 +155,11 @@ controlPlane:
   spiffeId: spiffe://demo.postern/postern/control
   trustBundle: /b
   joinToken: /t
-workload: {{address: 10.0.0.5, ports: [{{port: 8080, protocol: http}}]}}
+workload: {workload}
 documents: /d
 {listeners}"
         );
         Config::parse(&SourceFile { name: "sidecar.yaml".to_owned(), text: text.into_bytes() })
-            .unwrap_or_else(|wrong| panic!("{wrong}"))
     }
 
     #[test]
@@ -177,5 +201,48 @@ admin: {socket: /a, address: \"127.0.0.1:24190\"}
         ] {
             assert!(!leads_back(elsewhere), "{elsewhere}");
         }
+    }
+
+    const ON_LOOPBACK: &str = "inbound: {address: \"127.0.0.1:24143\"}
+outbound: {address: \"127.0.0.1:24140\"}
+health: {address: \"127.0.0.1:24191\"}
+admin: {socket: /a, address: \"127.0.0.1:24190\"}
+";
+
+    #[test]
+    fn no_spelling_of_the_workloads_address_opens_the_sidecars_own_doors() {
+        for address in ["127.0.0.1", "\"::ffff:127.0.0.1\""] {
+            let workload = format!("{{address: {address}, ports: [{{port: 8080, protocol: http}}]}}");
+            let config = parse(&workload, ON_LOOPBACK).unwrap_or_else(|wrong| panic!("{wrong}"));
+            for ip in
+                [config.workload.address, "::ffff:127.0.0.1".parse().unwrap(), "0.0.0.0".parse().unwrap()]
+            {
+                for port in [24140, 24143, 24190, 24191] {
+                    assert!(config.is_own_listener(SocketAddr::new(ip, port)), "{address}: {ip} {port}");
+                }
+                assert!(!config.is_own_listener(SocketAddr::new(ip, 8080)), "{address}: {ip}");
+            }
+            let own = workload.replace("8080", "24190");
+            let error = parse(&own, ON_LOOPBACK).unwrap_err().to_string();
+            assert!(error.contains("one of the sidecar's own listeners"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_workload_is_not_everywhere() {
+        for address in ["0.0.0.0", "\"::\"", "\"::ffff:0.0.0.0\""] {
+            let workload = format!("{{address: {address}, ports: [{{port: 8080, protocol: http}}]}}");
+            let error = parse(&workload, ON_LOOPBACK).unwrap_err().to_string();
+            assert!(error.contains("workload.address: ") && error.contains("sidecar.yaml:8:21"), "{error}");
+            assert!(error.contains("such as 127.0.0.1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_place_is_taken_once_however_it_is_written() {
+        let twice = ON_LOOPBACK.replace("127.0.0.1:24143", "[::ffff:127.0.0.1]:24140");
+        let workload = "{address: 10.0.0.5, ports: [{port: 8080, protocol: http}]}";
+        let error = parse(workload, &twice).unwrap_err().to_string();
+        assert!(error.contains("outbound and inbound cannot both listen here"), "{error}");
     }
 }
