@@ -61,6 +61,8 @@ pub struct Limits {
     pub client_reset_percent: usize,
     /// How young that is.
     pub client_reset_age: Duration,
+    /// How long counting them lasts at most: those of somebody who probes now and then never add up.
+    pub client_reset_window: Duration,
     /// Resets of any age in one second.
     pub client_resets_per_second: usize,
     /// Seconds in a row that may not all be over that: one is a burst.
@@ -117,6 +119,7 @@ impl Default for Limits {
             client_reset_streams: 500,
             client_reset_percent: 50,
             client_reset_age: Duration::from_secs(1),
+            client_reset_window: Duration::from_secs(10),
             client_resets_per_second: 100,
             client_reset_seconds: 2,
             mesh_local_error_resets: 1_024,
@@ -155,7 +158,7 @@ const CONNECTION_WINDOW: RangeInclusive<usize> = 65_535..=MOST;
 const MOST: usize = (1 << 31) - 1;
 
 /// Every limit by its name in `sidecar.yaml`.
-const FIELDS: [(&str, Field); 38] = [
+const FIELDS: [(&str, Field); 39] = [
     ("firstByte", Field::Deadline(|limits| &mut limits.first_byte)),
     ("handshake", Field::Deadline(|limits| &mut limits.handshake)),
     ("handshakes", Field::Number(|limits| &mut limits.handshakes, COUNT)),
@@ -181,6 +184,7 @@ const FIELDS: [(&str, Field); 38] = [
     ("clientResetStreams", Field::Number(|limits| &mut limits.client_reset_streams, COUNT)),
     ("clientResetPercent", Field::Number(|limits| &mut limits.client_reset_percent, PERCENT)),
     ("clientResetAge", Field::Deadline(|limits| &mut limits.client_reset_age)),
+    ("clientResetWindow", Field::Deadline(|limits| &mut limits.client_reset_window)),
     ("clientResetsPerSecond", Field::Number(|limits| &mut limits.client_resets_per_second, COUNT)),
     ("clientResetSeconds", Field::Number(|limits| &mut limits.client_reset_seconds, 1..=3_600)),
     ("meshLocalErrorResets", Field::Number(|limits| &mut limits.mesh_local_error_resets, COUNT)),

@@ -48,8 +48,8 @@ pub struct Settings {
     pub client_resets: ClientResets,
 }
 
-/// Two rules against rapid reset: of so many streams no more than a share may be taken back young, and never more than so
-/// many a second, of whatever age, for several seconds running.
+/// Two rules against rapid reset: of so many streams that come within a window no more than a share may be taken back
+/// young, and never more than so many a second, of whatever age, for several seconds running.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientResets {
     /// The streams over which young resets are counted.
@@ -58,6 +58,9 @@ pub struct ClientResets {
     pub percent: usize,
     /// How young.
     pub age: Duration,
+    /// How long counting lasts at most: if fewer streams came by then, it begins anew. Many callers share a mesh
+    /// connection, and one who probes now and then must not add up to its end.
+    pub window: Duration,
     /// Resets in a second.
     pub per_second: usize,
     /// Seconds in a row that are too many.
@@ -85,6 +88,7 @@ impl Settings {
                 streams: limits.client_reset_streams,
                 percent: limits.client_reset_percent,
                 age: limits.client_reset_age,
+                window: limits.client_reset_window,
                 per_second: limits.client_resets_per_second,
                 seconds: limits.client_reset_seconds,
             },

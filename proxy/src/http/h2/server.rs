@@ -147,6 +147,8 @@ impl PeerStream {
 #[derive(Debug)]
 struct Counts {
     rules: ClientResets,
+    /// When counting began, the streams since, and those of them that were taken back young.
+    window: Option<Instant>,
     streams: usize,
     premature: usize,
     /// When the running second began, and the resets in it.
@@ -158,7 +160,7 @@ struct Counts {
 
 impl Counts {
     const fn new(rules: ClientResets) -> Self {
-        Self { rules, streams: 0, premature: 0, second: None, resets: 0, busy: 0 }
+        Self { rules, window: None, streams: 0, premature: 0, second: None, resets: 0, busy: 0 }
     }
 
     fn opened(&mut self, now: Instant) -> bool {
@@ -166,10 +168,16 @@ impl Counts {
         if self.busy >= self.rules.seconds {
             return true;
         }
+        let begun = *self.window.get_or_insert(now);
+        if now.duration_since(begun) > self.rules.window {
+            self.window = Some(now);
+            (self.streams, self.premature) = (0, 0);
+        }
         self.streams += 1;
         if self.streams < self.rules.streams {
             return false;
         }
+        self.window = None;
         self.streams = 0;
         std::mem::take(&mut self.premature) * 100 > self.rules.streams * self.rules.percent
     }
@@ -309,6 +317,35 @@ mod tests {
             let found = (young..500).any(|_| counts.opened(now));
             assert_eq!(found, abuse, "{young} of 500");
         }
+    }
+
+    #[test]
+    fn a_prober_that_resets_every_second_never_adds_up() {
+        let (mut counts, start) = (counts(), Instant::now());
+        // An hour of it, and what others do on the same connection.
+        for second in 0..3_600 {
+            let now = start + Duration::from_secs(second);
+            assert!(!counts.opened(now) && !counts.opened(now), "second {second}");
+            counts.reset(Duration::ZERO, now);
+            counts.reset(Duration::ZERO, now);
+        }
+    }
+
+    #[test]
+    fn what_came_slowly_hides_a_burst_for_one_window_at_most() {
+        let (mut counts, start) = (counts(), Instant::now());
+        for second in 0..400 {
+            assert!(!counts.opened(start + Duration::from_secs(second)), "second {second}");
+        }
+        // 60 a second: below what a second may have, and paced below what h2 notices.
+        let burst = start + Duration::from_secs(400);
+        let found = (0..1_000_u32).find(|n| {
+            let now = burst + Duration::from_secs(1) * *n / 60;
+            let is_abuse = counts.opened(now);
+            counts.reset(Duration::ZERO, now);
+            is_abuse
+        });
+        assert!(found.is_some(), "not within 1,000");
     }
 
     #[test]

@@ -121,9 +121,9 @@ async fn a_flood_of_continuations_is_a_head_too_large() {
 /// `clientResetStreams`, where nobody says otherwise.
 const WINDOW: usize = 500;
 
-/// Opens tunnels on a connection that `serve` serves and ends each by `end`: whether that was
+/// Opens tunnels on a connection that `serve` serves, a `pause` between two, and ends each by `end`: whether that was
 /// too much, and after how many.
-async fn tunnels(end: impl Fn(&mut h2::SendStream<Bytes>, h2::RecvStream)) -> (u64, usize) {
+async fn tunnels(pause: Duration, end: impl Fn(&mut h2::SendStream<Bytes>, h2::RecvStream)) -> (u64, usize) {
     let (near, far) = tokio::io::duplex(1 << 20);
     let handler = |_: Request<Body>, pending: Option<Pending>| async move {
         spawn(async move {
@@ -149,7 +149,11 @@ async fn tunnels(end: impl Fn(&mut h2::SendStream<Bytes>, h2::RecvStream)) -> (u
         opened += 1;
         end(&mut stream, response.into_body());
         // The far end learns of it before the next one is opened.
-        tokio::task::yield_now().await;
+        if pause.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(pause).await;
+        }
     }
     drop(send);
     served.await.unwrap().unwrap();
@@ -158,17 +162,24 @@ async fn tunnels(end: impl Fn(&mut h2::SendStream<Bytes>, h2::RecvStream)) -> (u
 
 #[tokio::test]
 async fn tunnels_that_are_reset_count_like_requests() {
-    let (resets, opened) = tunnels(|stream, _| stream.send_reset(Code::CANCEL)).await;
+    let (resets, opened) = tunnels(Duration::ZERO, |stream, _| stream.send_reset(Code::CANCEL)).await;
     assert_eq!(resets, 1);
     assert!((WINDOW / 2..=WINDOW).contains(&opened), "{opened}");
 }
 
 #[tokio::test]
 async fn tunnels_that_end_in_order_do_not() {
-    let (resets, opened) = tunnels(|stream, mut back| {
+    let (resets, opened) = tunnels(Duration::ZERO, |stream, mut back| {
         stream.send_data(Bytes::new(), true).unwrap();
         spawn(async move { while back.data().await.is_some() {} });
     })
     .await;
+    assert_eq!((resets, opened), (0, 2 * WINDOW));
+}
+
+/// What a health check through a mesh connection looks like, which carries everybody else's tunnels too.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_reset_every_second_costs_nobody_the_connection() {
+    let (resets, opened) = tunnels(Duration::from_secs(1), |stream, _| stream.send_reset(Code::CANCEL)).await;
     assert_eq!((resets, opened), (0, 2 * WINDOW));
 }
