@@ -13,7 +13,7 @@ pub struct Limits {
     pub first_byte: Duration,
     /// A TLS handshake, whole.
     pub handshake: Duration,
-    /// TLS handshakes at a time in one worker; each costs a signature.
+    /// TLS handshakes at a time, over all workers; each costs a signature.
     pub handshakes: usize,
     /// Unfinished handshakes from one address.
     pub handshakes_per_source: usize,
@@ -247,13 +247,25 @@ impl Limits {
             ),
         ];
         let over = pairs.into_iter().filter(|(_, one, _, other)| one > other);
-        over.map(|(small, one, large, other)| {
+        let over = over.map(|(small, one, large, other)| {
             let text = format!(
                 "limits.{small} ({one}) is above limits.{large} ({other}): lower it, or raise the other"
             );
             ([small, large], text)
+        });
+        over.chain(self.cutting_drain()).collect()
+    }
+
+    /// What still runs when the doors close gets the time between the two. Both 0 is no mistake: it leaves at once.
+    fn cutting_drain(&self) -> Option<([&'static str; 2], String)> {
+        let (min, max) = (self.drain_min, self.drain_max);
+        let cuts = min >= max && !min.is_zero();
+        cuts.then(|| {
+            let text = format!(
+                "limits.drainMin ({min:?}) is not below limits.drainMax ({max:?}): the sidecar would cut whatever still runs the moment it stops accepting; lower it, or raise the other (both 0s to leave at once)"
+            );
+            (["drainMin", "drainMax"], text)
         })
-        .collect()
     }
 
     /// All of them by name: durations in seconds, the rest as numbers.
@@ -321,6 +333,25 @@ mod tests {
         assert!(Limits::default().conflicts().is_empty());
         assert_eq!(of("memoryStreamsPercent", "96")[0].0, ["memoryStreamsPercent", "memoryRejectPercent"]);
         assert!(of("connectionWindow", "65535")[0].1.contains("limits.streamWindow (262144)"));
+    }
+
+    #[test]
+    fn a_drain_leaves_time_to_end() {
+        let of = |min, max| {
+            let mut limits = Limits::default();
+            limits.set("drainMin", min).unwrap();
+            limits.set("drainMax", max).unwrap();
+            limits.conflicts()
+        };
+        for (min, max) in [("5s", "25s"), ("0s", "1s"), ("24999ms", "25s"), ("0s", "0s")] {
+            assert!(of(min, max).is_empty(), "{min} {max}");
+        }
+        for (min, max) in [("30s", "25s"), ("25s", "25s"), ("1s", "0s")] {
+            let found = of(min, max);
+            assert_eq!(found.len(), 1, "{min} {max}");
+            assert_eq!(found[0].0, ["drainMin", "drainMax"]);
+            assert!(found[0].1.contains("limits.drainMin") && found[0].1.contains("cut"), "{}", found[0].1);
+        }
     }
 
     #[test]
