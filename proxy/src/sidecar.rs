@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use postern_svid::Clock;
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::config::Config;
@@ -41,6 +42,8 @@ pub struct Sidecar {
     pub agent: Mutex<Option<postern_agent::Observer>>,
     /// How tight memory and descriptors are.
     pub pressure: Pressure,
+    /// The turn of a long page of the admin endpoint.
+    pub heavy_page: Arc<Semaphore>,
     /// What is in flight.
     pub admission: Admission,
     lost_worker: AtomicBool,
@@ -68,6 +71,7 @@ impl Sidecar {
             history: Mutex::new(History::default()),
             agent: Mutex::new(None),
             pressure: Pressure::default(),
+            heavy_page: Arc::new(Semaphore::new(1)),
             admission: Admission::default(),
             lost_worker: AtomicBool::new(false),
         }

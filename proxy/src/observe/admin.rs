@@ -12,9 +12,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use postern_agent::Trust;
+use postern_agent::{Attestation, Trust};
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Upgrade};
+use postern_policy::{Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Upgrade, UpgradeName};
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,9 +25,10 @@ use tokio::net::UnixListener;
 use super::http::{Door, json as answer_json, listen};
 use super::{health, log};
 use crate::config::LogFormat;
-use crate::connections::Entry;
 use crate::decisions::Decision;
 use crate::sidecar::Sidecar;
+
+mod live;
 
 /// Longest question that `POST` and `PUT` take.
 const MAX_QUESTION: usize = 64 << 10;
@@ -72,7 +73,7 @@ async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<
             let first = sidecar.drain.begin();
             ok(&json!({ "draining": true, "begun": first }))
         }
-        (&Method::GET, _) => show(sidecar, &request),
+        (&Method::GET, _) => show(sidecar, &request).await,
         (_, known) if PATHS.contains(&known) => other_method(),
         _ => unknown_path(),
     }
@@ -80,20 +81,38 @@ async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<
 
 /// Answers a question that changes nothing. What is shown here the workload may see: no key, no token, nothing of other
 /// workloads' calls.
-pub(super) fn show<B>(sidecar: &Arc<Sidecar>, request: &Request<B>) -> Response<Full<Bytes>> {
+pub(super) async fn show<B: Sync>(sidecar: &Arc<Sidecar>, request: &Request<B>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/live" | "/ready" | "/metrics" => health::answer(sidecar, request),
         "/v1/version" => ok(&version()),
         "/v1/config" => ok(&config(sidecar)),
         "/v1/identity" => ok(&identity(sidecar)),
-        "/v1/policy" => ok(&policy(sidecar)),
-        "/v1/services" => ok(&services(sidecar)),
-        "/v1/connections" => ok(&connections(sidecar)),
-        "/v1/decisions" => ok(&decisions(sidecar)),
+        "/v1/policy" => heavy(sidecar, policy).await,
+        "/v1/services" => heavy(sidecar, services).await,
+        "/v1/connections" => heavy(sidecar, live::connections).await,
+        "/v1/decisions" => heavy(sidecar, decisions).await,
         "/v1/log" => ok(&json!({ "level": log::level() })),
         known if PATHS.contains(&known) => other_method(),
         _ => unknown_path(),
     }
+}
+
+/// A page that may be long: made beside this thread, which renews the certificate and follows the documents, and one at a
+/// time, whoever asks.
+async fn heavy(sidecar: &Arc<Sidecar>, page: fn(&Sidecar) -> Value) -> Response<Full<Bytes>> {
+    let failure = |error: String| failed(StatusCode::INTERNAL_SERVER_ERROR, &error);
+    let turn = match Arc::clone(&sidecar.heavy_page).acquire_owned().await {
+        Ok(turn) => turn,
+        Err(error) => return failure(error.to_string()),
+    };
+    let sidecar = Arc::clone(sidecar);
+    let made = tokio::task::spawn_blocking(move || {
+        let answer = ok(&page(&sidecar));
+        // Whoever asked may be gone, and this not yet.
+        drop(turn);
+        answer
+    });
+    made.await.unwrap_or_else(|error| failure(error.to_string()))
 }
 
 const PATHS: [&str; 10] = [
@@ -136,11 +155,20 @@ fn config(sidecar: &Sidecar) -> Value {
         .workload
         .ports
         .iter()
-        .map(|(port, protocol)| json!({ "port": port, "protocol": protocol.as_str() }))
+        .map(|(port, protocol)| {
+            let upgrades = config.workload.upgrades.get(port).into_iter().flatten();
+            let upgrades: Vec<&str> = upgrades.map(UpgradeName::as_str).collect();
+            json!({ "port": port, "protocol": protocol.as_str(), "upgrades": upgrades })
+        })
         .collect();
     let trust = match &config.trust {
         Trust::Bundle(path) => json!({ "trustBundle": path }),
         Trust::RootSha256(digest) => json!({ "rootSha256": hex(digest) }),
+    };
+    // Where the token is, never what it says.
+    let join_token = match &config.attestation {
+        Attestation::JoinToken(path) => json!(path),
+        Attestation::JoinTokenDescriptor(descriptor) => json!({ "descriptor": descriptor }),
     };
     let format = match config.log.format {
         LogFormat::Text => "text",
@@ -153,6 +181,7 @@ fn config(sidecar: &Sidecar) -> Value {
             "address": config.control_plane,
             "spiffeId": config.control_plane_id.as_str(),
             "trust": trust,
+            "joinToken": join_token,
         },
         "workload": { "address": config.workload.address, "ports": ports, "labels": config.workload.labels },
         "inbound": { "address": config.inbound },
@@ -242,42 +271,6 @@ fn services(sidecar: &Sidecar) -> Value {
         .filter_map(|service| serde_json::to_value(service).ok())
         .collect();
     json!({ "services": services })
-}
-
-fn connections(sidecar: &Sidecar) -> Value {
-    let streams = sidecar.registry.streams();
-    let connections: Vec<Value> = sidecar
-        .registry
-        .connections()
-        .iter()
-        .map(|connection| {
-            let of_this = streams.iter().filter(|entry| entry.connection.id == connection.id);
-            json!({
-                "id": connection.id,
-                "direction": connection.direction.label(),
-                "peer": connection.peer.identity.as_ref().map(SpiffeId::as_str),
-                "address": connection.peer.address,
-                "serial": connection.peer.serial,
-                "notAfter": connection.peer.not_after.map(rfc3339),
-                "since": rfc3339(connection.since),
-                "streams": of_this.map(|entry| stream(entry)).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
-    json!({ "connections": connections })
-}
-
-fn stream(entry: &Entry) -> Value {
-    let (method, path) = entry.facts.method_and_path();
-    json!({
-        "destination": entry.facts.destination,
-        "port": entry.facts.port,
-        "method": method,
-        "path": log::path(path),
-        "status": status(entry.status()),
-        "seconds": entry.since.elapsed().as_secs_f64(),
-        "responseBytes": entry.response_bytes(),
-    })
 }
 
 fn decisions(sidecar: &Sidecar) -> Value {
@@ -432,3 +425,6 @@ fn hex(bytes: &[u8]) -> String {
 fn rfc3339(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
 }
+
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;

@@ -40,7 +40,7 @@ pub fn serve(sidecar: &Arc<Sidecar>, listener: TcpListener, address: SocketAddr)
             async move {
                 match refusal(address, request.method(), request.uri(), request.headers()) {
                     Some(refusal) => refusal,
-                    None => admin::show(&sidecar, &request),
+                    None => admin::show(&sidecar, &request).await,
                 }
             }
         }
