@@ -369,6 +369,18 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
+
+    /// The section promises to name every one.
+    #[test]
+    fn every_limit_is_in_the_manual() {
+        let manual = include_str!("../../../docs/operations.md");
+        let (_, section) = manual.split_once("\n## Limits and deadlines\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for name in LIMITS.into_iter().chain(Limits::default().shown().into_keys()) {
+            assert!(section.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 
     #[test]
     fn zeros_are_written_and_counts_add_up() {
