@@ -153,7 +153,9 @@ fn what_no_port_lists_goes_as_a_plain_request() {
         // Listed, but of a method that is not carried.
         "PUT,/exec,tcp",
     ];
-    for (case, result) in pair.call(&cases) {
+    let results = pair.call(&cases);
+    assert_eq!(results.len(), cases.len(), "{results:?}");
+    for (case, result) in results {
         assert_eq!(result["status"], 200, "{case}: {result}");
         let seen: Value =
             serde_json::from_str(result["body"].as_str().unwrap_or_default()).unwrap_or_default();
@@ -179,7 +181,9 @@ fn a_workload_that_does_not_answer_the_upgrade_is_not_believed() {
     }
     let pair = pair(&["tcp"]);
     let wrong = ["POST,/other-name,tcp", "POST,/no-name,tcp", "POST,/not-nominated,tcp", "POST,/success,tcp"];
-    for (case, result) in pair.call(&wrong) {
+    let results = pair.call(&wrong);
+    assert_eq!(results.len(), wrong.len(), "{results:?}");
+    for (case, result) in results {
         assert_eq!(result["status"], 502, "{case}: {result}");
     }
     // No is an answer.
