@@ -60,6 +60,12 @@ enum Verb {
         /// The workload's port.
         #[arg(long)]
         port: u16,
+        /// The host that the request is addressed to. Default: not known.
+        #[arg(long, value_name = "HOST")]
+        host: Option<String>,
+        /// A header field, as often as there are; without any, none is known.
+        #[arg(long = "header", value_name = "NAME: VALUE")]
+        headers: Vec<String>,
         /// `METHOD PATH` of a request; nothing for opaque TCP.
         #[arg(num_args = 0..=2)]
         request: Vec<String>,
@@ -117,8 +123,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ask(&socket, "PUT", "/v1/log", &serde_json::json!({ "level": level }).to_string())
         }
         Verb::Drain => ask(&socket, "POST", "/v1/drain", ""),
-        Verb::Explain { from, address, port, request } => {
+        Verb::Explain { from, address, port, host, headers, request } => {
             let (method, path) = match request.as_slice() {
+                [] if host.is_some() || !headers.is_empty() => {
+                    eprintln!(
+                        "postern proxy explain: opaque TCP has no host and no header fields: give METHOD and PATH too, or leave them out"
+                    );
+                    return ExitCode::from(2);
+                }
                 [] => (None, None),
                 [method, path] => (Some(method), Some(path)),
                 _ => {
@@ -126,9 +138,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
                     return ExitCode::from(2);
                 }
             };
+            let Some(fields) = fields(&headers) else {
+                eprintln!("postern proxy explain: --header is a name, a colon and a value");
+                return ExitCode::from(2);
+            };
             caller(&socket, from).and_then(|from| {
                 let question = serde_json::json!({
                     "from": from, "address": address, "port": port, "method": method, "path": path,
+                    "host": host, "headers": fields,
                 });
                 ask(&socket, "POST", "/v1/policy/explain", &question.to_string())
             })
@@ -144,6 +161,18 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Names and values; null, which says that nothing is known, without any. `None` if one is not of that form.
+fn fields(lines: &[String]) -> Option<serde_json::Value> {
+    if lines.is_empty() {
+        return Some(serde_json::Value::Null);
+    }
+    let pair = |line: &String| {
+        let (name, value) = line.split_once(':')?;
+        Some(serde_json::json!([name.trim(), value.trim()]))
+    };
+    lines.iter().map(pair).collect()
 }
 
 /// `shop/web` is short for the id in the trust domain of the sidecar that is asked.

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_postern")).args(arguments).output().expect("the binary starts")
@@ -86,8 +87,9 @@ fn of_ca_and_control() {
     assert!(!directory.path().join("state").exists(), "nothing is made by a question");
 }
 
-/// A sidecar that answers one request with this.
-fn answering(status: &str, body: &str) -> (tempfile::TempDir, String) {
+/// A sidecar that answers one request with this, and what it was asked.
+fn answering(status: &str, body: &str) -> (tempfile::TempDir, String, Receiver<String>) {
+    let (ask, asked) = channel();
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let path = directory.path().join("admin.sock");
     let listener = UnixListener::bind(&path).expect("the directory is ours");
@@ -102,11 +104,13 @@ fn answering(status: &str, body: &str) -> (tempfile::TempDir, String) {
             line.clear();
         }
         // All of it, or the asker would write to nobody.
-        reader.read_exact(&mut vec![0; length]).expect("the question is whole");
+        let mut question = vec![0; length];
+        reader.read_exact(&mut question).expect("the question is whole");
+        let _ = ask.send(String::from_utf8(question).expect("questions are text"));
         reader.into_inner().write_all(answer.as_bytes()).expect("the asker waits");
     });
     let path = path.display().to_string();
-    (directory, path)
+    (directory, path, asked)
 }
 
 #[test]
@@ -132,9 +136,37 @@ fn of_proxy() {
         ("200 OK", &verdict(false), explain, 1, "so"),
         ("nonsense", "", &["drain"], 1, "not HTTP"),
     ] {
-        let (_directory, socket) = answering(status, body);
+        let (_directory, socket, _) = answering(status, body);
         check(&[&["proxy", "--socket", &socket][..], verb].concat(), code, says);
     }
+}
+
+#[test]
+fn proxy_explain_asks_for_what_it_was_told() {
+    for (flags, host, headers) in [
+        (&[][..], "null", "null"),
+        (&["--host", "orders.shop"], "\"orders.shop\"", "null"),
+        (
+            &["--header", "X-Team: red:blue ", "--header", "x-empty:"],
+            "null",
+            "[[\"X-Team\",\"red:blue\"],[\"x-empty\",\"\"]]",
+        ),
+    ] {
+        let body = "{\"explanation\": {\"verdict\": {\"allowed\": true}}, \"text\": \"so\"}";
+        let (_directory, socket, asked) = answering("200 OK", body);
+        let explain = ["proxy", "--socket", &socket, "explain", "--port", "80"];
+        check(&[&explain[..], flags, &["GET", "/"]].concat(), 0, "so");
+        let question = asked.recv().expect("it was asked");
+        for part in
+            [format!("\"host\":{host}"), format!("\"headers\":{headers}"), "\"path\":\"/\"".to_owned()]
+        {
+            assert!(question.contains(&part), "{part}: {question}");
+        }
+    }
+    let nobody = ["proxy", "--socket", "/nowhere/admin.sock", "explain", "--port", "80"];
+    check(&[&nobody[..], &["--header", "x-team", "GET", "/"]].concat(), 2, "a name, a colon and a value");
+    check(&[&nobody[..], &["--host", "orders.shop"]].concat(), 2, "opaque TCP has no host");
+    check(&[&nobody[..], &["--header", "a: b"]].concat(), 2, "opaque TCP has no host");
 }
 
 /// `postern … | head -1`: a pipe that nobody reads any more.

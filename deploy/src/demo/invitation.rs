@@ -2,7 +2,7 @@
 
 use crate::demo::documents::ORDERS_FILE;
 use crate::demo::mesh::Mesh;
-use crate::demo::plan::Service;
+use crate::demo::plan::{NAMESPACE, Service};
 
 /// Commands that work in another terminal, as they stand.
 pub(crate) fn text(mesh: &Mesh) -> String {
@@ -22,6 +22,8 @@ The mesh keeps running until Ctrl-C. In another terminal:
   a refused one; the answer names the decision, the admin socket the reason
     curl -i --proxy http://{out} -X DELETE http://orders.shop/v1/orders/42
     {binary} proxy --socket {socket} decisions
+    {binary} proxy --socket {socket} explain --from {caller} --port {port} \
+      --host orders.shop --header 'accept: */*' DELETE /v1/orders/42
   a stream that is reset when you take the rule `storefront-refunds` out of the policy
     curl -N --proxy http://{out} http://orders.shop/v1/refunds/events
     ${{EDITOR:-vi}} {orders_file}
@@ -37,6 +39,8 @@ The mesh keeps running until Ctrl-C. In another terminal:
         storefront = plan.service(Service::Storefront),
         out = plan.outbound(Service::Storefront),
         socket = socket.display(),
+        caller = format_args!("{NAMESPACE}/{}", Service::Storefront),
+        port = plan.service(Service::Orders).port(),
         orders_file = orders_file.display(),
         mesh_admin = plan.mesh_admin(),
         health = plan.health(Service::Orders),
