@@ -61,7 +61,8 @@ pub struct Limits {
     pub client_reset_percent: usize,
     /// How young that is.
     pub client_reset_age: Duration,
-    /// How long counting them lasts at most: those of somebody who probes now and then never add up.
+    /// How long counting them lasts at most: fewer streams than that in it are no flood, and those of somebody who probes
+    /// now and then never add up.
     pub client_reset_window: Duration,
     /// Resets of any age in one second.
     pub client_resets_per_second: usize,
