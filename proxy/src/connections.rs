@@ -76,7 +76,9 @@ pub struct Connection {
     pub since: SystemTime,
     /// What the policy engine resolved about the peer, for one generation.
     resolved: Mutex<Option<Arc<postern_policy::Connection>>>,
-    /// Has a permit once nothing vouches for the peer any more.
+    /// Whether nothing vouches for the peer any more.
+    is_distrusted: AtomicBool,
+    /// Has a permit from then on.
     distrusted: Notify,
 }
 
@@ -101,9 +103,13 @@ impl Connection {
         matches!(self.resolved(generation).stage(), Stage::Deny(_))
     }
 
-    /// Withdraws trust in the peer: whoever serves the connection closes it at once.
-    pub fn distrust(&self) {
-        self.distrusted.notify_one();
+    /// Withdraws trust in the peer: whoever serves the connection closes it at once. Returns whether it had any before.
+    pub fn distrust(&self) -> bool {
+        let is_first = !self.is_distrusted.swap(true, Ordering::Relaxed);
+        if is_first {
+            self.distrusted.notify_one();
+        }
+        is_first
     }
 
     /// Resolves once trust in the peer is withdrawn, for the one who serves the connection.

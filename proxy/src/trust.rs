@@ -95,7 +95,7 @@ pub fn check(sidecar: &Sidecar, connection: &Connection) {
 }
 
 /// Holds `bundles` against every registered connection and closes at once those whose peer it no longer vouches for.
-/// Returns how many. Costs two signatures for each certificate in use: not for a thread that forwards.
+/// Returns how many those are that nobody had closed. Costs two signatures for each certificate in use: not for a thread that forwards.
 pub fn check_all(sidecar: &Sidecar, bundles: &Bundles) -> usize {
     let now = sidecar.clock.wall();
     let connections = sidecar.registry.connections();
@@ -109,14 +109,18 @@ pub fn check_all(sidecar: &Sidecar, bundles: &Bundles) -> usize {
             .entry((&proof.leaf, proof.issuers.as_ptr()))
             .or_insert_with(|| proof.verify(bundles, now));
         if let Err(error) = verdict {
-            close(sidecar, connection, error);
-            closed += 1;
+            closed += usize::from(close(sidecar, connection, error));
         }
     }
     closed
 }
 
-fn close(sidecar: &Sidecar, connection: &Connection, error: &VerifyError) {
+/// Closes a connection, unless it is being closed: one that registers between the new bundle and the walk is found by
+/// both. Returns whether it was open.
+fn close(sidecar: &Sidecar, connection: &Connection, error: &VerifyError) -> bool {
+    if !connection.distrust() {
+        return false;
+    }
     sidecar.metrics.distrusted[Direction::Inbound as usize].inc();
     tracing::warn!(
         peer = ?connection.peer.identity,
@@ -124,7 +128,7 @@ fn close(sidecar: &Sidecar, connection: &Connection, error: &VerifyError) {
         %error,
         "the trust bundle in force no longer vouches for a peer: its connection is closed"
     );
-    connection.distrust();
+    true
 }
 
 #[cfg(test)]

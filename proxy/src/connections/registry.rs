@@ -1,7 +1,7 @@
 //! Where every connection and every stream can be found.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -42,6 +42,7 @@ impl Registered {
             peer,
             since: sidecar.clock.wall(),
             resolved: Mutex::new(None),
+            is_distrusted: AtomicBool::new(false),
             distrusted: Notify::new(),
         });
         let key = sidecar.registry.connections.lock().insert(Arc::clone(&connection));

@@ -143,6 +143,10 @@ fn a_connection_that_registers_after_the_walk_does_not_escape() {
     let bad = Registered::open(&sidecar, Direction::Inbound, bad);
     assert!(!is_cut(good.connection()));
     assert!(is_cut(bad.connection()));
+    // The walk that finds it, too, does not count it again.
+    assert_eq!(check_all(&sidecar, &alone), 0);
+    let text = sidecar.metrics.render();
+    assert!(text.contains("connections_distrusted_total{direction=\"inbound\"} 1"), "{text}");
 }
 
 #[test]
