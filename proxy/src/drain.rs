@@ -5,6 +5,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// How long bytes that were sent before the doors closed may take: a call that crosses the closing is answered, and who
+/// keeps silent does not hold up the end.
+pub const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
 /// Where a sidecar stands in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Phase {
@@ -54,6 +58,13 @@ impl Drain {
     /// Waits until nothing new is accepted.
     pub async fn closing(&self) {
         self.reached(Phase::Closing).await;
+    }
+
+    /// Waits until nothing new is accepted, and what was on its way by then has had time to arrive. Who has said only half
+    /// of what it wants, or nothing, is waited for no longer.
+    pub async fn arrived(&self) {
+        self.closing().await;
+        tokio::time::sleep(ON_ITS_WAY).await;
     }
 
     /// Runs the phases to their end: at least the minimum with open doors, at most the maximum in all, and no longer

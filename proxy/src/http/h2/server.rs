@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::watch::Watched;
 use super::{ClientResets, RecvBody, Settings, TunnelIo, send};
+use crate::drain::ON_ITS_WAY;
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::upgrade::Pending;
@@ -56,7 +57,21 @@ where
         .max_local_error_reset_streams(Some(settings.local_error_resets))
         .enable_connect_protocol()
         .handshake(io);
-    let Ok(connection) = timeout(settings.preface, handshake).await else {
+    let mut handshake = std::pin::pin!(timeout(settings.preface, handshake));
+    let mut closing = std::pin::pin!(closing);
+    let mut within = None;
+    let connection = tokio::select! {
+        connection = &mut handshake => connection,
+        why = &mut closing => {
+            let Closing::Gracefully(given) = why else { return Ok(()) };
+            within = Some(given);
+            match timeout(ON_ITS_WAY.min(given), handshake).await {
+                Ok(connection) => connection,
+                Err(_) => return Ok(()),
+            }
+        }
+    };
+    let Ok(connection) = connection else {
         counts.limits.hit("head");
         return Ok(());
     };
@@ -64,8 +79,10 @@ where
 
     let resets = Arc::new(Resets::new(settings.client_resets));
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
-    let mut closing = std::pin::pin!(closing);
-    let mut deadline: Option<Instant> = None;
+    let mut deadline = within.map(|within| Instant::now() + within);
+    if deadline.is_some() {
+        connection.graceful_shutdown();
+    }
     let mut is_abused = false;
     loop {
         tokio::select! {

@@ -183,3 +183,41 @@ async fn one_that_is_reset_every_second_costs_nobody_the_connection() {
     let (resets, opened) = tunnels(Duration::from_secs(1), |stream, _| stream.send_reset(Code::CANCEL)).await;
     assert_eq!((resets, opened), (0, 2 * WINDOW));
 }
+
+/// Serves a connection whose sidecar leaves at once; when it has ended.
+fn leaving() -> (DuplexStream, tokio::task::JoinHandle<Duration>) {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let begun = Instant::now();
+    let served = tokio::spawn(async move {
+        let counts = Metrics::default().server(Direction::Inbound);
+        let handler = |_, _| async { respond::empty(http::StatusCode::OK) };
+        let closing = async { Closing::Gracefully(Duration::from_secs(25)) };
+        let _ = serve(far, Settings::edge(&Limits::default()), &counts, handler, closing).await;
+        begun.elapsed()
+    });
+    (near, served)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_does_not_hold_up_the_end() {
+    for said in [&b""[..], b"PRI * HT"] {
+        let (mut near, served) = leaving();
+        near.write_all(said).await.unwrap();
+        assert_eq!(served.await.unwrap().as_secs(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_on_its_way_is_answered() {
+    let (mut near, served) = leaving();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // GET http://a/, whole, as callers send it: behind the preface, without waiting for anything.
+    let request = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a";
+    near.write_all(&[HELLO, request].concat()).await.unwrap();
+    served.await.unwrap();
+    let mut told = Vec::new();
+    near.read_to_end(&mut told).await.unwrap();
+    // HEADERS of stream 1, its last frame: status 200.
+    let answer = b"\x01\x05\0\0\0\x01\x88";
+    assert!(told.windows(answer.len()).any(|part| part == answer), "{told:?}");
+}
