@@ -1,35 +1,32 @@
 //! Inbound, top to bottom: a connection at the mesh listener, proven, registered, and served stream by stream.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request};
 use postern_svid::{Role, tls};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::authorize;
-use crate::connections::{Connection, Direction, End, Facts, Operation, Peer, Registered, Stream};
-use crate::decisions::DecisionId;
-use crate::detect::{self, Protocol, Rewound};
+use crate::connections::{Connection, Direction, Peer, Registered};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::h2::{self, Closing, Settings};
-use crate::http::upgrade::{Io, Pending};
-use crate::http::{headers, inbound, respond, server};
+use crate::http::upgrade::Pending;
+use crate::http::{headers, inbound};
 use crate::limits::Limits;
 use crate::listener::HandshakePermit;
 use crate::net::{self, TcpStream};
-use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
-use crate::tcp;
 use crate::trust::Proof;
 use crate::worker::Worker;
+
+mod tunnel;
+
+pub use tunnel::{relay_stream, serve_tunnel};
 
 /// Serves one connection to the mesh listener from its first byte to its last.
 pub async fn serve_connection(
@@ -108,7 +105,11 @@ async fn accept(
         return Err("no_identity");
     }
     let handshake = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
-    let stream = match timeout(limits.handshake, handshake).await {
+    let done = tokio::select! {
+        done = timeout(limits.handshake, handshake) => done,
+        () = sidecar.drain.arrived() => return Err("closed"),
+    };
+    let stream = match done {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(tls::refusal(&error)),
         Err(_) => {
@@ -189,15 +190,12 @@ pub fn target_port(sidecar: &Sidecar, snapshot: &Snapshot, fields: &HeaderMap) -
     Ok(port)
 }
 
-fn check_port(sidecar: &Sidecar, snapshot: &Snapshot, port: u16) -> Result<(), Error> {
-    let not_declared =
-        || Error::new(Side::Peer, Reason::PortNotDeclared, format!("port {port} is not declared"));
-    if sidecar.config.is_own_listener(SocketAddr::new(sidecar.config.workload.address, port)) {
-        return Err(not_declared());
+/// Refuses a port that may not be reached by the documents in force.
+pub fn check_port(sidecar: &Sidecar, snapshot: &Snapshot, port: u16) -> Result<(), Error> {
+    if sidecar.config.reaches(snapshot.policy.as_deref(), port) {
+        return Ok(());
     }
-    let is_named =
-        || snapshot.policy.as_ref().is_some_and(|generation| generation.ports_named().contains(&port));
-    if sidecar.config.workload.ports.contains_key(&port) || is_named() { Ok(()) } else { Err(not_declared()) }
+    Err(Error::new(Side::Peer, Reason::PortNotDeclared, format!("port {port} is not declared")))
 }
 
 /// Digits only: no sign, no space, no zero in front, as `u16::from_str` alone would allow.
@@ -207,204 +205,6 @@ fn parse_port(text: &[u8]) -> Option<u16> {
         return None;
     }
     text.parse().ok()
-}
-
-/// Serves a CONNECT: opaque bytes to a port of the workload.
-pub async fn serve_tunnel(
-    worker: &Arc<Worker>,
-    connection: &Arc<Connection>,
-    request: &Request<Body>,
-    pending: Pending,
-    snapshot: Arc<Snapshot>,
-    decision: &mut Option<DecisionId>,
-) -> Result<Response<Body>, Error> {
-    let sidecar = &worker.sidecar;
-    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
-    let target: SocketAddr = authority
-        .parse()
-        .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
-    // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
-    let own =
-        [Some(sidecar.config.workload.address), Some(sidecar.config.inbound.ip()), connection.peer.local];
-    let asked = target.ip().to_canonical();
-    if asked.is_unspecified() || !own.contains(&Some(asked)) {
-        // Connecting wherever a peer says would make this sidecar its deputy.
-        return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
-    }
-    let port = target.port();
-    check_port(sidecar, &snapshot, port)?;
-    // What follows may last for days, and must not keep this policy for as long.
-    let limits = Arc::clone(&snapshot.limits);
-    match sidecar.config.workload.ports.get(&port) {
-        Some(protocol) if protocol.is_http() => {
-            Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
-        }
-        Some(_) => {
-            let (stream, id) = judge_tunnel(worker, connection, port, snapshot, decision)?;
-            let workload = match worker.workload.connect(port, &limits).await {
-                Ok(workload) => Io::tcp(workload),
-                Err(error) => {
-                    stream.answered(error.reason.status().as_u16());
-                    stream.finish(End::Failed(error.reason));
-                    return Err(error);
-                }
-            };
-            spawn(async move { relay_stream(stream, pending, workload, &limits).await });
-            Ok(opened(Some(id)))
-        }
-        None => {
-            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies. What no
-            // bytes could change is answered now, and what is being found out has its place among the requests.
-            if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
-                return Err(judge_tunnel(worker, connection, port, snapshot, decision).err().unwrap_or_else(
-                    || Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile"),
-                ));
-            }
-            let admitted = sidecar.admit(&limits)?;
-            let served = serve_undeclared(Arc::clone(worker), Arc::clone(connection), port, pending, limits);
-            spawn(async move {
-                served.await;
-                drop(admitted);
-            });
-            Ok(opened(None))
-        }
-    }
-}
-
-fn opened(id: Option<DecisionId>) -> Response<Body> {
-    let mut response = respond::empty(StatusCode::OK);
-    if let Some(id) = id {
-        headers::add_decision(response.headers_mut(), id);
-    }
-    response
-}
-
-fn judge_tunnel(
-    worker: &Arc<Worker>,
-    connection: &Arc<Connection>,
-    port: u16,
-    mut snapshot: Arc<Snapshot>,
-    decision: &mut Option<DecisionId>,
-) -> Result<(Box<Stream>, DecisionId), Error> {
-    let sidecar = &worker.sidecar;
-    let (mut stream, ()) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
-        check_port(sidecar, snapshot, port)?;
-        Ok((Facts { port, operation: Operation::Tcp, destination: None, asked: None }, ()))
-    })?;
-    let judgement = authorize::stream(sidecar, &stream, &snapshot);
-    *decision = Some(judgement.id);
-    if let Some(reason) = judgement.refused {
-        stream.answered(reason.status().as_u16());
-        stream.finish(End::Failed(reason));
-        return Err(Error::new(Side::Peer, reason, format!("the policy says no; decision {}", judgement.id)));
-    }
-    stream.hold(sidecar.admit(&snapshot.limits)?);
-    stream.answered(StatusCode::OK.as_u16());
-    Ok((stream, judgement.id))
-}
-
-/// Boxed by name: a request inside the tunnel is served by the very function that opened it.
-fn serve_undeclared(
-    worker: Arc<Worker>,
-    connection: Arc<Connection>,
-    port: u16,
-    pending: Pending,
-    limits: Arc<Limits>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(detect_and_serve(worker, connection, port, pending, limits))
-}
-
-async fn detect_and_serve(
-    worker: Arc<Worker>,
-    connection: Arc<Connection>,
-    port: u16,
-    pending: Pending,
-    limits: Arc<Limits>,
-) {
-    let Ok(mut io) = pending.io().await else { return };
-    let Ok(prefix) = detect::read_prefix(&mut io, limits.detect, limits.head).await else { return };
-    let counts = worker.sidecar.metrics.server(Direction::Inbound);
-    if prefix.expired {
-        let is_head = prefix.protocol == Protocol::Unknown { http: true };
-        counts.limits.hit(if is_head { "head" } else { "detect" });
-    }
-    let mut io = Rewound::new(prefix.bytes, io);
-    match prefix.protocol {
-        // Half a request line is no other protocol.
-        Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
-        Protocol::Http1 => {
-            let sidecar = Arc::clone(&worker.sidecar);
-            let handler = move |request, pending| {
-                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
-            };
-            server::serve_h1(io, &limits, &counts, handler, sidecar.drain.closing()).await;
-        }
-        Protocol::Http2 => {
-            let sidecar = Arc::clone(&worker.sidecar);
-            let handler = move |request, pending| {
-                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
-            };
-            let closing = async {
-                sidecar.drain.closing().await;
-                Closing::Gracefully(limits.drain_max)
-            };
-            // Its end is the tunnel's.
-            let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, closing).await;
-        }
-        Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
-            // The tunnel begins here, by the policy that is in force by now.
-            let snapshot = worker.sidecar.snapshots.held();
-            let workload = match judge_tunnel(&worker, &connection, port, snapshot, &mut None) {
-                Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
-                    Ok(workload) => Some((stream, workload)),
-                    Err(error) => {
-                        stream.finish(End::Failed(error.reason));
-                        None
-                    }
-                },
-                Err(_) => None,
-            };
-            match workload {
-                Some((stream, workload)) => relay(stream, io, Io::tcp(workload), &limits).await,
-                None => tcp::Duplex::reset(&mut io),
-            }
-        }
-    }
-}
-
-/// Relays a stream whose peer's end is still to become one.
-pub async fn relay_stream(stream: Box<Stream>, pending: Pending, workload: Io, limits: &Limits) {
-    match pending.io().await {
-        Ok(io) => relay(stream, io, workload, limits).await,
-        Err(_) => stream.finish(End::Failed(Reason::Canceled)),
-    }
-}
-
-/// Relays until one side ends, or permission does.
-pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
-    let relayed = {
-        let relay = tcp::relay(&mut a, &mut b, limits.stall);
-        tokio::select! {
-            relayed = relay => Some(relayed),
-            () = poll_fn(|cx| stream.poll_revoked(cx)) => None,
-        }
-    };
-    let end = match relayed {
-        None => {
-            a.reset();
-            tcp::Duplex::reset(&mut b);
-            End::Revoked
-        }
-        Some(relayed) => {
-            stream.count_response_bytes(usize::try_from(relayed.back).unwrap_or(usize::MAX));
-            match relayed.cut {
-                None => End::Complete,
-                Some(error) if error.kind() == std::io::ErrorKind::TimedOut => End::Failed(Reason::Stalled),
-                Some(_) => End::Failed(Reason::Canceled),
-            }
-        }
-    };
-    stream.finish(end);
 }
 
 #[cfg(test)]

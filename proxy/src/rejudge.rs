@@ -49,7 +49,7 @@ pub fn all(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
 }
 
 fn revoke(sidecar: &Sidecar, generation: &Generation) {
-    let revoked = sidecar.registry.rejudge(generation, &sidecar.config.namespace, YOUNG);
+    let revoked = sidecar.registry.rejudge(generation, &sidecar.config, YOUNG);
     if revoked > 0 {
         sidecar.metrics.policy_revoked.inc_by(revoked as u64);
         tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");

@@ -136,6 +136,51 @@ fn connections_without_a_request_hold_nobody_up() {
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
+/// Half a handshake, and half a method in a tunnel whose port nobody declares.
+#[test]
+fn half_a_sentence_holds_nobody_up() {
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    let orders = plan.sidecar("orders").serves(80, 8080, "http");
+    for (limit, value) in [("drainMin", "200ms"), ("drainMax", "20s"), ("head", "60s"), ("handshake", "60s")]
+    {
+        orders.limit(limit, value);
+    }
+    let address = plan.address("orders");
+    plan.document("policy.yaml", &POLICY.replace("[web]}]", "[web]}]\n    to: [{ports: [9000]}]"));
+    plan.document(
+        "raw.yaml",
+        &format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: raw, namespace: shop}}\nspec:\n  \
+             identity: spiffe://demo.postern/ns/shop/sa/orders\n  ports: [{{port: 9000, protocol: tcp}}]\n  \
+             endpoints: [{{address: {address}}}]\n"
+        ),
+    );
+    let mesh = plan.start();
+    let orders = mesh.sidecar("orders");
+    for case in ["a handshake", "a method"] {
+        let mut stream;
+        if case == "a handshake" {
+            stream = wire::connect(orders.inbound());
+            stream.write_all(&[22, 3, 1]).expect("the sidecar reads");
+        } else {
+            stream = wire::connect(mesh.sidecar("web").outbound());
+            let connect = b"CONNECT raw.shop:9000 HTTP/1.1\r\nHost: raw.shop:9000\r\n\r\n";
+            stream.write_all(connect).expect("the sidecar reads");
+            assert_eq!(wire::status(wire::read_head(&mut stream).as_bytes()), 200);
+            stream.write_all(b"GE").expect("the sidecar reads");
+        }
+        wait::pause(Duration::from_millis(300));
+        orders.process().signal(Signal::SIGTERM);
+        let begun = Instant::now();
+        assert_eq!(orders.process().wait(wait::PATIENCE).code(), Some(0), "{case}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{case}: {:?}", begun.elapsed());
+        drop(stream);
+        orders.restart();
+        orders.wait_ready();
+    }
+}
+
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("frames are small").to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];

@@ -81,7 +81,7 @@ fn a_policy_published_before_the_registration_makes_the_stream_out_anew_and_judg
         if made == 1 {
             // Published and re-judged before the stream can be found.
             publish(&sidecar, &new);
-            assert_eq!(sidecar.registry.rejudge(&new, "shop", std::time::Duration::ZERO), 0);
+            assert_eq!(sidecar.registry.rejudge(&new, &sidecar.config, std::time::Duration::ZERO), 0);
         }
         Ok((facts, ()))
     })
@@ -111,7 +111,7 @@ fn a_request_is_judged_by_the_policy_that_it_was_read_by_and_a_later_one_finds_i
     let judgement = stream(&sidecar, &opened, &snapshot);
     assert!(judgement.refused.is_none(), "one snapshot reads and judges");
     assert_eq!(judged_by(&sidecar), 1);
-    assert_eq!(sidecar.registry.rejudge(&new, "shop", std::time::Duration::ZERO), 1);
+    assert_eq!(sidecar.registry.rejudge(&new, &sidecar.config, std::time::Duration::ZERO), 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use postern_policy::norm::CanonHost;
 use postern_policy::yaml::{self, Spanned};
-use postern_policy::{Diagnostics, Endpoint, SourceFile};
+use postern_policy::{Diagnostics, Endpoint, Generation, SourceFile};
 
 use super::{Config, File};
 
@@ -12,6 +12,14 @@ impl Config {
     /// Whether `address`, one of the workload's, is one of the sidecar's own doors.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
         self.own_listeners().any(|own| self.is_at(own, address))
+    }
+
+    /// Whether peers may reach this port of the workload's, if they are allowed to: one that it declares, or that a rule in
+    /// force names; never one of the sidecar's own.
+    pub fn reaches(&self, generation: Option<&Generation>, port: u16) -> bool {
+        let is_named = || generation.is_some_and(|generation| generation.ports_named().contains(&port));
+        !self.is_own_listener(SocketAddr::new(self.workload.address, port))
+            && (self.workload.ports.contains_key(&port) || is_named())
     }
 
     /// Whether a call of the workload's to this host and port would come back to one of the sidecar's own doors. Names

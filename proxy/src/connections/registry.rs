@@ -10,6 +10,7 @@ use slab::Slab;
 use tokio::sync::{Notify, watch};
 
 use super::{Connection, Direction, Entry, Peer};
+use crate::config::Config;
 use crate::sidecar::Sidecar;
 use crate::trust::{self, Issuers};
 
@@ -85,16 +86,20 @@ impl Registry {
     }
 
     /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
-    /// excepted. `namespace` is the workload's own. Returns how many it revoked.
-    pub fn rejudge(&self, generation: &Generation, namespace: &str, young: Duration) -> usize {
+    /// excepted. Returns how many it revoked.
+    pub fn rejudge(&self, generation: &Generation, config: &Config, young: Duration) -> usize {
         let mut revoked = 0;
         for entry in self.streams() {
             if entry.is_young(young) {
                 continue;
             }
             let is_allowed = match entry.connection.direction {
-                Direction::Inbound => entry.connection.judge(generation, &entry.facts).is_allowed(),
-                Direction::Outbound => !entry.has_lost_its_way(generation, namespace),
+                // A rule without ports allows every port, but reaches none that no other rule names.
+                Direction::Inbound => {
+                    config.reaches(Some(generation), entry.facts.port)
+                        && entry.connection.judge(generation, &entry.facts).is_allowed()
+                }
+                Direction::Outbound => !entry.has_lost_its_way(generation, &config.namespace),
             };
             if !is_allowed {
                 entry.revoke();

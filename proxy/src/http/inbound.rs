@@ -20,7 +20,7 @@ use crate::authorize;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
 use crate::error::{Error, Reason, Side};
-use crate::inbound::{relay_stream, serve_tunnel, target_port};
+use crate::inbound::{check_port, relay_stream, serve_tunnel, target_port};
 use crate::limits::Limits;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
@@ -240,7 +240,11 @@ fn facts(
     parts: &http::request::Parts,
 ) -> Result<(Facts, Option<Protocol>), Error> {
     let port = match inside {
-        Some(port) => port,
+        Some(port) => {
+            // It was reached when the tunnel began; the documents may have changed since.
+            check_port(sidecar, snapshot, port)?;
+            port
+        }
         None => target_port(sidecar, snapshot, &parts.headers)?,
     };
     let protocol = sidecar.config.workload.ports.get(&port).copied();

@@ -1,0 +1,241 @@
+//! A CONNECT, inbound: opaque bytes, or, at a port that nobody declares, what they turn out to be.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode};
+
+use super::check_port;
+use crate::admission::Admitted;
+use crate::authorize;
+use crate::connections::{Connection, Direction, End, Facts, Operation, Stream};
+use crate::decisions::DecisionId;
+use crate::detect::{self, Protocol, Rewound};
+use crate::error::{Error, Reason, Side};
+use crate::http::body::Body;
+use crate::http::h2::{self, Closing, Settings};
+use crate::http::upgrade::{Io, Pending};
+use crate::http::{headers, inbound, respond, server};
+use crate::limits::Limits;
+use crate::runtime::spawn;
+use crate::snapshot::Snapshot;
+use crate::tcp;
+use crate::worker::Worker;
+
+/// Serves a CONNECT: opaque bytes to a port of the workload.
+pub async fn serve_tunnel(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    request: &Request<Body>,
+    pending: Pending,
+    snapshot: Arc<Snapshot>,
+    decision: &mut Option<DecisionId>,
+) -> Result<Response<Body>, Error> {
+    let sidecar = &worker.sidecar;
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target: SocketAddr = authority
+        .parse()
+        .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
+    // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
+    let own =
+        [Some(sidecar.config.workload.address), Some(sidecar.config.inbound.ip()), connection.peer.local];
+    let asked = target.ip().to_canonical();
+    if asked.is_unspecified() || !own.contains(&Some(asked)) {
+        // Connecting wherever a peer says would make this sidecar its deputy.
+        return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
+    }
+    let port = target.port();
+    check_port(sidecar, &snapshot, port)?;
+    // What follows may last for days, and must not keep this policy for as long.
+    let limits = Arc::clone(&snapshot.limits);
+    match sidecar.config.workload.ports.get(&port) {
+        Some(protocol) if protocol.is_http() => {
+            Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
+        }
+        Some(_) => {
+            let (stream, id) = judge_tunnel(worker, connection, port, snapshot, None, decision)?;
+            let workload = match worker.workload.connect(port, &limits).await {
+                Ok(workload) => Io::tcp(workload),
+                Err(error) => {
+                    stream.answered(error.reason.status().as_u16());
+                    stream.finish(End::Failed(error.reason));
+                    return Err(error);
+                }
+            };
+            spawn(async move { relay_stream(stream, pending, workload, &limits).await });
+            Ok(opened(Some(id)))
+        }
+        None => {
+            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies. What no
+            // bytes could change is answered now, and what is being found out has its place among the requests.
+            if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
+                let judged = judge_tunnel(worker, connection, port, snapshot, None, decision);
+                return Err(judged.err().unwrap_or_else(|| {
+                    Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
+                }));
+            }
+            let admitted = sidecar.admit(&limits)?;
+            let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
+            spawn(serve_undeclared(worker, connection, port, pending, admitted, limits));
+            Ok(opened(None))
+        }
+    }
+}
+
+fn opened(id: Option<DecisionId>) -> Response<Body> {
+    let mut response = respond::empty(StatusCode::OK);
+    if let Some(id) = id {
+        headers::add_decision(response.headers_mut(), id);
+    }
+    response
+}
+
+/// Registers and judges a tunnel of opaque bytes. `admitted` is its place among the requests in flight, if it has one.
+fn judge_tunnel(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    port: u16,
+    mut snapshot: Arc<Snapshot>,
+    admitted: Option<Admitted>,
+    decision: &mut Option<DecisionId>,
+) -> Result<(Box<Stream>, DecisionId), Error> {
+    let sidecar = &worker.sidecar;
+    let (mut stream, ()) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
+        check_port(sidecar, snapshot, port)?;
+        Ok((Facts { port, operation: Operation::Tcp, destination: None, asked: None }, ()))
+    })?;
+    let judgement = authorize::stream(sidecar, &stream, &snapshot);
+    *decision = Some(judgement.id);
+    if let Some(reason) = judgement.refused {
+        stream.answered(reason.status().as_u16());
+        stream.finish(End::Failed(reason));
+        return Err(Error::new(Side::Peer, reason, format!("the policy says no; decision {}", judgement.id)));
+    }
+    match admitted.map_or_else(|| sidecar.admit(&snapshot.limits), Ok) {
+        Ok(admitted) => stream.hold(admitted),
+        Err(error) => {
+            stream.answered(error.reason.status().as_u16());
+            stream.finish(End::Failed(error.reason));
+            return Err(error);
+        }
+    }
+    stream.answered(StatusCode::OK.as_u16());
+    Ok((stream, judgement.id))
+}
+
+/// Boxed by name: a request inside the tunnel is served by the very function that opened it.
+fn serve_undeclared(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    port: u16,
+    pending: Pending,
+    admitted: Admitted,
+    limits: Arc<Limits>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(detect_and_serve(worker, connection, port, pending, admitted, limits))
+}
+
+async fn detect_and_serve(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    port: u16,
+    pending: Pending,
+    admitted: Admitted,
+    limits: Arc<Limits>,
+) {
+    let Ok(mut io) = pending.io().await else { return };
+    let read = tokio::select! {
+        read = detect::read_prefix(&mut io, limits.detect, limits.head) => read,
+        // Who has not said what it wants by now must not hold up the end.
+        () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
+    };
+    let Ok(prefix) = read else { return };
+    let counts = worker.sidecar.metrics.server(Direction::Inbound);
+    if prefix.expired {
+        let is_head = prefix.protocol == Protocol::Unknown { http: true };
+        counts.limits.hit(if is_head { "head" } else { "detect" });
+    }
+    let mut io = Rewound::new(prefix.bytes, io);
+    match prefix.protocol {
+        // Half a request line is no other protocol.
+        Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
+        // Each request has a place of its own; between two of them none is taken.
+        Protocol::Http1 => {
+            drop(admitted);
+            let sidecar = Arc::clone(&worker.sidecar);
+            let handler = move |request, pending| {
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+            };
+            server::serve_h1(io, &limits, &counts, handler, sidecar.drain.closing()).await;
+        }
+        Protocol::Http2 => {
+            drop(admitted);
+            let sidecar = Arc::clone(&worker.sidecar);
+            let handler = move |request, pending| {
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+            };
+            let closing = async {
+                sidecar.drain.closing().await;
+                Closing::Gracefully(limits.drain_max)
+            };
+            // Its end is the tunnel's.
+            let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, closing).await;
+        }
+        Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
+            // The tunnel begins here, by the policy that is in force by now.
+            let snapshot = worker.sidecar.snapshots.held();
+            let workload = match judge_tunnel(&worker, &connection, port, snapshot, Some(admitted), &mut None)
+            {
+                Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
+                    Ok(workload) => Some((stream, workload)),
+                    Err(error) => {
+                        stream.finish(End::Failed(error.reason));
+                        None
+                    }
+                },
+                Err(_) => None,
+            };
+            match workload {
+                Some((stream, workload)) => relay(stream, io, Io::tcp(workload), &limits).await,
+                None => tcp::Duplex::reset(&mut io),
+            }
+        }
+    }
+}
+
+/// Relays a stream whose peer's end is still to become one.
+pub async fn relay_stream(stream: Box<Stream>, pending: Pending, workload: Io, limits: &Limits) {
+    match pending.io().await {
+        Ok(io) => relay(stream, io, workload, limits).await,
+        Err(_) => stream.finish(End::Failed(Reason::Canceled)),
+    }
+}
+
+/// Relays until one side ends, or permission does.
+async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
+    let relayed = {
+        let relay = tcp::relay(&mut a, &mut b, limits.stall);
+        tokio::select! {
+            relayed = relay => Some(relayed),
+            () = poll_fn(|cx| stream.poll_revoked(cx)) => None,
+        }
+    };
+    let end = match relayed {
+        None => {
+            a.reset();
+            tcp::Duplex::reset(&mut b);
+            End::Revoked
+        }
+        Some(relayed) => {
+            stream.count_response_bytes(usize::try_from(relayed.back).unwrap_or(usize::MAX));
+            match relayed.cut {
+                None => End::Complete,
+                Some(error) if error.kind() == std::io::ErrorKind::TimedOut => End::Failed(Reason::Stalled),
+                Some(_) => End::Failed(Reason::Canceled),
+            }
+        }
+    };
+    stream.finish(end);
+}
