@@ -4,8 +4,8 @@
 //! second. So whichever comes first, no stream escapes both.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -200,8 +200,8 @@ pub struct Entry {
     /// Shared with the decision log, which remembers it longer than this lives.
     status: Arc<AtomicU16>,
     response_bytes: AtomicU64,
-    /// Outbound: the endpoint that was asked.
-    endpoint: OnceLock<Endpoint>,
+    /// Outbound: the endpoint that was asked last.
+    endpoint: Mutex<Option<Endpoint>>,
     revoked: AtomicBool,
     waker: AtomicWaker,
 }
@@ -228,21 +228,22 @@ impl Entry {
         matches!(self.facts.operation, Operation::Http { .. }) && self.since.elapsed() < age
     }
 
-    /// Notes which endpoint is asked.
+    /// Notes which endpoint is asked. To be held against the documents only afterwards, by `has_lost_its_way`.
     pub fn asks(&self, endpoint: &Endpoint) {
-        let _ = self.endpoint.set(endpoint.clone());
+        *self.endpoint.lock() = Some(endpoint.clone());
     }
 
     /// Outbound: whether the documents no longer lead where this stream runs: its service is gone or outside of the mesh
     /// now, or its endpoint must prove another identity. An endpoint that is merely no longer listed is leaving, and what
     /// runs there may end.
-    fn has_lost_its_way(&self, generation: &Generation, namespace: &str) -> bool {
+    pub fn has_lost_its_way(&self, generation: &Generation, namespace: &str) -> bool {
         let Some((host, port)) = &self.facts.asked else { return false };
         let Some(port) = generation.services().find(host, *port, namespace).filter(|port| !port.external)
         else {
             return true;
         };
-        let Some(used) = self.endpoint.get() else { return false };
+        let used = self.endpoint.lock();
+        let Some(used) = used.as_ref() else { return false };
         let at_address =
             |listed: &&Endpoint| listed.address == used.address && listed.mesh_port == used.mesh_port;
         port.endpoints.iter().find(at_address).is_some_and(|listed| listed != used)
@@ -299,7 +300,7 @@ impl Stream {
             since: Instant::now(),
             status: Arc::default(),
             response_bytes: AtomicU64::new(0),
-            endpoint: OnceLock::new(),
+            endpoint: Mutex::new(None),
             revoked: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });

@@ -34,6 +34,12 @@ fn alone() -> (Mesh, Origin) {
     }
     let both = format!("{{address: {address}, meshPort: 24140}}, {{address: {address}}}");
     services.push_str(&service("both", &both));
+    // More ways back than a call has attempts.
+    let doors: String = [24_140, 24_190, 24_191]
+        .iter()
+        .map(|port| format!("{{address: {address}, meshPort: {port}}}, "))
+        .collect();
+    services.push_str(&service("many", &format!("{doors}{{address: {address}}}")));
     plan.document("services.yaml", &services);
     let origin = Origin::http((address, 8080));
     (plan.start(), origin)
@@ -89,6 +95,7 @@ fn a_service_whose_endpoint_is_the_way_out_is_a_loop_and_a_call_to_oneself_is_no
     // A good endpoint beside a bad one is found, whichever is drawn first.
     for _ in 0..8 {
         assert_eq!(mesh.curl("orders", &["http://both.shop/"]).status, 200);
+        assert_eq!(mesh.curl("orders", &["http://many.shop/"]).status, 200);
     }
-    assert_eq!(origin.requests().len(), 9);
+    assert_eq!(origin.requests().len(), 17);
 }

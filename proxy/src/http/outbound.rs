@@ -268,28 +268,47 @@ async fn mesh_connection(
     worker: &Worker,
     target: &Target,
     kind: Kind,
-    tried: &mut Vec<usize>,
 ) -> Result<(MeshConnection, Endpoint), Error> {
+    let endpoints = &target.port.endpoints;
+    // Endpoints that lead back are never asked, so they must not use up an attempt.
+    let leads_back = |at: &usize| worker.sidecar.config.is_own_way_back(&endpoints[*at]);
+    let mut tried: Vec<usize> = (0..endpoints.len()).filter(leads_back).collect();
+    if let (Some(at), true) = (tried.first(), tried.len() == endpoints.len()) {
+        let detail = format!("the endpoint {} is this sidecar's own listener", endpoints[*at].address);
+        return Err(Error::unsent(Side::Us, Reason::Loop, detail));
+    }
+    let mut attempts = 0;
     loop {
-        let (at, endpoint) = target.pick(worker, kind, tried)?;
+        let (at, endpoint) = target.pick(worker, kind, &tried)?;
         tried.push(at);
-        let connected = if worker.sidecar.config.is_own_way_back(endpoint) {
-            let detail = format!("the endpoint {} is this sidecar's own listener", endpoint.address);
-            Err(Error::unsent(Side::Us, Reason::Loop, detail))
-        } else {
-            worker.mesh.connection(&worker.sidecar, endpoint, kind).await
-        };
-        match connected {
+        attempts += 1;
+        match worker.mesh.connection(&worker.sidecar, endpoint, kind).await {
             Ok(connection) => return Ok((connection, endpoint.clone())),
             // Not a byte of the request was sent: another endpoint may be asked.
-            Err(error)
-                if should_retry(&error, tried.len(), true) && tried.len() < target.port.endpoints.len() =>
-            {
+            Err(error) if should_retry(&error, attempts, true) && tried.len() < endpoints.len() => {
                 tracing::info!(%error, "an endpoint failed, trying another");
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Notes which endpoint is asked, then looks whether the documents in force lead there: those that changed while it was
+/// dialled could not tell.
+fn ask(sidecar: &Sidecar, stream: &Stream, endpoint: &Endpoint) -> Result<(), Error> {
+    let entry = stream.entry();
+    entry.asks(endpoint);
+    let snapshot = sidecar.snapshots.load();
+    let has_lost_its_way = snapshot
+        .policy
+        .as_ref()
+        .is_some_and(|generation| entry.has_lost_its_way(generation, &sidecar.config.namespace));
+    if !has_lost_its_way {
+        return Ok(());
+    }
+    let detail =
+        format!("the documents changed and no longer lead to {} as it was dialled", endpoint.address);
+    Err(Error::new(Side::Us, Reason::Revoked, detail))
 }
 
 async fn send(
@@ -307,9 +326,8 @@ async fn send(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let mut tried = Vec::new();
-        let (connection, endpoint) = mesh_connection(worker, target, Kind::Http, &mut tried).await?;
-        stream.entry().asks(&endpoint);
+        let (connection, endpoint) = mesh_connection(worker, target, Kind::Http).await?;
+        ask(&worker.sidecar, stream, &endpoint)?;
         let head = mesh_head(target, &endpoint, &parts, path)?;
         let error = match connection.open(head, end).await {
             Ok(opened) => match opened.exchange(std::mem::replace(&mut body, Body::empty())).await {
@@ -333,9 +351,8 @@ async fn open_tunnel(
     let pending = pending.ok_or_else(|| {
         Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
     })?;
-    let mut tried = Vec::new();
-    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
-    stream.entry().asks(&endpoint);
+    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel).await?;
+    ask(&worker.sidecar, stream, &endpoint)?;
     let mut head = Request::new(());
     *head.method_mut() = Method::CONNECT;
     *head.version_mut() = Version::HTTP_2;
@@ -357,3 +374,6 @@ async fn open_tunnel(
         Err(response) => Ok(Err(response)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use http::{Method, Request, StatusCode, Version};
 use http_body::Body as _;
 use postern_policy::{Transport, Upgrade};
 
-use super::{Opened, Target, mesh_connection, mesh_head};
+use super::{Opened, Target, ask, mesh_connection, mesh_head};
 use crate::connections::{Operation, Stream};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
@@ -70,9 +70,8 @@ pub(super) async fn open(
         }
         Upgrade::Named(name) => Some(Handshake::Named(name.clone())),
     };
-    let mut tried = Vec::new();
-    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel, &mut tried).await?;
-    stream.entry().asks(&endpoint);
+    let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel).await?;
+    ask(&worker.sidecar, stream, &endpoint)?;
     let mut head = mesh_head(target, &endpoint, &parts, path)?;
     *head.method_mut() = Method::CONNECT;
     // HTTP/2 would hold the byte stream to it.

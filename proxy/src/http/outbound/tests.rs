@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+use super::*;
+use crate::connections::Direction;
+use crate::testing;
+
+/// `shop/store`, at two endpoints of these accounts.
+fn documents(first: &str, second: &str) -> String {
+    let id = |account: &str| format!("spiffe://demo.postern/ns/shop/sa/{account}");
+    format!(
+        "
+apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {{name: store, namespace: shop}}
+spec:
+  identity: {}
+  ports: [{{port: 80, targetPort: 8080, protocol: http}}]
+  endpoints:
+  - {{address: 127.0.0.3, identity: {}}}
+  - {{address: 127.0.0.4, identity: {}}}
+",
+        id("store"),
+        id(first),
+        id(second)
+    )
+}
+
+fn publish(sidecar: &Sidecar, number: u64, first: &str, second: &str) {
+    let generation = testing::generation(sidecar, number, &documents(first, second));
+    sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(generation));
+}
+
+fn endpoints(sidecar: &Sidecar) -> Vec<Endpoint> {
+    let snapshot = sidecar.snapshots.load();
+    let host = CanonHost::parse("store.shop").unwrap();
+    let services = snapshot.policy.as_ref().unwrap().services();
+    services.find(&host, 80, "shop").unwrap().endpoints.to_vec()
+}
+
+fn call(sidecar: &Arc<Sidecar>, connection: &Arc<Connection>) -> Stream {
+    let asked = Some((CanonHost::parse("store.shop").unwrap(), 80));
+    let facts = Facts { port: 8080, operation: Operation::Tcp, destination: None, asked };
+    Stream::open(sidecar, connection, facts)
+}
+
+fn rejudge(sidecar: &Sidecar) -> usize {
+    let generation = sidecar.snapshots.load().policy.clone().unwrap();
+    sidecar.registry.rejudge(&generation, &sidecar.config, Duration::ZERO)
+}
+
+#[test]
+fn documents_that_changed_while_an_endpoint_was_dialled_are_held_against_it() {
+    let sidecar = testing::sidecar("");
+    publish(&sidecar, 1, "store", "store");
+    let registered = testing::connection(&sidecar, Direction::Outbound);
+    let stream = call(&sidecar, registered.connection());
+    let dialled = endpoints(&sidecar);
+    ask(&sidecar, &stream, &dialled[0]).unwrap();
+    let stream = call(&sidecar, registered.connection());
+    publish(&sidecar, 2, "other", "store");
+    assert_eq!(rejudge(&sidecar), 1, "only the one whose endpoint is known");
+    assert_eq!(ask(&sidecar, &stream, &dialled[0]).unwrap_err().reason, Reason::Revoked);
+    ask(&sidecar, &stream, &dialled[1]).unwrap();
+}
+
+#[test]
+fn the_endpoint_that_counts_is_the_one_asked_last() {
+    let sidecar = testing::sidecar("");
+    publish(&sidecar, 1, "store", "store");
+    let registered = testing::connection(&sidecar, Direction::Outbound);
+    let stream = call(&sidecar, registered.connection());
+    let dialled = endpoints(&sidecar);
+    ask(&sidecar, &stream, &dialled[0]).unwrap();
+    ask(&sidecar, &stream, &dialled[1]).unwrap();
+    publish(&sidecar, 2, "other", "store");
+    assert_eq!(rejudge(&sidecar), 0, "it runs elsewhere by now");
+    publish(&sidecar, 3, "other", "other");
+    assert_eq!(rejudge(&sidecar), 1);
+}
