@@ -56,18 +56,16 @@ pub async fn serve_h1<I, H, F>(
     };
     let at_end = Arc::clone(&state);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        state.set(HeadState::SERVING);
+        let serving = Arc::new(Serving::begin(&state));
         let may_switch = request.method() == Method::CONNECT
             || headers::asks_for_websocket(request.headers())
             || headers::asked_upgrade(request.headers()).is_some();
         let pending = may_switch.then(|| Pending::H1(hyper::upgrade::on(&mut request)));
-        let serving = Arc::new(Serving(Arc::clone(&state)));
         let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
         let response = handler(request.map(body), pending);
-        let state = Arc::clone(&state);
         async move {
             let response = response.await;
-            *state.running.lock() = response.body().entry().cloned();
+            serving.answers(response.body().entry());
             Ok::<_, Infallible>(response.map(|body| body.held(serving)))
         }
     });
@@ -101,8 +99,15 @@ pub async fn serve_h1<I, H, F>(
 #[derive(Debug, Default)]
 struct HeadState {
     stage: AtomicU8,
+    running: Mutex<Running>,
+}
+
+/// The exchange that began last.
+#[derive(Debug, Default)]
+struct Running {
+    number: u64,
     /// The stream whose response is being written.
-    running: Mutex<Option<Arc<Entry>>>,
+    entry: Option<Arc<Entry>>,
 }
 
 impl HeadState {
@@ -122,7 +127,7 @@ impl HeadState {
     }
 
     fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &*self.running.lock() {
+        match &self.running.lock().entry {
             Some(entry) => entry.poll_revoked(cx),
             None => Poll::Pending,
         }
@@ -130,14 +135,38 @@ impl HeadState {
 }
 
 /// One exchange. Held by both bodies: the next head is waited for once both have ended, not when the response begins,
-/// or a long upload beside it would be taken for a slow head.
+/// or a long upload beside it would be taken for a slow head. A body that someone still holds after its end may outlive
+/// the exchange: what it says then is not about the next one.
 #[derive(Debug)]
-pub struct Serving(Arc<HeadState>);
+pub struct Serving {
+    state: Arc<HeadState>,
+    number: u64,
+}
+
+impl Serving {
+    fn begin(state: &Arc<HeadState>) -> Self {
+        let mut running = state.running.lock();
+        let number = running.number + 1;
+        *running = Running { number, entry: None };
+        state.set(HeadState::SERVING);
+        Self { state: Arc::clone(state), number }
+    }
+
+    fn answers(&self, entry: Option<&Arc<Entry>>) {
+        let mut running = self.state.running.lock();
+        if running.number == self.number {
+            running.entry = entry.cloned();
+        }
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        *self.0.running.lock() = None;
-        self.0.set(HeadState::IDLE);
+        let mut running = self.state.running.lock();
+        if running.number == self.number {
+            running.entry = None;
+            self.state.set(HeadState::IDLE);
+        }
     }
 }
 
@@ -246,5 +275,31 @@ impl<I: Duplex> AsyncWrite for HeadClock<I> {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connections::{Direction, Facts, Operation, Stream};
+    use crate::testing;
+
+    #[test]
+    fn an_exchange_that_ends_late_says_nothing_about_the_next_one() {
+        let sidecar = testing::sidecar("");
+        let registered = testing::connection(&sidecar, Direction::Inbound);
+        let facts = Facts { port: 8080, operation: Operation::Tcp, destination: None, asked: None };
+        let stream = Stream::open(&sidecar, registered.connection(), facts);
+        let state = Arc::new(HeadState::default());
+        let first = Serving::begin(&state);
+        let second = Serving::begin(&state);
+        second.answers(Some(stream.entry()));
+        first.answers(None);
+        drop(first);
+        assert!(state.is(HeadState::SERVING), "the second is being served");
+        let is_running = || state.running.lock().entry.is_some();
+        assert!(is_running(), "its permission is still watched");
+        drop(second);
+        assert!(state.is(HeadState::IDLE) && !is_running());
     }
 }
