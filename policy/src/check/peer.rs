@@ -137,9 +137,11 @@ pub(super) fn networks(page: &mut Page<'_>, list: &List<String>) -> Vec<IpNet> {
 
 fn network(text: &str) -> Result<IpNet, String> {
     let shown = yaml::printable(text);
+    // `ipnet` reads a number with a leading zero as decimal, others as octal (CVE-2021-29922): the standard library refuses it.
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
     let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
-        Err(_) => match text.parse::<std::net::IpAddr>() {
+        Ok(net) if address.parse::<std::net::IpAddr>().is_ok() => net,
+        _ => match text.parse::<std::net::IpAddr>() {
             Ok(address) => IpNet::from(address),
             Err(_) => return Err(format!("`{shown}` is not a network such as 10.0.0.0/8")),
         },
