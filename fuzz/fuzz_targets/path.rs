@@ -44,8 +44,11 @@ static GENERATION: LazyLock<Generation> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     for escaped_slashes in [EscapedSlashes::Reject, EscapedSlashes::Decode, EscapedSlashes::Keep] {
-        let options = PathOptions { escaped_slashes };
+        let options = PathOptions { escaped_slashes, ..PathOptions::default() };
         let Ok(path) = CanonPath::parse(data, &options) else { continue };
+        let raw = CanonPath::parse(data, &PathOptions { preserve_raw: true, ..options }).expect("it parsed");
+        assert_eq!(raw.path_and_query().as_bytes(), data, "a preserved path is what came");
+        assert!(raw.views().eq(path.views()) && raw.is_raw() == path.is_changed());
         let again = CanonPath::parse(path.path_and_query(), &options).expect("canonical text parses");
         assert_eq!(again.path_and_query(), path.path_and_query());
         assert!(!again.is_changed());

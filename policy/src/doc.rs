@@ -267,6 +267,10 @@ pub(crate) struct PortDoc {
     pub(crate) name: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) upgrades: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) escaped_slashes: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) preserve_raw_path: Option<Sp<bool>>,
 }
 
 #[derive(Deserialize)]

@@ -160,7 +160,7 @@ fn misfit(
         None => Vec::new(),
     };
     out.add(who, || from_alternative(from.as_deref(), source));
-    let slashes = generation.defaults.path.escaped_slashes;
+    let slashes = generation.nameable;
     let nameable = views.iter().all(|path| PathPattern::parse(path, slashes).is_ok());
     let paths = nameable.then_some(views);
     let what = match to {

@@ -7,6 +7,8 @@ use crate::diagnostic::Diagnostics;
 use crate::engine::{Connection, Engine};
 use crate::eval_ref;
 use crate::explain::{self, Explanation};
+use crate::norm::{CanonPath, EscapedSlashes, NormError};
+use crate::rule::PathsJudged;
 use crate::services::Services;
 use crate::verdict::{Defaults, DocumentSummary, Operation, RuleId, RuleName, Source, Verdict};
 
@@ -20,6 +22,9 @@ pub struct Generation {
     pub(crate) warnings: Diagnostics,
     pub(crate) ports_named: BTreeSet<u16>,
     pub(crate) headers_named: Vec<Box<str>>,
+    pub(crate) paths_judged: PathsJudged,
+    /// The mode under which the rules' paths were written.
+    pub(crate) nameable: EscapedSlashes,
     pub(crate) names: Vec<RuleName>,
     pub(crate) engine: Engine,
 }
@@ -64,6 +69,12 @@ impl Generation {
     /// The rules that concern the workload, in the order of their numbers.
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleName)> {
         (0..).map(RuleId).zip(&self.names)
+    }
+
+    /// Refuses a path that would be forwarded in another spelling than the judged one to a port of the workload for which
+    /// enforced rules speak of paths: what they say of one spelling must not be taken for the other.
+    pub fn check_path(&self, port: u16, path: &CanonPath) -> Result<(), NormError> {
+        if path.is_raw() && self.paths_judged.at(port) { Err(NormError::PathRaw) } else { Ok(()) }
     }
 
     /// A rule's name and place.

@@ -25,6 +25,7 @@ mod generation;
 mod load;
 pub mod norm;
 mod pattern;
+mod port_paths;
 mod rule;
 mod services;
 mod text;
@@ -39,6 +40,7 @@ pub use explain::{Explanation, Miss, Shadow};
 pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use generation::Generation;
 pub use load::{load, trust_domain_of};
+pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{

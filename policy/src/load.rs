@@ -11,8 +11,8 @@ use crate::check::{self, Page, Policy, Rules, Settled};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
-use crate::norm::PathOptions;
-use crate::rule::{OwnDomains, Rule};
+use crate::norm::{EscapedSlashes, PathOptions};
+use crate::rule::{OwnDomains, PathsJudged, Rule};
 use crate::services::{Service, Services};
 use crate::text::Text;
 use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope};
@@ -48,7 +48,9 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     reader.check_set(scope);
     let settled = reader.settle(scope);
     let domains = OwnDomains { canonical: scope.trust_domain.clone(), aliases: settled.aliases.clone() };
-    let rules = Rules { root_namespace: &scope.root_namespace, domains: &domains, slashes: settled.slashes };
+    let widest = reader.widest(settled.slashes);
+    let rules =
+        Rules { root_namespace: &scope.root_namespace, domains: &domains, slashes: settled.slashes, widest };
     let (policies, services) = reader.check(&rules);
     let count: usize = policies.iter().map(|(_, policy)| policy.rules.len()).sum();
     if count > MAX_RULES {
@@ -64,6 +66,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let (names, applied) = applying(scope, policies);
     let ports_named = ports_named(&applied);
     let headers_named = headers_named(&applied);
+    let paths_judged = PathsJudged::by(&applied);
     let engine = Engine::new(applied, domains, number);
     let worst = engine.worst_list();
     if worst > MANY_CANDIDATES {
@@ -77,7 +80,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
         number,
         services: Services::new(services),
         defaults: Defaults {
-            path: PathOptions { escaped_slashes: settled.slashes },
+            path: PathOptions { escaped_slashes: settled.slashes, ..PathOptions::default() },
             on_change: settled.on_change,
             aliases: settled.aliases,
         },
@@ -85,6 +88,8 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
         warnings: warnings.finished(),
         ports_named,
         headers_named,
+        paths_judged,
+        nameable: widest,
         names,
         engine,
     })
@@ -238,6 +243,17 @@ impl<'a> Reader<'a> {
         }
         self.errors.extend(errors);
         settled
+    }
+
+    /// Of the default and what Services' ports say, the mode that lets rules name most paths: a rule may speak of any
+    /// port's, and which ports of a workload a Service leads to is its owner's to change.
+    fn widest(&self, default: EscapedSlashes) -> EscapedSlashes {
+        let services = self.documents.iter().filter_map(|document| match &document.body {
+            Body::Service(service) => Some(&service.spec.value.ports.value),
+            _ => None,
+        });
+        let words = services.flatten().filter_map(|port| port.value.escaped_slashes.as_ref());
+        words.filter_map(|word| EscapedSlashes::parse(&word.value)).fold(default, Ord::max)
     }
 
     /// Policies with the index of their document, and services.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::norm::{CanonPath, EscapedSlashes, PathOptions};
+use crate::norm::{CanonPath, EscapedSlashes, NormError, PathOptions};
 
 /// Longer ones are no rule a person wrote, and each request pays for the longest.
 pub(crate) const MAX_PATTERN: usize = 1024;
@@ -198,7 +198,7 @@ impl Segment {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum PatternError {
     Grpc,
-    Never(String),
+    Never(NormError),
     NotCanonical(String),
     PrefixSlash(String),
     Query,
@@ -220,7 +220,12 @@ impl PatternError {
                         .to_owned(),
                 ),
             ),
-            Self::Never(why) => (format!("no request can have this path: {why}"), None),
+            Self::Never(why) => (
+                format!("no request can have this path: {why}"),
+                (*why == NormError::PathSlash).then(|| {
+                    "a Service's port with `escapedSlashes: Keep` has such paths (`Decode`: with `/` there)".to_owned()
+                }),
+            ),
             Self::NotCanonical(canonical) => (
                 "this path is not in the form in which requests are judged".to_owned(),
                 Some(format!("write `{canonical}`")),
@@ -271,9 +276,8 @@ fn check(text: &str, slashes: EscapedSlashes) -> Result<(), PatternError> {
     if text.contains('?') {
         return Err(PatternError::Query);
     }
-    let options = PathOptions { escaped_slashes: slashes };
-    let canonical =
-        CanonPath::parse(text, &options).map_err(|error| PatternError::Never(error.to_string()))?;
+    let options = PathOptions { escaped_slashes: slashes, ..PathOptions::default() };
+    let canonical = CanonPath::parse(text, &options).map_err(PatternError::Never)?;
     if canonical.path() == text {
         Ok(())
     } else {
@@ -343,7 +347,7 @@ mod tests {
             ("/a/../b", PatternError::NotCanonical("/b".into())),
             ("/a/{*}/../b", PatternError::NotCanonical("/a/b".into())),
             ("/%61//{*}/{**}", PatternError::NotCanonical("/a/{*}/{**}".into())),
-            ("/a%2fb", PatternError::Never("the path holds an escaped slash or a backslash".into())),
+            ("/a%2fb", PatternError::Never(NormError::PathSlash)),
             ("/a?b", PatternError::Query),
             ("/{id}", PatternError::Wildcard),
             ("/x{*}", PatternError::Wildcard),

@@ -1,5 +1,6 @@
 //! Rules in canonical form: the only thing that the engines see.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -81,6 +82,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Whether it is about one path and not another.
+    pub(crate) fn speaks_of_paths(&self) -> bool {
+        self.paths.is_some() || self.not.as_ref().is_some_and(|not| !not.paths.is_empty())
+    }
+
     /// Whether it asks for anything that opaque bytes never show.
     pub(crate) fn asks_layer7(&self) -> bool {
         let Self { methods, paths, grpc: _, hosts, headers, ports: _, not } = self;
@@ -212,6 +218,38 @@ impl Methods {
             Some(Self::Only(named)) => named.contains(method),
             Some(Self::Any) | None => action.is_wide() || !method.must_be_named(),
         }
+    }
+}
+
+/// The workload's ports for which enforced rules speak of paths.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PathsJudged {
+    everywhere: bool,
+    ports: BTreeSet<u16>,
+}
+
+impl PathsJudged {
+    pub(crate) fn by(rules: &[Rule]) -> Self {
+        let mut judged = Self::default();
+        // Shadows and audits change nothing, so they make no request a bad one.
+        let enforced =
+            |rule: &&Rule| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
+        for rule in rules.iter().filter(enforced) {
+            for target in rule.to.iter().flatten().filter(|target| target.speaks_of_paths()) {
+                match (&rule.target_ports, &target.ports) {
+                    (None, None) => judged.everywhere = true,
+                    (Some(ports), None) | (None, Some(ports)) => judged.ports.extend(ports),
+                    (Some(all), Some(some)) => {
+                        judged.ports.extend(some.iter().filter(|port| all.contains(port)));
+                    }
+                }
+            }
+        }
+        judged
+    }
+
+    pub(crate) fn at(&self, port: u16) -> bool {
+        self.everywhere || self.ports.contains(&port)
     }
 }
 

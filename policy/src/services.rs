@@ -8,6 +8,7 @@ use postern_svid::SpiffeId;
 use serde::Serialize;
 
 use crate::norm::CanonHost;
+use crate::port_paths::PortPaths;
 use crate::upgrade::UpgradeName;
 
 /// What a port speaks, as declared.
@@ -120,6 +121,9 @@ pub struct ServicePort {
     /// What its HTTP requests may turn into, WebSocket aside.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub upgrades: std::sync::Arc<[UpgradeName]>,
+    /// How the paths of its requests are read.
+    #[serde(flatten)]
+    pub paths: PortPaths,
     /// The service that it belongs to.
     pub service: ServiceName,
     /// Whether the service stands outside the mesh.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{Page, Rules, peer, target, when};
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
+use crate::norm::EscapedSlashes;
 use crate::rule::{Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
 use crate::yaml;
@@ -81,6 +82,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             window: when.as_ref().and_then(|when| when::window(page, when)),
         };
         warn_about(page, rule, &checked);
+        warn_of_kept_slashes(page, &rule.value, &checked, rules);
         let rule_name = RuleName {
             namespace: policy.namespace.clone(),
             document: metadata.name.value.as_str().into(),
@@ -194,6 +196,28 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             }
         }
     }
+}
+
+/// A rule about a kept slash says nothing at ports that refuse or decode it, which a Deny's writer should know.
+fn warn_of_kept_slashes(page: &mut Page<'_>, written: &RuleDoc, rule: &Rule, rules: &Rules<'_>) {
+    if rules.slashes == EscapedSlashes::Keep || rule.target_ports.is_some() {
+        return;
+    }
+    let targets = written.to.iter().flat_map(|to| &to.value).filter(|target| target.value.ports.is_none());
+    let not = |target: &ToDoc| {
+        target.not.as_ref().map(|not| [not.value.paths.clone(), not.value.path_prefix.clone()])
+    };
+    let of = |target: &ToDoc| {
+        let own = [target.paths.clone(), target.path_prefix.clone()];
+        own.into_iter().chain(not(target).into_iter().flatten()).flatten().flat_map(|list| list.value)
+    };
+    let kept = |path: &Sp<String>| path.value.contains("%2F") || path.value.contains("%5C");
+    let Some(first) = targets.flat_map(|target| of(&target.value)).find(kept) else { return };
+    page.warn(
+        first.referenced,
+        "requests have this path only at ports with `escapedSlashes: Keep`",
+        "elsewhere it is refused, or has `/` there: name the ports that keep it with `ports`",
+    );
 }
 
 /// Once a rule: a list of paths is written with one intention.

@@ -65,12 +65,7 @@ pub(crate) fn defaults(
     if let Some(section) = http {
         let HttpDefaults { escaped_slashes } = &section.value;
         if let Some(word) = escaped_slashes {
-            let words = [
-                ("Reject", EscapedSlashes::Reject),
-                ("Decode", EscapedSlashes::Decode),
-                ("Keep", EscapedSlashes::Keep),
-            ];
-            settled.slashes = page.word(word, &words).unwrap_or_default();
+            settled.slashes = page.word(word, &EscapedSlashes::WORDS).unwrap_or_default();
         }
     }
     if let Some(section) = on_change {

@@ -24,7 +24,10 @@ use crate::yaml;
 pub(crate) struct Rules<'a> {
     pub(crate) root_namespace: &'a str,
     pub(crate) domains: &'a OwnDomains,
+    /// The mesh's default.
     pub(crate) slashes: EscapedSlashes,
+    /// The mode that lets rules name most paths, of the default and those that Services' ports name.
+    pub(crate) widest: EscapedSlashes,
 }
 
 /// One document's place in the set, and the findings about it.

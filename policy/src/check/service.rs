@@ -8,6 +8,8 @@ use postern_svid::SpiffeId;
 
 use super::{Page, Rules};
 use crate::doc::{Document, EndpointDoc, List, PortDoc, ServiceSpec, Sp};
+use crate::norm::EscapedSlashes;
+use crate::port_paths::PortPaths;
 use crate::services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Transport};
 use crate::upgrade::{MAX_UPGRADES, UpgradeName};
 use crate::yaml;
@@ -41,7 +43,15 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
     let mut numbers = HashSet::new();
     let mut checked = Vec::with_capacity(ports.value.len());
     for entry in page.items(ports, "ports") {
-        let PortDoc { port, protocol, target_port, name: port_name, upgrades } = &entry.value;
+        let PortDoc {
+            port,
+            protocol,
+            target_port,
+            name: port_name,
+            upgrades,
+            escaped_slashes,
+            preserve_raw_path,
+        } = &entry.value;
         let number = self::port(page, port);
         let target_port = target_port.as_ref().map_or(number, |port| self::port(page, port));
         if !numbers.insert(number) {
@@ -55,12 +65,14 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             Some(names) => self::upgrades(page, names, protocol, &endpoints),
             None => Vec::new(),
         };
+        let paths = self::paths(page, escaped_slashes.as_ref(), preserve_raw_path.as_ref(), protocol);
         checked.push(ServicePort {
             port: number,
             name: port_name.as_ref().map(|name| name.value.as_str().into()),
             protocol,
             target_port,
             upgrades: upgrades.into(),
+            paths,
             service: name.clone(),
             external,
             endpoints: endpoints.clone(),
@@ -170,6 +182,23 @@ fn upgrades(
         }
     }
     checked
+}
+
+fn paths(
+    page: &mut Page<'_>,
+    slashes: Option<&Sp<String>>,
+    raw: Option<&Sp<bool>>,
+    protocol: Protocol,
+) -> PortPaths {
+    let paths = PortPaths {
+        escaped_slashes: slashes.and_then(|word| page.word(word, &EscapedSlashes::WORDS)),
+        preserve_raw_path: raw.is_some_and(|flag| flag.value),
+    };
+    let written = slashes.map(|word| word.referenced).or_else(|| raw.map(|flag| flag.referenced));
+    if let (Some((what, help)), Some(at)) = (paths.mistake(protocol), written) {
+        page.error_with(at, what, help);
+    }
+    paths
 }
 
 fn protocol(page: &mut Page<'_>, word: &Sp<String>) -> Option<Protocol> {

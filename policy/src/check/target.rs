@@ -96,10 +96,10 @@ fn path_patterns(
 ) -> Option<Vec<PathPattern>> {
     match (paths, prefixes) {
         (Some(list), None) => {
-            Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.slashes)))
+            Some(patterns(page, list, "paths", |text| PathPattern::parse(text, rules.widest)))
         }
         (None, Some(list)) => {
-            Some(patterns(page, list, "pathPrefix", |text| PathPattern::parse_prefix(text, rules.slashes)))
+            Some(patterns(page, list, "pathPrefix", |text| PathPattern::parse_prefix(text, rules.widest)))
         }
         (None, None) => None,
         // Fields are joined by AND, but a reader expects OR here. Refused rather than guessed.

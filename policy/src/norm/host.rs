@@ -57,6 +57,12 @@ impl CanonHost {
         Self { name: address.to_string().into(), address: Some(address), port }
     }
 
+    /// Parses a host that is forwarded as it came: only a canonical one is judged and forwarded in one spelling.
+    pub fn parse_raw(text: &str) -> Result<Self, NormError> {
+        Self::parse(text)
+            .and_then(|host| if host.to_string() == text { Ok(host) } else { Err(NormError::HostRaw) })
+    }
+
     /// The name or the address, without brackets and port.
     pub fn name(&self) -> &str {
         &self.name
@@ -140,6 +146,8 @@ mod tests {
                 "{text}"
             );
             assert_eq!(CanonHost::parse(canonical).as_ref(), Ok(&host));
+            assert_eq!(CanonHost::parse_raw(canonical).as_ref(), Ok(&host));
+            assert_eq!(CanonHost::parse_raw(text).is_ok(), text == canonical, "{text}");
         }
     }
 

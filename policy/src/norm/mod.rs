@@ -29,6 +29,8 @@ pub enum NormError {
     PathEscape,
     /// An escaped slash or a backslash.
     PathSlash,
+    /// Not canonical, where it would be forwarded as it came and rules speak of paths.
+    PathRaw,
     /// It does not begin with a slash.
     PathStart,
     /// Longer than [`MAX_PATH`].
@@ -49,6 +51,8 @@ pub enum NormError {
     HostAddress,
     /// The port is not a number from 1 to 65535.
     HostPort,
+    /// Not canonical, where it would be forwarded as it came.
+    HostRaw,
 }
 
 impl NormError {
@@ -60,6 +64,7 @@ impl NormError {
             Self::PathDots => "path_dots",
             Self::PathDotParams => "path_dot_params",
             Self::PathEscape => "path_escape",
+            Self::PathRaw => "path_raw",
             Self::PathSlash => "path_slash",
             Self::PathStart => "path_start",
             Self::PathTooLong => "path_too_long",
@@ -71,6 +76,7 @@ impl NormError {
             Self::HostLabel => "host_label",
             Self::HostAddress => "host_address",
             Self::HostPort => "host_port",
+            Self::HostRaw => "host_raw",
         }
     }
 }
@@ -85,6 +91,9 @@ impl fmt::Display for NormError {
             Self::PathDots => "the path leads above the root with '..'",
             Self::PathDotParams => "the path holds '.' or '..' with parameters",
             Self::PathEscape => "the path holds a '%' that is not followed by two hexadecimal digits",
+            Self::PathRaw => {
+                "the path is not in canonical form, and this port preserves raw paths where rules speak of them"
+            }
             Self::PathSlash => "the path holds an escaped slash or a backslash",
             Self::PathStart => "the path does not begin with '/'",
             Self::PathTooLong => "the path is longer than 8 KiB",
@@ -96,6 +105,10 @@ impl fmt::Display for NormError {
             Self::HostLabel => "a part of the host name is empty or too long",
             Self::HostAddress => "the host is an address in an ambiguous spelling",
             Self::HostPort => "the port is not a number from 1 to 65535",
+            Self::HostRaw => {
+                "the host is not in canonical form (lower case, no dot at its end, plain addresses), and this port preserves \
+                 what is signed"
+            }
         })
     }
 }

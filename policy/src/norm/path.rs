@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::{CanonMethod, NormError};
 
 /// Longer request targets are refused: 8 KiB is what common servers take.
@@ -16,8 +18,8 @@ pub const MAX_PATH: usize = 8 * 1024;
 /// Readings besides the canonical one. More than this is an attack, not a path.
 pub const MAX_READINGS: usize = 4;
 
-/// What happens to `%2F`, `%5C` and `\`.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+/// What happens to `%2F`, `%5C` and `\`. A path that a rule can name under one of them, it can name under the later ones.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum EscapedSlashes {
     /// They are refused: 400.
     #[default]
@@ -28,11 +30,24 @@ pub enum EscapedSlashes {
     Keep,
 }
 
+impl EscapedSlashes {
+    /// The words of documents and configurations.
+    pub const WORDS: [(&str, Self); 3] =
+        [("Reject", Self::Reject), ("Decode", Self::Decode), ("Keep", Self::Keep)];
+
+    /// What a word means.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, value)| *value)
+    }
+}
+
 /// How paths are read at a port.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct PathOptions {
     /// What happens to `%2F`, `%5C` and `\`.
     pub escaped_slashes: EscapedSlashes,
+    /// What came is forwarded, not its canonical form. Every request still needs one.
+    pub preserve_raw: bool,
 }
 
 /// A request target in canonical form: a path, perhaps a query, and the readings that a decision must survive.
@@ -41,6 +56,8 @@ pub struct CanonPath {
     text: Box<str>,
     path_len: usize,
     changed: bool,
+    /// What came, if it is not canonical and is forwarded all the same.
+    raw: Option<Box<str>>,
     readings: Box<[Box<str>]>,
 }
 
@@ -49,8 +66,7 @@ impl CanonPath {
     ///
     /// The query is checked for forbidden bytes and otherwise left alone: it takes no part in path matching.
     pub fn parse(raw: impl AsRef<[u8]>, options: &PathOptions) -> Result<Self, NormError> {
-        let raw = raw.as_ref();
-        let raw = check_bytes(raw)?;
+        let raw = check_bytes(raw.as_ref())?;
         let (raw_path, query) = match raw.find('?') {
             Some(at) => raw.split_at(at),
             None => (raw, ""),
@@ -60,7 +76,8 @@ impl CanonPath {
         let readings = readings(&path)?;
         let path_len = path.len();
         path.push_str(query);
-        Ok(Self { text: path.into(), path_len, changed, readings })
+        let raw = (changed && options.preserve_raw).then(|| raw.into());
+        Ok(Self { text: path.into(), path_len, changed, raw, readings })
     }
 
     /// Parses the target of a request with `method`: `*` is a target of OPTIONS only (RFC 9112 3.2.4).
@@ -70,7 +87,8 @@ impl CanonPath {
         options: &PathOptions,
     ) -> Result<Self, NormError> {
         if raw.as_ref() == b"*" && method.as_str() == "OPTIONS" {
-            return Ok(Self { text: "*".into(), path_len: 1, changed: false, readings: Box::default() });
+            let (text, readings) = ("*".into(), Box::default());
+            return Ok(Self { text, path_len: 1, changed: false, raw: None, readings });
         }
         Self::parse(raw, options)
     }
@@ -87,7 +105,13 @@ impl CanonPath {
 
     /// Path and query as they are forwarded.
     pub fn path_and_query(&self) -> &str {
-        &self.text
+        self.raw.as_deref().unwrap_or(&self.text)
+    }
+
+    /// Whether another spelling than the judged one is forwarded: only at a port that preserves raw paths, and only where
+    /// no rule speaks of paths ([`Generation::check_path`](crate::Generation::check_path)).
+    pub fn is_raw(&self) -> bool {
+        self.raw.is_some()
     }
 
     /// Whether the canonical form differs from what came in.
