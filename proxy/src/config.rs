@@ -1,6 +1,7 @@
 //! `sidecar.yaml`, read once into types that cannot be wrong any more. All mistakes are reported together, each with
 //! its place.
 
+mod ports;
 mod upgrades;
 
 use std::collections::BTreeMap;
@@ -8,14 +9,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use postern_agent::{Attestation, Trust};
+use postern_policy::norm::PathOptions;
 use postern_policy::yaml::{self, Spanned};
-use postern_policy::{Diagnostic, Diagnostics, Protocol, SourceFile, UpgradeName};
+use postern_policy::{Diagnostic, Diagnostics, PortPaths, Protocol, SourceFile, UpgradeName};
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 
 use crate::limits::Limits;
 use crate::observe::log;
 use join_token::{JoinToken, attestation};
+use ports::{Port, Ports};
 
 mod join_token;
 
@@ -75,8 +78,17 @@ pub struct WorkloadConfig {
     pub ports: BTreeMap<u16, Protocol>,
     /// What requests to those ports may turn into, WebSocket aside.
     pub upgrades: BTreeMap<u16, Vec<UpgradeName>>,
+    /// How the paths of requests to those ports are read, where it is not as everywhere.
+    pub paths: BTreeMap<u16, PortPaths>,
     /// Labels for the selectors of policies.
     pub labels: BTreeMap<String, String>,
+}
+
+impl WorkloadConfig {
+    /// How paths are read at this port of the workload.
+    pub fn path_options(&self, port: u16, defaults: PathOptions) -> PathOptions {
+        self.paths.get(&port).copied().unwrap_or_default().options(defaults)
+    }
 }
 
 /// Level and shape of the log.
@@ -140,7 +152,7 @@ impl Config {
         let trust = trust(file, &raw.control_plane, &mut wrong);
         let attestation = attestation(file, &raw.control_plane.join_token, &mut wrong);
         let address = listeners::workload(file, &raw.workload.address, &mut wrong);
-        let (ports, upgrades) = ports(file, &raw, address, &mut wrong);
+        let Ports { protocols: ports, upgrades, paths } = ports::check(file, &raw, address, &mut wrong);
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
@@ -169,7 +181,7 @@ impl Config {
             control_plane_id,
             trust,
             attestation,
-            workload: WorkloadConfig { address, ports, upgrades, labels: raw.workload.labels },
+            workload: WorkloadConfig { address, ports, upgrades, paths, labels: raw.workload.labels },
             inbound: raw.inbound.address.value,
             outbound: raw.outbound.address.value,
             health: raw.health.address.value,
@@ -235,14 +247,6 @@ struct Workload {
     ports: Vec<Port>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Port {
-    port: Spanned<u16>,
-    protocol: Spanned<String>,
-    upgrades: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[derive(Deserialize)]
@@ -319,36 +323,6 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
         }
     }
     limits
-}
-
-type Ports = (BTreeMap<u16, Protocol>, BTreeMap<u16, Vec<UpgradeName>>);
-
-fn ports(file: &SourceFile, raw: &File, address: IpAddr, wrong: &mut Diagnostics) -> Ports {
-    let (mut ports, mut upgrades) = Ports::default();
-    for entry in &raw.workload.ports {
-        let port = entry.port.value;
-        let Some(protocol) = Protocol::parse(&entry.protocol.value) else {
-            wrong.push(
-                yaml::at(file, &entry.protocol, format!("unknown protocol {:?}", entry.protocol.value))
-                    .with_help("one of http, http2, grpc, tcp, tls"),
-            );
-            continue;
-        };
-        if port == 0 {
-            wrong.push(yaml::at(file, &entry.port, "port 0 is no port"));
-        }
-        let here = SocketAddr::new(address, port);
-        if raw.listeners().any(|(_, own)| listeners::is_at(own.value, here, address)) {
-            wrong.push(yaml::at(file, &entry.port, "this is one of the sidecar's own listeners"));
-        }
-        if ports.insert(port, protocol).is_some() {
-            wrong.push(yaml::at(file, &entry.port, format!("port {port} is declared twice")));
-        }
-        if let Some(names) = &entry.upgrades {
-            upgrades.insert(port, upgrades::check(file, names, protocol, wrong));
-        }
-    }
-    (ports, upgrades)
 }
 
 fn control_plane(file: &SourceFile, address: &Spanned<String>, wrong: &mut Diagnostics) {

@@ -179,6 +179,15 @@ impl Facts {
         }
     }
 
+    /// Whether what was forwarded is what `generation` would judge: a raw path may have gone on while no rule spoke of
+    /// paths, and now one does.
+    pub fn is_judged_as_forwarded(&self, generation: &Generation) -> bool {
+        match &self.operation {
+            Operation::Http { path, .. } => generation.check_path(self.port, path).is_ok(),
+            Operation::Tcp => true,
+        }
+    }
+
     /// Method and path for people; a tunnel has neither.
     pub fn method_and_path(&self) -> (&str, &str) {
         match &self.operation {

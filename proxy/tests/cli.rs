@@ -163,3 +163,31 @@ fn upgrades_are_listed_by_name_and_checked() {
         assert!(words.iter().all(|word| said.contains(word)), "{port}: {said}");
     }
 }
+
+#[test]
+fn what_a_port_says_of_paths_is_checked() {
+    let with = |port: &str| {
+        let (_directory, path) = config(|good| good.replace("protocol: http}", port));
+        let checked = run(&["check", "--config", &path]);
+        (checked.status.code(), text(&checked.stderr))
+    };
+    for good in
+        ["escapedSlashes: Decode", "escapedSlashes: Keep, preserveRawPath: true", "preserveRawPath: false"]
+    {
+        let (code, said) = with(&format!("protocol: grpc, {good}}}"));
+        assert_eq!(code, Some(0), "{good}: {said}");
+    }
+    for (port, words) in [
+        ("protocol: http, escapedSlashes: keep}", ["sidecar.yaml:10:56", "one of Reject, Decode, Keep"]),
+        ("protocol: tcp, escapedSlashes: Keep}", ["sidecar.yaml:10:55", "of protocol tcp has no paths"]),
+        ("protocol: tls, preserveRawPath: true}", ["sidecar.yaml:10:56", "of protocol tls has no paths"]),
+        (
+            "protocol: http, escapedSlashes: Decode, preserveRawPath: true}",
+            ["sidecar.yaml:10:56", "write `Keep` to take"],
+        ),
+    ] {
+        let (code, said) = with(port);
+        assert_eq!(code, Some(2), "{port}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{port}: {said}");
+    }
+}

@@ -40,12 +40,14 @@ fn publish(sidecar: &Sidecar, generation: &Arc<Generation>) {
 
 fn facts(snapshot: &Snapshot) -> Facts {
     let options = snapshot.policy.as_ref().unwrap().defaults().path;
-    let method = CanonMethod::parse("GET").unwrap();
-    let path = CanonPath::parse_for(&method, "/files/a%2Fb", &options).unwrap();
+    get(CanonPath::parse("/files/a%2Fb", &options).unwrap())
+}
+
+fn get(path: CanonPath) -> Facts {
     Facts {
         port: 8080,
         operation: Operation::Http {
-            method,
+            method: CanonMethod::get(),
             path,
             host: CanonHost::parse("orders.shop").unwrap(),
             headers: HeaderFields::new(),
@@ -130,4 +132,34 @@ fn a_policy_that_never_rests_ends_in_an_error() {
     .unwrap_err();
     assert_eq!((made, error.reason), (TRIES, Reason::Overloaded));
     assert!(sidecar.registry.streams().is_empty());
+}
+
+#[test]
+fn a_raw_path_that_went_on_while_no_rule_spoke_of_paths_ends_when_one_does() {
+    let sidecar = testing::sidecar("");
+    let policy = |to: &str| {
+        format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: all, namespace: shop}}\nspec: \
+             {{action: Allow, rules: [{{name: web, to: [{to}]}}]}}\n"
+        )
+    };
+    publish(&sidecar, &testing::generation(&sidecar, 1, &policy("{ports: [8080]}")));
+    let registered = testing::connection(&sidecar, Direction::Inbound);
+    let open = |raw: &str| {
+        let mut snapshot = sidecar.snapshots.held();
+        let options = postern_policy::norm::PathOptions { preserve_raw: true, ..Default::default() };
+        let make = |_: &Snapshot| Ok((get(CanonPath::parse(raw, &options).unwrap()), ()));
+        let (opened, ()) = register(&sidecar, registered.connection(), &mut snapshot, make).unwrap();
+        assert!(stream(&sidecar, &opened, &snapshot).refused.is_none(), "no rule speaks of paths");
+        opened
+    };
+    let (raw, canonical) = (open("/files//a"), open("/files/a"));
+    let rejudged = |number: u64, to: &str| {
+        let generation = testing::generation(&sidecar, number, &policy(to));
+        sidecar.registry.rejudge(&generation, "shop", std::time::Duration::ZERO)
+    };
+    assert_eq!(rejudged(2, "{ports: [8080], methods: [GET]}"), 0);
+    // Either path is allowed, but only one of them was judged as it was forwarded.
+    assert_eq!(rejudged(3, "{ports: [8080], pathPrefix: [/files]}"), 1);
+    assert!(raw.entry().is_revoked() && !canonical.entry().is_revoked());
 }

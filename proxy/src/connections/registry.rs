@@ -97,6 +97,7 @@ impl Registry {
                 // A rule without ports allows every port, but reaches none that no other rule names.
                 Direction::Inbound => {
                     config.reaches(Some(generation), entry.facts.port)
+                        && entry.facts.is_judged_as_forwarded(generation)
                         && entry.connection.judge(generation, &entry.facts).is_allowed()
                 }
                 Direction::Outbound => !entry.has_lost_its_way(generation, &config.namespace),

@@ -9,7 +9,7 @@ use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, check_grpc};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions, check_grpc};
 use postern_policy::{HeaderFields, Protocol};
 
 use self::handshake::Delivered;
@@ -252,16 +252,23 @@ fn facts(
         return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
     }
     let upgrade = handshake::asked(sidecar, port, parts, has_body)?;
-    let (options, asked) = match &snapshot.policy {
+    let (defaults, asked) = match &snapshot.policy {
         Some(generation) => (generation.defaults().path, generation.headers_named()),
-        None => (postern_policy::norm::PathOptions::default(), &[][..]),
+        None => (PathOptions::default(), &[][..]),
     };
+    let options = sidecar.config.workload.path_options(port, defaults);
+    if options.preserve_raw {
+        check_raw_authority(&parts.uri, &parts.headers)?;
+    }
     let bad = |error: postern_policy::norm::NormError| {
         Error::new(Side::Peer, Reason::BadRequest, error.to_string())
     };
     let method = CanonMethod::parse(handshake::method(upgrade.as_ref(), parts)?).map_err(bad)?;
     let raw = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let path = CanonPath::parse_for(&method, raw, &options).map_err(bad)?;
+    if let Some(generation) = &snapshot.policy {
+        generation.check_path(port, &path).map_err(bad)?;
+    }
     if headers::is_grpc(&parts.headers) {
         check_grpc(&method, &path).map_err(bad)?;
     }
@@ -303,6 +310,17 @@ pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<CanonHost, Error
     }
 }
 
+/// The same where a backend checks a signature of what came: whoever spells it otherwise than it would be forwarded hears
+/// so here, and not from a signature that does not fit.
+pub fn check_raw_authority(uri: &Uri, fields: &http::HeaderMap) -> Result<(), Error> {
+    let line = fields.get(HOST).and_then(|line| line.to_str().ok());
+    for text in uri.authority().map(Authority::as_str).into_iter().chain(line) {
+        CanonHost::parse_raw(text)
+            .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, format!("host: {error}")))?;
+    }
+    Ok(())
+}
+
 fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
     let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
     let mut parts = http::uri::Parts::default();
@@ -313,4 +331,48 @@ fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
         parts.authority = Some(Authority::try_from(host.as_bytes()).map_err(|error| bad(error.to_string()))?);
     }
     Uri::from_parts(parts).map_err(|error| bad(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_policy::{SourceFile, yaml};
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Vectors {
+        authorities: Vec<Vector>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Vector {
+        target: String,
+        lines: Vec<String>,
+        host: Option<String>,
+    }
+
+    #[test]
+    fn authorities() {
+        let text = include_bytes!("../../../policy/tests/vectors/requests.yaml").to_vec();
+        let file = SourceFile { name: "requests.yaml".to_owned(), text };
+        let vectors: Vectors = yaml::parse(&file).unwrap();
+        for Vector { target, lines, host } in vectors.authorities {
+            let uri: Uri = target.parse().unwrap();
+            let mut fields = http::HeaderMap::new();
+            for line in &lines {
+                fields.append(HOST, HeaderValue::from_str(line).unwrap());
+            }
+            let found = authority(&uri, &fields).ok().map(|host| host.to_string());
+            assert_eq!(found, host, "{target} {lines:?}");
+            // Whoever must not be rewritten names the host as it is forwarded, in each place.
+            let spelled = lines.iter().map(String::as_str).chain(uri.authority().map(Authority::as_str));
+            let canonical =
+                spelled.map(|text| Some(text) == host.as_deref()).reduce(|one, other| one && other);
+            if host.is_some() {
+                assert_eq!(Some(check_raw_authority(&uri, &fields).is_ok()), canonical, "{target} {lines:?}");
+            }
+        }
+    }
 }

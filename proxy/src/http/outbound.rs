@@ -172,7 +172,11 @@ impl Target {
             (false, false) => return Err(Error::new(Side::Peer, Reason::HttpToTcp, detail())),
             _ => {}
         }
-        Ok(Self { host, port: port.clone(), path_options: generation.defaults().path })
+        let path_options = port.paths.options(generation.defaults().path);
+        if path_options.preserve_raw && !is_tunnel {
+            inbound::check_raw_authority(request.uri(), request.headers())?;
+        }
+        Ok(Self { host, port: port.clone(), path_options })
     }
 
     fn facts(

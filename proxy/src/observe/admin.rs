@@ -389,12 +389,16 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                 Ok(method) => method,
                 Err(error) => return bad(format!("method: {error}")),
             };
-            let path = match CanonPath::parse_for(&method, path, &generation.defaults().path) {
+            let options = sidecar.config.workload.path_options(asked.port, generation.defaults().path);
+            let path = CanonPath::parse_for(&method, path, &options)
+                .and_then(|path| generation.check_path(asked.port, &path).map(|()| path));
+            let path = match path {
                 Ok(path) => path,
                 Err(error) => return bad(format!("path: {error}")),
             };
             let upgrade = asked.websocket.then_some(Upgrade::WebSocket);
-            let host = match asked.host.as_deref().map(CanonHost::parse).transpose() {
+            let parse = if options.preserve_raw { CanonHost::parse_raw } else { CanonHost::parse };
+            let host = match asked.host.as_deref().map(parse).transpose() {
                 Ok(host) => host,
                 Err(error) => return bad(format!("host: {error}")),
             };
