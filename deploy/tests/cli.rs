@@ -130,6 +130,40 @@ fn an_explanation_says_which_port_it_judged() {
     );
 }
 
+/// A path is read as the Service's port that leads there says.
+#[test]
+fn an_explanation_reads_paths_as_the_port_does() {
+    let documents = |to: &str| {
+        format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: store, namespace: shop}}\nspec:\n  \
+             identity: spiffe://td/ns/shop/sa/store\n  ports:\n  - {{port: 80, targetPort: 8080, protocol: http}}\n  \
+             - {{port: 81, targetPort: 8081, protocol: http, escapedSlashes: Keep}}\n  \
+             - {{port: 83, targetPort: 8083, protocol: http, preserveRawPath: true}}\n  \
+             endpoints: [{{address: 127.0.0.1}}]\n---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\n\
+             metadata: {{name: p, namespace: shop}}\nspec: {{action: Allow, rules: [{{name: r, to: [{to}]}}]}}\n"
+        )
+    };
+    let any = documents("{methods: [GET]}");
+    let some = documents("{pathPrefix: [/]}");
+    let refused = "400 before any rule";
+    for (documents, arguments, code, word) in [
+        (&any, &["shop/store:80", "GET", "/a%2Fb"][..], 1, refused),
+        (&any, &["shop/store:81", "GET", "/a%2Fb"], 0, "allowed"),
+        (&any, &["shop/store:8081", "--workload-port", "GET", "/a%2Fb"], 0, "allowed"),
+        (&any, &["shop/store:83", "GET", "/a//b"], 0, "allowed"),
+        (&some, &["shop/store:80", "GET", "/a//b"], 0, "allowed"),
+        (&some, &["shop/store:83", "GET", "/a/b"], 0, "allowed"),
+        (&some, &["shop/store:83", "GET", "/a//b"], 1, "preserves raw paths"),
+        (&any, &["shop/store:80", "--host", "Store.shop", "GET", "/"], 0, "allowed"),
+        (&any, &["shop/store:83", "--host", "store.shop", "GET", "/"], 0, "allowed"),
+        (&any, &["shop/store:83", "--host", "Store.shop", "GET", "/"], 1, refused),
+    ] {
+        let (found, said) = explained(documents, &[&["--to"], arguments].concat());
+        assert_eq!(found, Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    }
+}
+
 #[test]
 fn what_a_sidecar_refuses_before_any_rule_is_denied() {
     let ask = |operation: &[&str]| explained(TWO_PORTS, &[&["--to", "shop/orders:9090"], operation].concat());

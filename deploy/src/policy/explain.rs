@@ -9,7 +9,8 @@ use std::time::SystemTime;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
 use postern_policy::{
-    Explanation, Generation, HeaderFields, HeaderLines, Operation, ServicePort, Source, Workload, load,
+    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, Workload,
+    load,
 };
 use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
 
@@ -70,8 +71,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
     let identity = caller(&args.from, &scope.trust_domain)?;
     let source = Source { identity: identity.as_ref(), address: args.address };
-    let host = args.host.as_deref().map(CanonHost::parse).transpose();
-    let host = host.map_err(|error| question(format!("--host: {error}")))?;
+    if let Some(host) = &args.host {
+        CanonHost::parse(host).map_err(|error| question(format!("--host: {error}")))?;
+    }
     let fields = fields(&args.headers)?;
     let _ = generation.tell_time(at(args.at.as_deref())?);
     let explanation = match args.operation.as_slice() {
@@ -80,8 +82,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         [tcp, _] if tcp.eq_ignore_ascii_case("tcp") => {
             return Err(question("opaque TCP has no path: say tcp alone, or METHOD /path"));
         }
-        [method, path] => match canonical(method, path, &generation) {
-            Ok((method, path)) => {
+        [method, path] => match canonical(method, path, args.host.as_deref(), &generation, &judged) {
+            Ok((method, path, host)) => {
                 let operation = Operation::Http {
                     method: &method,
                     path: &path,
@@ -124,11 +126,17 @@ fn fields(lines: &[String]) -> Result<Option<HeaderFields>, Failure> {
 fn canonical(
     method: &str,
     path: &str,
+    host: Option<&str>,
     generation: &Generation,
-) -> Result<(CanonMethod, CanonPath), NormError> {
+    judged: &Judged,
+) -> Result<(CanonMethod, CanonPath, Option<CanonHost>), NormError> {
     let method = CanonMethod::parse(method)?;
-    let path = CanonPath::parse_for(&method, path, &generation.defaults().path)?;
-    Ok((method, path))
+    let options = judged.paths.options(generation.defaults().path);
+    let parse = if options.preserve_raw { CanonHost::parse_raw } else { CanonHost::parse };
+    let host = host.map(parse).transpose()?;
+    let path = CanonPath::parse_for(&method, path, &options)?;
+    generation.check_path(judged.port, &path)?;
+    Ok((method, path, host))
 }
 
 fn show(explanation: &Explanation, json: bool, judged: &Judged) -> Result<(), Failure> {
@@ -182,6 +190,8 @@ fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
 struct Judged {
     port: u16,
     because: String,
+    /// What the Service's port that leads there says about paths; the workload's own port is taken to say the same.
+    paths: PortPaths,
 }
 
 impl fmt::Display for Judged {
@@ -202,6 +212,7 @@ fn judged_port(
     let of_service = |entry: &ServicePort| Judged {
         port: entry.target_port,
         because: format!("the Service's port {}", entry.port),
+        paths: entry.paths,
     };
     let port = match (port, known) {
         (Some(port), _) => port,
@@ -217,12 +228,13 @@ fn judged_port(
             return Err(question(format!("{callee} has several ports: say one of {}", known.join(", "))));
         }
     };
-    let because = |because: &str| Ok(Judged { port, because: because.to_owned() });
+    let named = known.iter().find(|entry| entry.port == port);
+    let reached = known.iter().find(|entry| entry.target_port == port);
+    let paths = reached.map(|entry| entry.paths).unwrap_or_default();
+    let because = |because: &str| Ok(Judged { port, because: because.to_owned(), paths });
     if is_workloads {
         return because("as --workload-port says");
     }
-    let named = known.iter().find(|entry| entry.port == port);
-    let reached = known.iter().find(|entry| entry.target_port == port);
     match (named, reached) {
         (Some(named), Some(reached)) if named.target_port != port => Err(question(format!(
             "{callee}:{port} can mean two ports: the Service's {port} is the workload's {}, and the workload's {port} \
