@@ -44,6 +44,7 @@ pub(crate) struct Port {
     workload: u16,
     protocol: String,
     upgrades: Vec<String>,
+    paths: String,
 }
 
 impl Port {
@@ -170,10 +171,10 @@ impl Plan {
             );
             for port in &sidecar.ports {
                 let Port { service, workload, protocol, .. } = port;
-                let upgrades = port.upgrades();
+                let (upgrades, paths) = (port.upgrades(), &port.paths);
                 let _ = writeln!(
                     text,
-                    "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}{upgrades}}}"
+                    "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}{upgrades}{paths}}}"
                 );
             }
             let _ = writeln!(text, "  endpoints: [{{address: {}}}]", sidecar.address);
@@ -187,7 +188,8 @@ impl Plan {
             .ports
             .iter()
             .map(|port| {
-                format!("{{port: {}, protocol: {}{}}}", port.workload, port.protocol, port.upgrades())
+                let (upgrades, paths) = (port.upgrades(), &port.paths);
+                format!("{{port: {}, protocol: {}{upgrades}{paths}}}", port.workload, port.protocol)
             })
             .collect();
         let mut text = format!(
@@ -223,7 +225,13 @@ impl Plan {
 impl SidecarPlan {
     /// The workload serves `workload`, which the Service shows as `service`: `http`, `http2`, `grpc`, `tcp` or `tls`.
     pub fn serves(&mut self, service: u16, workload: u16, protocol: &str) -> &mut Self {
-        self.ports.push(Port { service, workload, protocol: protocol.to_owned(), upgrades: Vec::new() });
+        self.ports.push(Port {
+            service,
+            workload,
+            protocol: protocol.to_owned(),
+            upgrades: Vec::new(),
+            paths: String::new(),
+        });
         self
     }
 
@@ -231,6 +239,13 @@ impl SidecarPlan {
     pub fn upgrades(&mut self, names: &[&str]) -> &mut Self {
         let port = self.ports.last_mut().expect("a port is named before its upgrades");
         port.upgrades = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// The port that was named last says this about paths, to callers and to itself: `escapedSlashes: Keep`.
+    pub fn paths(&mut self, said: &str) -> &mut Self {
+        let port = self.ports.last_mut().expect("a port is named before what it says");
+        port.paths = format!(", {said}");
         self
     }
 
