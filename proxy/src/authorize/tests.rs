@@ -156,7 +156,7 @@ fn a_raw_path_that_went_on_while_no_rule_spoke_of_paths_ends_when_one_does() {
     let (raw, canonical) = (open("/files//a"), open("/files/a"));
     let rejudged = |number: u64, to: &str| {
         let generation = testing::generation(&sidecar, number, &policy(to));
-        sidecar.registry.rejudge(&generation, "shop", std::time::Duration::ZERO)
+        sidecar.registry.rejudge(&generation, &sidecar.config, std::time::Duration::ZERO)
     };
     assert_eq!(rejudged(2, "{ports: [8080], methods: [GET]}"), 0);
     // Either path is allowed, but only one of them was judged as it was forwarded.
