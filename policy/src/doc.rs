@@ -14,9 +14,10 @@ use crate::yaml::Span;
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
 /// All kinds there are.
-pub(crate) const KINDS: [&str; 3] = [ACCESS_POLICY, MESH_DEFAULTS, SERVICE];
+pub(crate) const KINDS: [&str; 4] = [ACCESS_POLICY, MESH_DEFAULTS, POLICY_TEST, SERVICE];
 pub(crate) const ACCESS_POLICY: &str = "AccessPolicy";
 pub(crate) const MESH_DEFAULTS: &str = "MeshDefaults";
+pub(crate) const POLICY_TEST: &str = "PolicyTest";
 pub(crate) const SERVICE: &str = "Service";
 
 /// A value with its place.
@@ -283,6 +284,81 @@ pub(crate) struct EndpointDoc {
     pub(crate) identity: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) transport: Option<Sp<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TestSpec {
+    pub(crate) workload: Sp<TestedDoc>,
+    pub(crate) cases: List<CaseDoc>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TestedDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) namespace: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) service_account: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) labels: Option<Sp<BTreeMap<String, String>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) port: Option<Sp<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CaseDoc {
+    pub(crate) name: Sp<String>,
+    pub(crate) request: Sp<RequestDoc>,
+    pub(crate) expect: Sp<ExpectDoc>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct RequestDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) from: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) unauthenticated: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) address: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) port: Option<Sp<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) method: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) path: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) raw_path: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) host: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) headers: Option<List<LineDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) tcp: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) at: Option<Sp<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct LineDoc {
+    pub(crate) name: Sp<String>,
+    pub(crate) value: Sp<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ExpectDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) allow: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) deny: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) shadow: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) audit: Option<Sp<String>>,
 }
 
 /// A field that is written must have a value: `from:` with nothing behind it must not mean the same as no `from`,

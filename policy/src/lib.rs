@@ -7,6 +7,7 @@
 //! 2. [`Generation::connection`] resolves a peer once per connection.
 //! 3. [`Generation::decide`] answers for one stream, from canonical forms only ([`norm`]).
 //! 4. [`Generation::explain`] tells a person which rule decided, or what is missing.
+//! 5. [`run_tests`] holds the PolicyTests of a set against its rules.
 //!
 //! The crate is pure: no sockets, no async, no file system and no clock.
 //!
@@ -28,6 +29,7 @@ mod pattern;
 mod port_paths;
 mod rule;
 mod services;
+mod testing;
 mod text;
 mod upgrade;
 mod verdict;
@@ -42,6 +44,7 @@ pub use generation::Generation;
 pub use load::{load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
+pub use testing::{CaseResult, Coverage, TestReport, run_tests};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use postern_svid::{SpiffeId, TrustDomain};
 
-use crate::check::{self, Page, Policy, Rules, Settled};
+use crate::check::{self, Page, Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
@@ -15,7 +15,7 @@ use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PathsJudged, Rule};
 use crate::services::{Service, Services};
 use crate::text::Text;
-use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope};
+use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope, Workload};
 use crate::yaml;
 
 use document::{Body, Parsed, body, pieces};
@@ -26,12 +26,86 @@ const MAX_FILES: usize = 4_096;
 const MAX_BYTES: usize = 24 * 1024 * 1024;
 const MAX_DOCUMENTS: usize = 25_000;
 const MAX_RULES: usize = 100_000;
+const MAX_CASES: usize = 50_000;
 /// From here on a decision takes tens of microseconds, which an operator should know.
 const MANY_CANDIDATES: usize = 1_000;
 
 /// Checks a set of documents and compiles what concerns the scope's workload. All or nothing: one mistake anywhere
 /// refuses the set, because a rule that is skipped is a rule that does not deny.
 pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generation, Diagnostics> {
+    let checked = checked(files, scope)?;
+    let mut generation = match &scope.workload {
+        Some(workload) => checked.compiled(workload, number),
+        None => checked.assembled((Vec::new(), Vec::new()), number),
+    };
+    let Checked { services, documents, mut warnings, misnamed, .. } = checked;
+    // A test that has been left behind by its rules is no reason to keep new rules out of the mesh.
+    for finding in misnamed {
+        warnings.push(finding.warning());
+    }
+    let worst = generation.engine.worst_list();
+    if worst > MANY_CANDIDATES {
+        let message =
+            format!("a request can make the engine look at {worst} rules that share all their keys");
+        warnings.push(
+            Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
+        );
+    }
+    generation.services = Services::new(services);
+    generation.documents = documents;
+    generation.warnings = warnings.finished();
+    Ok(generation)
+}
+
+/// A set without mistakes.
+pub(crate) struct Checked {
+    /// With the index of their document.
+    policies: Vec<(usize, Policy)>,
+    services: Vec<Service>,
+    pub(crate) tests: Vec<Test>,
+    /// Tests that name rules that are not there.
+    pub(crate) misnamed: Diagnostics,
+    documents: Vec<DocumentSummary>,
+    warnings: Diagnostics,
+    settled: Settled,
+    domains: OwnDomains,
+    widest: EscapedSlashes,
+}
+
+impl Checked {
+    /// The names of all rules, whomever they concern.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &RuleName> {
+        self.policies.iter().flat_map(|(_, policy)| policy.rules.iter().map(|(name, _)| name))
+    }
+
+    /// What concerns a workload, without services and documents: it decides and explains.
+    pub(crate) fn compiled(&self, workload: &Workload, number: u64) -> Generation {
+        self.assembled(applying(workload, &self.policies), number)
+    }
+
+    fn assembled(&self, (names, applied): (Vec<RuleName>, Vec<Rule>), number: u64) -> Generation {
+        Generation {
+            number,
+            services: Services::new(Vec::new()),
+            defaults: Defaults {
+                path: PathOptions { escaped_slashes: self.settled.slashes, ..PathOptions::default() },
+                on_change: self.settled.on_change,
+                aliases: self.settled.aliases.clone(),
+            },
+            documents: Vec::new(),
+            warnings: Diagnostics::new(),
+            ports_named: ports_named(&applied),
+            headers_named: headers_named(&applied),
+            paths_judged: PathsJudged::by(&applied),
+            nameable: self.widest,
+            names,
+            engine: Engine::new(applied, self.domains.clone(), number),
+        }
+    }
+}
+
+/// Reads and checks a set, for whatever workload.
+pub(crate) fn checked(files: &[SourceFile], scope: &Scope) -> Result<Checked, Diagnostics> {
     bounds(files)?;
     let mut reader = Reader::default();
     for file in files {
@@ -51,48 +125,25 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
     let widest = reader.widest(settled.slashes);
     let rules =
         Rules { root_namespace: &scope.root_namespace, domains: &domains, slashes: settled.slashes, widest };
-    let (policies, services) = reader.check(&rules);
+    let Bodies { policies, services, tests } = reader.check(&rules);
+    let most = |errors: &mut Diagnostics, count: usize, what: &str, most: usize| {
+        if count > most {
+            errors
+                .push(Diagnostic::whole("", format!("the set has {count} {what}; at most {most} are taken")));
+        }
+    };
     let count: usize = policies.iter().map(|(_, policy)| policy.rules.len()).sum();
-    if count > MAX_RULES {
-        reader
-            .errors
-            .push(Diagnostic::whole("", format!("the set has {count} rules; at most {MAX_RULES} are taken")));
-    }
+    most(&mut reader.errors, count, "rules", MAX_RULES);
+    let count: usize = tests.iter().map(|(_, test)| test.cases.len()).sum();
+    most(&mut reader.errors, count, "cases of tests", MAX_CASES);
     if !reader.errors.is_empty() {
         return Err(reader.errors.finished());
     }
     let documents = reader.summaries(scope, &policies);
-    let mut warnings = reader.warnings;
-    let (names, applied) = applying(scope, policies);
-    let ports_named = ports_named(&applied);
-    let headers_named = headers_named(&applied);
-    let paths_judged = PathsJudged::by(&applied);
-    let engine = Engine::new(applied, domains, number);
-    let worst = engine.worst_list();
-    if worst > MANY_CANDIDATES {
-        let message =
-            format!("a request can make the engine look at {worst} rules that share all their keys");
-        warnings.push(
-            Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
-        );
-    }
-    Ok(Generation {
-        number,
-        services: Services::new(services),
-        defaults: Defaults {
-            path: PathOptions { escaped_slashes: settled.slashes, ..PathOptions::default() },
-            on_change: settled.on_change,
-            aliases: settled.aliases,
-        },
-        documents,
-        warnings: warnings.finished(),
-        ports_named,
-        headers_named,
-        paths_judged,
-        nameable: widest,
-        names,
-        engine,
-    })
+    let misnamed = reader.misnamed(&policies, &tests);
+    let tests = tests.into_iter().map(|(_, test)| test).collect();
+    let warnings = reader.warnings;
+    Ok(Checked { policies, services, tests, misnamed, documents, warnings, settled, domains, widest })
 }
 
 /// The trust domain that a set of documents speaks of: MeshDefaults' canonical one, else that of the first service's
@@ -137,10 +188,10 @@ fn bounds(files: &[SourceFile]) -> Result<(), Diagnostic> {
 }
 
 /// The rules that concern the workload, with their names: tier by tier, and within one in the order of the set.
-fn applying(scope: &Scope, policies: Vec<(usize, Policy)>) -> (Vec<RuleName>, Vec<Rule>) {
-    let Some(workload) = &scope.workload else { return (Vec::new(), Vec::new()) };
-    let applying = policies.into_iter().filter(|(_, policy)| policy.applies_to(workload));
-    let mut rules: Vec<(RuleName, Rule)> = applying.flat_map(|(_, policy)| policy.rules).collect();
+fn applying(workload: &Workload, policies: &[(usize, Policy)]) -> (Vec<RuleName>, Vec<Rule>) {
+    let applying = policies.iter().filter(|(_, policy)| policy.applies_to(workload));
+    let mut rules: Vec<(RuleName, Rule)> =
+        applying.flat_map(|(_, policy)| policy.rules.iter().cloned()).collect();
     rules.sort_by_key(|(_, rule)| rule.tier);
     rules.into_iter().unzip()
 }
@@ -162,6 +213,14 @@ fn headers_named(rules: &[Rule]) -> Vec<Box<str>> {
     let names: BTreeSet<Box<str>> =
         targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone())).collect();
     names.into_iter().collect()
+}
+
+/// Checked documents, with the index of each.
+#[derive(Default)]
+struct Bodies {
+    policies: Vec<(usize, Policy)>,
+    services: Vec<Service>,
+    tests: Vec<(usize, Test)>,
 }
 
 #[derive(Default)]
@@ -256,22 +315,38 @@ impl<'a> Reader<'a> {
         words.filter_map(|word| EscapedSlashes::parse(&word.value)).fold(default, Ord::max)
     }
 
-    /// Policies with the index of their document, and services.
-    fn check(&mut self, rules: &Rules<'_>) -> (Vec<(usize, Policy)>, Vec<Service>) {
-        let mut policies = Vec::new();
-        let mut services = Vec::new();
+    fn check(&mut self, rules: &Rules<'_>) -> Bodies {
+        let Bodies { mut policies, mut services, mut tests } = Bodies::default();
         for (at, document) in self.documents.iter().enumerate() {
             let mut page = document.page();
             match &document.body {
                 Body::Access(body) => policies.push((at, check::policy(&mut page, body, rules))),
                 Body::Service(body) => services.push(check::service(&mut page, body, rules)),
+                Body::Test(body) => tests.push((at, check::policy_test(&mut page, body, rules))),
                 Body::Defaults(_) => {}
             }
             let Page { text: _, first_line: _, errors, warnings } = page;
             self.errors.extend(errors);
             self.warnings.extend(warnings);
         }
-        (policies, services)
+        Bodies { policies, services, tests }
+    }
+
+    /// Names in tests that no rule has.
+    fn misnamed(&self, policies: &[(usize, Policy)], tests: &[(usize, Test)]) -> Diagnostics {
+        let mut found = Diagnostics::new();
+        if tests.is_empty() {
+            return found;
+        }
+        let rules = policies.iter().flat_map(|(_, policy)| policy.rules.iter().map(|(name, _)| name));
+        let rules: HashMap<String, &RuleName> = rules.map(|name| (name.to_string(), name)).collect();
+        for (at, test) in tests {
+            let Some(document) = self.documents.get(*at) else { continue };
+            let mut page = document.page();
+            check::names_of_rules(&mut page, test, &rules);
+            found.extend(page.errors);
+        }
+        found.finished()
     }
 
     fn summaries(&self, scope: &Scope, policies: &[(usize, Policy)]) -> Vec<DocumentSummary> {
@@ -286,6 +361,8 @@ impl<'a> Reader<'a> {
                 place: document.place(),
                 rules: policy.map_or(0, |policy| policy.rules.len()),
                 applies: match (policy, &scope.workload) {
+                    // A test is about a workload of its own choice, and about nobody's traffic.
+                    _ if matches!(document.body, Body::Test(_)) => false,
                     (Some(policy), Some(workload)) => policy.applies_to(workload),
                     (Some(_), None) => false,
                     (None, _) => true,

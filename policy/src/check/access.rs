@@ -10,6 +10,7 @@ use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
 use crate::yaml;
 
 /// A checked AccessPolicy.
+#[derive(Clone)]
 pub(crate) struct Policy {
     namespace: Box<str>,
     all: bool,

@@ -3,6 +3,7 @@
 mod access;
 mod defaults;
 mod peer;
+mod policy_test;
 mod service;
 mod target;
 mod when;
@@ -11,6 +12,7 @@ use serde_saphyr::Location;
 
 pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};
+pub(crate) use policy_test::{Case, Expected, Request, Test, names_of_rules, policy_test};
 pub(crate) use service::service;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};

@@ -120,11 +120,11 @@ fn accounts(page: &mut Page<'_>, list: &List<String>, own: &str) -> Vec<Account>
 }
 
 /// Kubernetes lets service accounts' names hold dots.
-fn is_account(text: &str) -> bool {
+pub(super) fn is_account(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_name)
 }
 
-fn bad_name(what: &str, text: &str) -> String {
+pub(super) fn bad_name(what: &str, text: &str) -> String {
     // A star is the mistake to expect: other meshes take patterns here.
     let star = if text.contains('*') { "; patterns are not known here" } else { "" };
     format!("`{}` is not {what}{star}", yaml::printable(text))

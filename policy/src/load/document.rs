@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::check::Page;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
-use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec};
+use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec, TestSpec};
 use crate::text::{self, Text};
 use crate::yaml;
 
@@ -21,6 +21,7 @@ pub(super) enum Body {
     Access(Document<AccessSpec>),
     Defaults(Document<DefaultsSpec>),
     Service(Document<ServiceSpec>),
+    Test(Document<TestSpec>),
 }
 
 impl Body {
@@ -29,6 +30,7 @@ impl Body {
             Self::Access(_) => doc::ACCESS_POLICY,
             Self::Defaults(_) => doc::MESH_DEFAULTS,
             Self::Service(_) => doc::SERVICE,
+            Self::Test(_) => doc::POLICY_TEST,
         }
     }
 
@@ -37,6 +39,7 @@ impl Body {
             Self::Access(document) => &document.metadata,
             Self::Defaults(document) => &document.metadata,
             Self::Service(document) => &document.metadata,
+            Self::Test(document) => &document.metadata,
         }
     }
 }
@@ -95,6 +98,7 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
     match kind.as_str() {
         doc::ACCESS_POLICY => typed(text, piece, first_line, doc::ACCESS_POLICY).map(Body::Access),
         doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS).map(Body::Defaults),
+        doc::POLICY_TEST => typed(text, piece, first_line, doc::POLICY_TEST).map(Body::Test),
         _ => typed(text, piece, first_line, doc::SERVICE).map(Body::Service),
     }
 }

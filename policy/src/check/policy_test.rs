@@ -1,0 +1,434 @@
+//! PolicyTest: requests, and what the rules must say to them. A sidecar checks them for form and runs none.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use postern_svid::SpiffeId;
+use serde_saphyr::Location;
+
+use super::peer::{bad_name, is_account};
+use super::{Page, Rules, is_name};
+use crate::diagnostic::Place;
+use crate::doc::{CaseDoc, Document, ExpectDoc, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
+use crate::fields::{HeaderFields, HeaderLines};
+use crate::norm::{self, CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
+use crate::verdict::{Action, Enforcement, RuleName, Workload};
+use crate::yaml;
+
+/// What Kubernetes calls the account of a pod that names none.
+const DEFAULT_ACCOUNT: &str = "default";
+const RULE_FORM: &str = "a rule is named `document/rule`, or `namespace/document/rule`";
+
+/// A checked PolicyTest.
+pub(crate) struct Test {
+    pub(crate) namespace: Box<str>,
+    pub(crate) name: Box<str>,
+    pub(crate) workload: Workload,
+    pub(crate) cases: Vec<Case>,
+}
+
+/// A request and what is expected.
+pub(crate) struct Case {
+    pub(crate) name: Box<str>,
+    pub(crate) place: Place,
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) request: Request,
+    pub(crate) at: Option<SystemTime>,
+    pub(crate) expected: Expected,
+    pub(crate) shadow: Option<Named>,
+    pub(crate) audit: Option<Named>,
+}
+
+pub(crate) enum Request {
+    Tcp,
+    Http {
+        method: CanonMethod,
+        path: CanonPath,
+        host: Option<CanonHost>,
+        fields: HeaderFields,
+    },
+    /// A sidecar answers 400 before any rule is asked.
+    Bad(NormError),
+}
+
+/// The verdict that a case expects.
+pub(crate) enum Expected {
+    Allow(Option<Named>),
+    /// Whyever.
+    Denied,
+    Deny(Named),
+    Default,
+    BadRequest,
+}
+
+/// A rule by its name, where the name stands.
+pub(crate) struct Named {
+    pub(crate) rule: Box<str>,
+    at: Location,
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow(Some(named)) => write!(f, "allowed by {}", named.rule),
+            Self::Allow(None) => f.write_str("allowed"),
+            Self::Denied => f.write_str("denied"),
+            Self::Deny(named) => write!(f, "denied by {}", named.rule),
+            Self::Default => f.write_str("denied by default"),
+            Self::BadRequest => f.write_str("denied as a bad request"),
+        }
+    }
+}
+
+/// Checks a PolicyTest.
+pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, rules: &Rules<'_>) -> Test {
+    let Document { api_version: _, kind: _, metadata, spec } = document;
+    page.names(metadata);
+    let own = metadata.namespace.value.as_str();
+    let TestSpec { workload, cases: written } = &spec.value;
+    let TestedDoc { namespace, service_account, labels, port } = &workload.value;
+    if let Some(namespace) = namespace {
+        page.name(namespace);
+    }
+    if let Some(account) = service_account
+        && !is_account(&account.value)
+    {
+        page.error(account.referenced, bad_name("a service account", &account.value));
+    }
+    let workload = Workload {
+        namespace: namespace.as_ref().map_or(own, |name| &name.value).to_owned(),
+        service_account: service_account.as_ref().map_or(DEFAULT_ACCOUNT, |name| &name.value).to_owned(),
+        labels: labels.as_ref().map(|labels| labels.value.clone()).unwrap_or_default(),
+    };
+    let port = port.as_ref().map(|port| number(page, port));
+    let mut seen = HashSet::new();
+    let mut cases = Vec::with_capacity(written.value.len());
+    for entry in page.items(written, "cases") {
+        let name = &entry.value.name;
+        let line = name.value.trim();
+        if line.is_empty() || line.chars().count() > 120 || line.chars().any(char::is_control) {
+            page.error(name.referenced, "a case's name is one line of 1 to 120 characters");
+        } else if !seen.insert(line) {
+            page.error_with(
+                name.referenced,
+                format!("the case `{}` stands here twice", yaml::printable(line)),
+                "give each its own name",
+            );
+        }
+        cases.extend(case(page, entry, own, &workload.namespace, port, rules));
+    }
+    Test { namespace: own.into(), name: metadata.name.value.as_str().into(), workload, cases }
+}
+
+/// `None` if something in it is wrong, which has been told then.
+fn case(
+    page: &mut Page<'_>,
+    entry: &Sp<CaseDoc>,
+    own: &str,
+    tested: &str,
+    port: Option<u16>,
+    rules: &Rules<'_>,
+) -> Option<Case> {
+    let CaseDoc { name, request, expect } = &entry.value;
+    let (at, sent) = (request.referenced, &request.value);
+    let identity = caller(page, at, sent, own, rules);
+    let address = sent.address.as_ref().map_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), |text| {
+        let parsed = text.value.parse().ok();
+        if parsed.is_none() {
+            page.error(text.referenced, format!("`{}` is no address", yaml::printable(&text.value)));
+        }
+        parsed
+    });
+    let port = sent.port.as_ref().map(|port| number(page, port)).or(port);
+    if port.is_none() {
+        page.error_with(
+            at,
+            "the request has no port",
+            "write `port` here, or under `workload` for all cases",
+        );
+    }
+    let time = sent.at.as_ref().map(|text| time(page, text));
+    let what = what(page, at, sent, rules);
+    let (expected, shadow, audit) = expectation(page, expect, tested);
+    Some(Case {
+        name: name.value.trim().into(),
+        place: page.place(name.referenced),
+        identity: identity?,
+        address: address?,
+        port: port?,
+        request: what?,
+        at: match time {
+            Some(time) => Some(time?),
+            None => None,
+        },
+        expected: expected?,
+        shadow,
+        audit,
+    })
+}
+
+fn number(page: &mut Page<'_>, port: &Sp<u16>) -> u16 {
+    if port.value == 0 {
+        page.error(port.referenced, "0 is no port");
+    }
+    port.value
+}
+
+fn time(page: &mut Page<'_>, text: &Sp<String>) -> Option<SystemTime> {
+    let parsed = text.value.parse::<Timestamp>().ok();
+    let seconds = parsed.and_then(|time| u64::try_from(time.as_second()).ok());
+    match seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))) {
+        Some(time) => Some(time),
+        None => {
+            page.error_with(
+                text.referenced,
+                "not a point in time",
+                "write it like `2026-11-27T10:00:00Z`, or with an offset instead of `Z`",
+            );
+            None
+        }
+    }
+}
+
+/// Who calls; the inner `None` is a peer without an identity.
+fn caller(
+    page: &mut Page<'_>,
+    at: Location,
+    request: &RequestDoc,
+    own: &str,
+    rules: &Rules<'_>,
+) -> Option<Option<SpiffeId>> {
+    let (text, flag) = match (&request.from, &request.unauthenticated) {
+        (None, Some(flag)) => {
+            if !flag.value {
+                page.error_with(
+                    flag.referenced,
+                    "`unauthenticated` can only be true",
+                    "write `from` instead",
+                );
+            }
+            return Some(None);
+        }
+        (Some(text), flag) => (text, flag),
+        (None, None) => {
+            page.error_with(at, "the request has no caller", "write `from`, or `unauthenticated: true`");
+            return None;
+        }
+    };
+    if let Some(flag) = flag {
+        page.error_with(
+            flag.referenced,
+            "a peer without an identity has no name",
+            "leave out `from` or `unauthenticated`",
+        );
+    }
+    let parsed = if text.value.starts_with("spiffe:") {
+        SpiffeId::parse(&text.value).map_err(|error| format!("not a SPIFFE id: {error}"))
+    } else {
+        let (namespace, name) = text.value.split_once('/').unwrap_or((own, &text.value));
+        let kind = "a caller (`name`, `namespace/name` or a SPIFFE id)";
+        if is_name(namespace) && is_account(name) {
+            SpiffeId::service_account(&rules.domains.canonical, namespace, name)
+                .map_err(|error| format!("not a caller: {error}"))
+        } else {
+            Err(bad_name(kind, &text.value))
+        }
+    };
+    parsed.map(Some).map_err(|error| page.error(text.referenced, error)).ok()
+}
+
+fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'_>) -> Option<Request> {
+    let RequestDoc {
+        from: _,
+        unauthenticated: _,
+        address: _,
+        port: _,
+        method,
+        path,
+        raw_path,
+        host,
+        headers,
+        tcp,
+        at: _,
+    } = request;
+    if let Some(tcp) = tcp {
+        if !tcp.value {
+            page.error_with(tcp.referenced, "`tcp` can only be true", "leave it out");
+        }
+        let words = [method, path, raw_path, host].into_iter().flatten().map(|word| word.referenced);
+        if let Some(other) = words.chain(headers.iter().map(|list| list.referenced)).next() {
+            page.error_with(
+                other,
+                "opaque TCP has no method, path, host or header fields",
+                "leave it out, or leave `tcp` out",
+            );
+        }
+        return Some(Request::Tcp);
+    }
+    let options = PathOptions { escaped_slashes: rules.widest, ..PathOptions::default() };
+    if let Some(word) = method {
+        let upper = word.value.to_ascii_uppercase();
+        if word.value != upper && CanonMethod::is_registered(&upper) {
+            page.error_with(word.referenced, "methods are written in capitals", format!("write `{upper}`"));
+        }
+    }
+    let method = match CanonMethod::parse(method.as_ref().map_or("GET", |method| &method.value)) {
+        Ok(known) => known,
+        Err(error) => return Some(Request::Bad(error)),
+    };
+    let host = match host.as_ref().map(|host| CanonHost::parse(&host.value)).transpose() {
+        Ok(host) => host,
+        Err(error) => return Some(Request::Bad(error)),
+    };
+    let fields = fields(page, headers.as_ref())?;
+    let (written, is_raw) = match (path, raw_path) {
+        (Some(path), None) => (path, false),
+        (None, Some(raw)) => (raw, true),
+        (Some(_), Some(raw)) => {
+            page.error_with(raw.referenced, "a request has one path", "leave out `path` or `rawPath`");
+            return None;
+        }
+        (None, None) => {
+            page.error_with(at, "the request has no path", "write `path`, `rawPath`, or `tcp: true`");
+            return None;
+        }
+    };
+    let path = match CanonPath::parse_for(&method, &written.value, &options) {
+        Ok(path) if path.is_changed() && !is_raw => {
+            page.error_with(
+                written.referenced,
+                "this path is not in the form in which requests are judged",
+                format!(
+                    "write `{}`, or `rawPath` for one as it is sent",
+                    yaml::printable(path.path_and_query())
+                ),
+            );
+            return None;
+        }
+        Ok(path) => path,
+        Err(error) if is_raw => return Some(Request::Bad(error)),
+        Err(error) => {
+            page.error_with(written.referenced, error.to_string(), "`rawPath` is for paths as they are sent");
+            return None;
+        }
+    };
+    if is_grpc(&fields)
+        && let Err(error) = norm::check_grpc(&method, &path)
+    {
+        return Some(Request::Bad(error));
+    }
+    Some(Request::Http { method, path, host, fields })
+}
+
+/// As the sidecar tells a gRPC call from another request.
+fn is_grpc(fields: &HeaderFields) -> bool {
+    let mut first = None;
+    let _known = fields.each("content-type", &mut |value| {
+        first.get_or_insert(value.starts_with(b"application/grpc"));
+    });
+    first == Some(true)
+}
+
+/// Fields of a request that is told in full: what is not written was not sent.
+fn fields(page: &mut Page<'_>, list: Option<&List<LineDoc>>) -> Option<HeaderFields> {
+    let mut out = HeaderFields::new();
+    let mut good = true;
+    let Some(list) = list else { return Some(out) };
+    for line in page.items(list, "headers") {
+        let LineDoc { name, value } = &line.value;
+        if let Err(error) = out.push(&name.value, &value.value) {
+            page.error(name.referenced, error.to_string());
+            good = false;
+        }
+    }
+    good.then_some(out)
+}
+
+fn expectation(
+    page: &mut Page<'_>,
+    entry: &Sp<ExpectDoc>,
+    tested: &str,
+) -> (Option<Expected>, Option<Named>, Option<Named>) {
+    let ExpectDoc { allow, deny, shadow, audit } = &entry.value;
+    let mut named = |word: &Sp<String>, words: &str| {
+        let parts: Vec<&str> = word.value.split('/').collect();
+        let full = match parts.as_slice() {
+            [document, rule] => [tested, *document, *rule],
+            [namespace, document, rule] => [*namespace, *document, *rule],
+            _ => ["", "", ""],
+        };
+        if full.iter().all(|part| is_name(part)) {
+            return Some(Named { rule: full.join("/").into(), at: word.referenced });
+        }
+        page.error_with(
+            word.referenced,
+            format!("`{}` names no rule", yaml::printable(&word.value)),
+            format!("{RULE_FORM}{words}"),
+        );
+        None
+    };
+    let shadow = shadow.as_ref().and_then(|word| named(word, ""));
+    let audit = audit.as_ref().and_then(|word| named(word, ""));
+    let expected = match (allow, deny) {
+        (Some(word), None) => match word.value.as_str() {
+            "true" => Some(Expected::Allow(None)),
+            _ => named(word, "; or write `true`").map(|named| Expected::Allow(Some(named))),
+        },
+        (None, Some(word)) => match word.value.as_str() {
+            "true" => Some(Expected::Denied),
+            "default" => Some(Expected::Default),
+            "bad_request" => Some(Expected::BadRequest),
+            _ => named(word, "; or write `default`, `bad_request` or `true`").map(Expected::Deny),
+        },
+        (Some(_), Some(other)) => {
+            page.error_with(other.referenced, "a request is allowed or denied", "leave out one of them");
+            None
+        }
+        (None, None) => {
+            page.error_with(entry.referenced, "nothing is expected", "write `allow` or `deny`");
+            None
+        }
+    };
+    (expected, shadow, audit)
+}
+
+/// Whether each rule that a test names is there and can do what is expected of it.
+pub(crate) fn names_of_rules(page: &mut Page<'_>, test: &Test, rules: &HashMap<String, &RuleName>) {
+    let mut check = |named: &Named, action: Option<Action>, enforcement: Enforcement| {
+        let Some(rule) = rules.get(&*named.rule) else {
+            let known: Vec<&str> = rules.keys().map(String::as_str).collect();
+            let help = yaml::nearest(&named.rule, &known).unwrap_or_else(|| RULE_FORM.to_owned());
+            return page.error_with(named.at, format!("there is no rule {}", named.rule), help);
+        };
+        if action.is_some_and(|action| action != rule.action) || enforcement != rule.enforcement {
+            let shadow = if rule.enforcement == Enforcement::Shadow { " in the shadow" } else { "" };
+            page.error_with(
+                named.at,
+                format!(
+                    "this rule cannot be expected here: it is an {}{shadow} ({})",
+                    rule.action, rule.place
+                )
+                .replace("an Deny", "a Deny"),
+                "`allow` and `deny` name rules that decide; `shadow` and `audit` are beside them",
+            );
+        }
+    };
+    for case in &test.cases {
+        match &case.expected {
+            Expected::Allow(Some(named)) => check(named, Some(Action::Allow), Enforcement::Enforce),
+            Expected::Deny(named) => check(named, Some(Action::Deny), Enforcement::Enforce),
+            Expected::Allow(None) | Expected::Denied | Expected::Default | Expected::BadRequest => {}
+        }
+        if let Some(named) = &case.shadow {
+            check(named, None, Enforcement::Shadow);
+        }
+        if let Some(named) = &case.audit {
+            check(named, Some(Action::Audit), Enforcement::Enforce);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Runs the PolicyTests of a set against its rules. Each workload that they are about gets its own generation, and each
+//! case is put to the engine and to the reference interpreter, which must agree.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+
+use crate::check::{Case, Expected, Request, Test};
+use crate::diagnostic::{Diagnostics, Place, SourceFile};
+use crate::fields::HeaderLines;
+use crate::generation::Generation;
+use crate::load;
+use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Workload};
+
+/// What the tests of a set have shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct TestReport {
+    /// The cases, in the order of the set.
+    pub cases: Vec<CaseResult>,
+    /// All rules of the set, whomever they concern.
+    pub rules: Vec<Coverage>,
+}
+
+/// One case of a PolicyTest.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseResult {
+    /// The PolicyTest, `namespace/name`.
+    pub test: String,
+    /// The case's name.
+    pub case: Box<str>,
+    /// Where it stands.
+    pub place: Place,
+    /// Whether the answer is the expected one.
+    pub passed: bool,
+    /// The verdict that was expected.
+    pub expected: String,
+    /// The verdict.
+    pub got: String,
+    /// If it failed: why the request is answered so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
+}
+
+/// Whether tests reach a rule.
+#[derive(Clone, Debug, Serialize)]
+pub struct Coverage {
+    /// The rule.
+    pub rule: RuleName,
+    /// Whether the verdict of some case names it: as the rule that decided, in its shadow or as its audit.
+    pub covered: bool,
+}
+
+impl TestReport {
+    /// Cases that passed.
+    pub fn passed(&self) -> usize {
+        self.cases.iter().filter(|case| case.passed).count()
+    }
+
+    /// Rules that some case's verdict names.
+    pub fn covered(&self) -> usize {
+        self.rules.iter().filter(|rule| rule.covered).count()
+    }
+
+    /// [`covered`](Self::covered) in whole percents, rounded down: 100 are all of them. A set without rules is covered.
+    pub fn percent(&self) -> u8 {
+        let percent = (self.covered() * 100).checked_div(self.rules.len()).unwrap_or(100);
+        u8::try_from(percent).unwrap_or(100)
+    }
+}
+
+/// Runs the PolicyTests of a set. The tests say themselves which workload they are about; the scope's is not asked.
+/// Mistakes of the set are returned as [`load`](crate::load()) returns them, and names of rules that are not there too.
+pub fn run_tests(files: &[SourceFile], scope: &Scope) -> Result<TestReport, Diagnostics> {
+    let scope = Scope { workload: None, ..scope.clone() };
+    let checked = load::checked(files, &scope)?;
+    if !checked.misnamed.is_empty() {
+        return Err(checked.misnamed);
+    }
+    let mut by_workload: BTreeMap<_, Vec<(usize, &Test, &Case)>> = BTreeMap::new();
+    let mut count = 0;
+    for test in &checked.tests {
+        let Workload { namespace, service_account, labels } = &test.workload;
+        let cases = by_workload.entry((namespace, service_account, labels)).or_default();
+        for case in &test.cases {
+            cases.push((count, test, case));
+            count += 1;
+        }
+    }
+    let mut results = Vec::with_capacity(count);
+    let mut covered = HashSet::new();
+    for cases in by_workload.values_mut() {
+        let Some((_, test, _)) = cases.first() else { continue };
+        let generation = checked.compiled(&test.workload, 0);
+        // A time that has been told cannot be taken back.
+        cases.sort_by_key(|(_, _, case)| case.at.is_some());
+        for (at, test, case) in cases {
+            results.push((*at, run(&generation, test, case, &mut covered)));
+        }
+    }
+    results.sort_by_key(|(at, _)| *at);
+    let rules = checked.rules().map(|rule| {
+        let covered = covered.contains(&rule.to_string());
+        Coverage { rule: rule.clone(), covered }
+    });
+    Ok(TestReport { rules: rules.collect(), cases: results.into_iter().map(|(_, result)| result).collect() })
+}
+
+fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<String>) -> CaseResult {
+    if let Some(time) = case.at {
+        let _changed = generation.tell_time(time);
+    }
+    let result = |passed: bool, got: String, explanation: Option<String>| CaseResult {
+        test: format!("{}/{}", test.namespace, test.name),
+        case: case.name.clone(),
+        place: case.place.clone(),
+        passed,
+        expected: expected(case),
+        got,
+        explanation: explanation.filter(|_| !passed),
+    };
+    let operation = match &case.request {
+        Request::Tcp => Operation::Tcp,
+        Request::Http { method, path, host, fields } => Operation::Http {
+            method,
+            path,
+            host: host.as_ref(),
+            headers: Some(fields as &dyn HeaderLines),
+            upgrade: None,
+        },
+        Request::Bad(error) => {
+            let passed = matches!(case.expected, Expected::BadRequest | Expected::Denied)
+                && case.shadow.is_none()
+                && case.audit.is_none();
+            let why = format!("the sidecar answers 400 before any rule is asked: {error}");
+            return result(passed, Expected::BadRequest.to_string(), Some(why));
+        }
+    };
+    let source = Source { identity: case.identity.as_ref(), address: case.address };
+    let verdict = generation.decide(&generation.connection(source), case.port, operation);
+    let reference = generation.decide_by_reference(source, case.port, operation);
+    let name = |id: RuleId| generation.rule(id).to_string();
+    let (rule, audit) = (verdict.rule.map(name), verdict.audit.map(name));
+    let shadow = verdict.shadow.map(|would| name(would.rule));
+    covered.extend([&rule, &audit, &shadow].into_iter().flatten().cloned());
+    let is = |named: &str| rule.as_deref() == Some(named);
+    let decided = match (&case.expected, verdict.effect) {
+        (Expected::Allow(Some(named)), Effect::Allow) | (Expected::Deny(named), Effect::Deny(_)) => {
+            is(&named.rule)
+        }
+        (Expected::Default, Effect::Deny(reason)) => reason == DenyReason::NoRule,
+        (Expected::Allow(None), Effect::Allow) | (Expected::Denied, Effect::Deny(_)) => true,
+        _ => false,
+    };
+    let beside = [(&case.shadow, &shadow), (&case.audit, &audit)];
+    let beside = beside
+        .iter()
+        .all(|(expected, got)| expected.as_ref().is_none_or(|named| got.as_deref() == Some(&*named.rule)));
+    let mut got = match (verdict.effect, &rule) {
+        (Effect::Allow, Some(rule)) => format!("allowed by {rule}"),
+        (Effect::Allow, None) => "allowed".to_owned(),
+        (Effect::Deny(_), Some(rule)) => format!("denied by {rule}"),
+        (Effect::Deny(_), None) => "denied by default".to_owned(),
+    };
+    add_beside(&mut got, shadow.as_deref(), audit.as_deref());
+    if verdict != reference {
+        let why = "the engine and the reference interpreter do not agree about this request: this is a mistake of \
+                   the program, not of the rules; please report it";
+        return result(false, got, Some(format!("{why}\nreference: {reference:?}")));
+    }
+    let passed = decided && beside;
+    let why = (!passed).then(|| generation.explain(source, case.port, operation).to_string());
+    result(passed, got, why)
+}
+
+fn expected(case: &Case) -> String {
+    let mut out = case.expected.to_string();
+    add_beside(
+        &mut out,
+        case.shadow.as_ref().map(|named| &*named.rule),
+        case.audit.as_ref().map(|named| &*named.rule),
+    );
+    out
+}
+
+fn add_beside(text: &mut String, shadow: Option<&str>, audit: Option<&str>) {
+    for (word, rule) in [("in the shadow of", shadow), ("audited by", audit)] {
+        if let Some(rule) = rule {
+            text.push_str(&format!(", {word} {rule}"));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "testing_tests.rs"]
+mod tests;
