@@ -35,7 +35,7 @@ enum Command {
     /// One of the demo's services.
     #[command(hide = true)]
     DemoService(demo_service::Args),
-    /// Check policy documents and explain decisions.
+    /// Check and test policy documents, and explain decisions.
     Policy(policy::Args),
     /// Ask or steer a running sidecar.
     Proxy(proxy::Args),

@@ -1,10 +1,11 @@
-//! `postern policy`: check documents and explain decisions, offline. The sidecar's own code does both.
+//! `postern policy`: check documents, test them and explain decisions, offline. The sidecar's own code does all of it.
 
 mod check;
 mod explain;
+mod test;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use postern_policy::{Diagnostic, Diagnostics, Scope, SourceFile, Workload, trust_domain_of};
@@ -15,7 +16,7 @@ use crate::say;
 /// As the library bounds a file; one byte more is read so that it can say so.
 const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
 
-/// Check policy documents and explain decisions.
+/// Check and test policy documents, and explain decisions.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -29,6 +30,9 @@ enum Verb {
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
     Explain(explain::Args),
+    /// Run the PolicyTests of a set against its rules. Exit code 0: every case passes; 1: one fails, there is none, a
+    /// sidecar refuses the set, or too few rules are covered.
+    Test(test::Args),
 }
 
 #[derive(clap::Args)]
@@ -48,6 +52,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let (result, json) = match args.verb {
         Verb::Check(args) => (check::run(&args), args.set.json),
         Verb::Explain(args) => (explain::run(&args), args.set.json),
+        Verb::Test(args) => (test::run(&args), args.set.json),
     };
     match result {
         Ok(code) => code,
@@ -113,6 +118,32 @@ impl Set {
         };
         Ok(Scope { trust_domain, root_namespace: self.root_namespace.clone(), workload })
     }
+}
+
+/// Shows what is wrong with a set, and what that means.
+fn refused(errors: &Diagnostics, json: bool, meaning: &str) -> ExitCode {
+    if json {
+        say(serde_json::json!({ "ok": false, "errors": errors }));
+    } else {
+        eprintln!("{errors}\n\n{}: {meaning}", plural(errors.total(), "mistake"));
+    }
+    ExitCode::from(1)
+}
+
+/// All files of several paths; the inner error is a directory without any.
+fn read_all(paths: &[PathBuf]) -> Result<Result<Vec<SourceFile>, Diagnostics>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        let found = read(path)?;
+        if found.is_empty() {
+            // Beside others too: whoever names a directory means what is in it.
+            let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
+                .with_help("documents are files whose names end in .yaml or .yml");
+            return Ok(Err(nothing.into()));
+        }
+        files.extend(found);
+    }
+    Ok(Ok(files))
 }
 
 fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {

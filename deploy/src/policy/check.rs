@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use postern_policy::{Diagnostic, Diagnostics, Generation, Scope, SourceFile, load};
+use postern_policy::{Generation, Scope, SourceFile, load};
 
-use super::{Failure, Set, plural, read};
+use super::{Failure, Set, plural, read_all, refused};
 use crate::say;
+
+const REFUSED: &str = "a sidecar refuses this set";
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -18,21 +20,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let mut files = Vec::new();
-    for path in &args.paths {
-        let found = read(path)?;
-        if found.is_empty() {
-            // Beside others too: whoever names a directory means what is in it.
-            let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
-                .with_help("documents are files whose names end in .yaml or .yml");
-            return Ok(refused(&nothing.into(), args.set.json));
-        }
-        files.extend(found);
-    }
+    let files = match read_all(&args.paths)? {
+        Ok(files) => files,
+        Err(nothing) => return Ok(refused(&nothing, args.set.json, REFUSED)),
+    };
     let scope = args.set.scope(&files, None)?;
     let generation = match load(&files, &scope, 0) {
         Ok(generation) => generation,
-        Err(errors) => return Ok(refused(&errors, args.set.json)),
+        Err(errors) => return Ok(refused(&errors, args.set.json, REFUSED)),
     };
     let report = serde_json::json!({
         "ok": true,
@@ -52,15 +47,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn refused(errors: &Diagnostics, json: bool) -> ExitCode {
-    if json {
-        say(serde_json::json!({ "ok": false, "errors": errors }));
-    } else {
-        eprintln!("{errors}\n\n{}: a sidecar refuses this set", plural(errors.total(), "mistake"));
-    }
-    ExitCode::from(1)
-}
-
 fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> String {
     let documents = generation.documents();
     let policies = documents.iter().filter(|document| document.kind == "AccessPolicy").count();
@@ -74,6 +60,10 @@ fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> Stri
         plural(rules, "rule"),
         plural(generation.services().len(), "service"),
     );
+    let tests = documents.iter().filter(|document| document.kind == "PolicyTest").count();
+    if tests > 0 {
+        out.push_str(&format!(", {}", plural(tests, "policy test")));
+    }
     if !generation.warnings().is_empty() {
         out.push_str(&format!("; {}", plural(generation.warnings().total(), "warning")));
     }
