@@ -68,7 +68,7 @@ fn show(args: &Args, report: &TestReport, enough: bool) {
         _ if passed == all => say(format_args!("ok: {} passed", plural(all, "case"))),
         _ => say(format_args!("{} of {} failed", all - passed, plural(all, "case"))),
     }
-    let Some(least) = args.min_coverage.or(args.coverage.then_some(0)) else { return };
+    let Some(least) = args.min_coverage.or_else(|| args.coverage.then_some(0)) else { return };
     let (covered, rules) = (report.covered(), report.rules.len());
     say(format_args!("coverage: {}%, {covered} of {}", report.percent(), plural(rules, "rule")));
     for missed in report.rules.iter().filter(|rule| !rule.covered) {

@@ -2,6 +2,7 @@
 
 mod access;
 mod defaults;
+mod expect;
 mod peer;
 mod policy_test;
 mod service;
@@ -12,7 +13,8 @@ use serde_saphyr::Location;
 
 pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};
-pub(crate) use policy_test::{Case, Expected, Request, Test, names_of_rules, policy_test};
+pub(crate) use expect::{Expected, names_of_rules};
+pub(crate) use policy_test::{Case, Request, Test, policy_test};
 pub(crate) use service::service;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
