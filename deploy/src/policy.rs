@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod schema;
 mod test;
 
 use std::fmt;
@@ -15,6 +16,9 @@ use crate::say;
 
 /// As the library bounds a file; one byte more is read so that it can say so.
 const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
+
+#[cfg(test)]
+pub(crate) use schema::schema;
 
 /// Check and test policy documents, and explain decisions.
 #[derive(clap::Args)]
@@ -30,6 +34,8 @@ enum Verb {
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
     Explain(explain::Args),
+    /// Print the JSON Schema of documents, for editors and pipelines.
+    Schema(schema::Args),
     /// Run the PolicyTests of a set against its rules. Exit code 0: every case passes; 1: one fails, there is none, a
     /// sidecar refuses the set, or too few rules are covered.
     Test(test::Args),
@@ -52,6 +58,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let (result, json) = match args.verb {
         Verb::Check(args) => (check::run(&args), args.set.json),
         Verb::Explain(args) => (explain::run(&args), args.set.json),
+        Verb::Schema(args) => (schema::run(&args), false),
         Verb::Test(args) => (test::run(&args), args.set.json),
     };
     match result {

@@ -202,6 +202,19 @@ mod tests {
     }
 
     #[test]
+    fn sound_documents_fit_the_schema() {
+        let schema = crate::policy::schema().expect("the schema is JSON");
+        let validator = jsonschema::validator_for(&schema).expect("the schema is one");
+        let mut texts = all(&Plan::new("127.0.0".parse().expect("a subnet")));
+        texts.push(widening());
+        for document in texts.iter().flat_map(|(_, text)| text.split("---\n")) {
+            let file = SourceFile { name: "document".to_owned(), text: document.into() };
+            let value = postern_policy::yaml::parse(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+            assert!(validator.is_valid(&value), "{document}");
+        }
+    }
+
+    #[test]
     fn broken_documents_are_refused_where_they_were_broken() {
         for broken in broken_orders() {
             let mistakes = load_with(&broken.text).expect_err(broken.what);

@@ -240,7 +240,7 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
         }
         return Some(Request::Tcp);
     }
-    let options = PathOptions { escaped_slashes: rules.widest, ..PathOptions::default() };
+    let options = PathOptions { escaped_slashes: rules.slashes, ..PathOptions::default() };
     if let Some(word) = method {
         let upper = word.value.to_ascii_uppercase();
         if word.value != upper && CanonMethod::is_registered(&upper) {

@@ -1,0 +1,241 @@
+//! The schema is true: every example validates, typical mistakes do not, and the checker knows the same fields.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use postern_policy::{Scope, SourceFile, load, yaml};
+use postern_svid::TrustDomain;
+use serde_json::Value;
+
+const TOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+fn schema() -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_postern"))
+        .args(["policy", "schema"])
+        .output()
+        .expect("the binary starts");
+    serde_json::from_slice(&output.stdout).expect("the schema is JSON")
+}
+
+fn value(text: &str) -> Value {
+    let file = SourceFile { name: "document.yaml".into(), text: text.into() };
+    yaml::parse(&file).unwrap_or_else(|errors| panic!("{text}\n{errors}"))
+}
+
+/// Documents in a text, cut at `---`.
+fn documents(text: &str) -> Vec<String> {
+    let mut out = vec![String::new()];
+    for line in text.lines() {
+        if line.starts_with("---") {
+            out.push(String::new());
+        } else if let Some(last) = out.last_mut() {
+            last.push_str(line);
+            last.push('\n');
+        }
+    }
+    out.retain(|document| document.contains("postern.dev/v1alpha1") && document.contains("kind:"));
+    out
+}
+
+/// The `yaml` blocks of a page.
+fn blocks(page: &str) -> String {
+    let mut out = String::new();
+    for block in page.split("```yaml\n").skip(1) {
+        out.push_str("---\n");
+        out.push_str(block.split("```").next().unwrap_or_default());
+    }
+    out
+}
+
+fn texts(directory: &Path, ending: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).expect("the directory is there");
+    let paths = entries.map(|entry| entry.expect("it can be listed").path());
+    let wanted = paths.filter(|path| path.extension().is_some_and(|found| found == ending));
+    wanted.map(|path| std::fs::read_to_string(path).expect("it can be read")).collect()
+}
+
+fn examples() -> Vec<String> {
+    let top = Path::new(TOP);
+    let mut out: Vec<String> =
+        texts(&top.join("docs"), "md").iter().flat_map(|page| documents(&blocks(page))).collect();
+    out.extend(texts(&top.join("docs/examples/shop"), "yaml").iter().flat_map(|text| documents(text)));
+    let seed = std::fs::read_to_string(top.join("fuzz/seeds/documents/all.yaml")).expect("it is there");
+    out.extend(documents(&seed));
+    out
+}
+
+#[test]
+fn every_example_validates() {
+    let schema = schema();
+    let validator = jsonschema::validator_for(&schema).expect("the schema is one");
+    let examples = examples();
+    assert!(examples.len() > 80, "only {} documents were found", examples.len());
+    for document in &examples {
+        let errors: Vec<String> =
+            validator.iter_errors(&value(document)).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{document}\n{errors:#?}");
+    }
+}
+
+#[test]
+fn each_kind_has_a_file_that_takes_no_other() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let written = Command::new(env!("CARGO_BIN_EXE_postern"))
+        .args(["policy", "schema", "--out"])
+        .arg(directory.path())
+        .status()
+        .expect("the binary starts");
+    assert!(written.success());
+    let examples: Vec<Value> = examples().iter().map(|text| value(text)).collect();
+    for kind in ["AccessPolicy", "MeshDefaults", "PolicyTest", "Service"] {
+        let path = directory.path().join(format!("{kind}.schema.json"));
+        let text = std::fs::read_to_string(path).expect("it was written");
+        let schema: Value = serde_json::from_str(&text).expect("it is JSON");
+        let validator = jsonschema::validator_for(&schema).expect("it is a schema");
+        for example in &examples {
+            assert_eq!(validator.is_valid(example), example["kind"] == kind, "{kind}: {example}");
+        }
+    }
+    assert!(directory.path().join("documents.schema.json").exists());
+}
+
+fn loads(text: &str) -> Result<(), String> {
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: None,
+    };
+    let file = SourceFile { name: "a.yaml".into(), text: text.into() };
+    load(&[file], &scope, 0).map(|_| ()).map_err(|errors| errors.to_string())
+}
+
+fn document(kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a, namespace: root}}\nspec: {spec}\n"
+    )
+}
+
+fn rule(fields: &str) -> String {
+    document("AccessPolicy", &format!("{{action: Allow, rules: [{{name: r, {fields}}}]}}"))
+}
+
+fn case(request: &str, expect: &str) -> String {
+    document(
+        "PolicyTest",
+        &format!(
+            "{{workload: {{port: 80}}, cases: [{{name: c, request: {{{request}}}, expect: {{{expect}}}}}]}}"
+        ),
+    )
+}
+
+/// The checker refuses each of these, and so does the schema.
+#[test]
+fn typical_mistakes_do_not_validate() {
+    let schema = schema();
+    let validator = jsonschema::validator_for(&schema).expect("the schema is one");
+    for text in [
+        document("AccesPolicy", "{action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{action: Alow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{action: Allow, rules: []}"),
+        document("AccessPolicy", "{action: Allow}"),
+        document("AccessPolicy", "{tier: Top, action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{enforcement: Shadow, action: Audit, rules: [{name: r}]}"),
+        document("AccessPolicy", "{target: {}, action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{target: {all: false}, action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{action: Allow, rules: [{name: R}]}"),
+        document("AccessPolicy", "{action: Allow, rules: [{name: r}]}").replace("v1alpha1", "v1"),
+        document("AccessPolicy", "{action: Allow, rules: [{name: r}]}").replace(", namespace: root", ""),
+        rule("from: []"),
+        rule("from:"),
+        rule("from: [{}]"),
+        rule("from: [{serviceAccount: [a]}]"),
+        rule("from: [{serviceAccounts: a}]"),
+        rule("from: [{serviceAccounts: ['a*']}]"),
+        rule("from: [{unauthenticated: true, namespaces: [a]}]"),
+        rule("from: [{trustDomain: td, spiffe: ['spiffe://td/a']}]"),
+        rule("from: [{not: {}}]"),
+        rule("to: [{ports: [0]}]"),
+        rule("to: [{ports: [65536]}]"),
+        rule("to: [{paths: [a]}]"),
+        rule("to: [{paths: [/a], pathPrefix: [/b]}]"),
+        rule("to: [{grpc: [a/b], methods: [POST]}]"),
+        rule("to: [{grpc: [a]}]"),
+        rule("to: [{headers: [{name: X-A, present: true}]}]"),
+        rule("to: [{headers: [{name: x-a}]}]"),
+        rule("to: [{headers: [{name: x-a, present: true, exact: [a]}]}]"),
+        rule("to: [{headers: [{name: x-a, exact: ['a,b']}]}]"),
+        rule("to: [{headers: [{name: x-a, present: true, list: any}]}]"),
+        rule("when: {}"),
+        rule("when: {time: {zone: UTC}}"),
+        rule("when: {time: {weekly: [Mon-Fri 06:00-22:00]}}"),
+        rule("when: {time: {notAfter: tomorrow}}"),
+        document("MeshDefaults", "{http: {escapedSlashes: Refuse}}"),
+        document("MeshDefaults", "{onChange: {grace: 5 seconds}}"),
+        document("Service", "{ports: [{port: 80, protocol: https}], endpoints: [{address: 10.0.0.1}]}"),
+        document(
+            "Service",
+            "{identity: web, ports: [{port: 80, protocol: http}], endpoints: [{address: 10.0.0.1}]}",
+        ),
+        case("path: /", "allow: true"),
+        case("from: a, unauthenticated: true, path: /", "allow: true"),
+        case("from: a", "allow: true"),
+        case("from: a, path: /, rawPath: /", "allow: true"),
+        case("from: a, tcp: true, method: GET", "allow: true"),
+        case("from: a, path: /", "allow: false"),
+        case("from: a, path: /", "allow: rule"),
+        case("from: a, path: /", "allow: true, deny: true"),
+        case("from: a, path: /", "shadow: a/b"),
+    ] {
+        assert!(!validator.is_valid(&value(&text)), "the schema takes:\n{text}");
+        assert!(loads(&text).is_err(), "a sidecar takes:\n{text}");
+    }
+    for text in [rule("to: [{ports: [80]}]"), case("from: a, path: /", "deny: true")] {
+        assert!(validator.is_valid(&value(&text)) && loads(&text).is_ok(), "{text}");
+    }
+}
+
+/// A field that one of the two does not know would be refused by it, or never checked by the other.
+#[test]
+fn the_checker_and_the_schema_know_the_same_fields() {
+    let schema = schema();
+    let request = "/$defs/Request";
+    for (text, definition) in [
+        (document("AccessPolicy", "{zzzzzz: 1}"), "/$defs/AccessSpec"),
+        (document("AccessPolicy", "{target: {zzzzzz: 1}}"), "/$defs/Target"),
+        (document("AccessPolicy", "{}").replace("{name: a,", "{zzzzzz: 1,"), "/$defs/Metadata"),
+        (rule("zzzzzz: 1"), "/$defs/AccessRule"),
+        (rule("from: [{zzzzzz: 1}]"), "/$defs/From"),
+        (rule("from: [{not: {zzzzzz: 1}}]"), "/$defs/NotFrom"),
+        (rule("to: [{zzzzzz: 1}]"), "/$defs/To"),
+        (rule("to: [{not: {zzzzzz: 1}}]"), "/$defs/NotTo"),
+        (rule("to: [{headers: [{zzzzzz: 1}]}]"), "/$defs/HeaderMatch"),
+        (rule("to: [{headers: [{not: {zzzzzz: 1}}]}]"), "/$defs/HeaderMatch/properties/not"),
+        (rule("when: {zzzzzz: 1}"), "/$defs/When"),
+        (rule("when: {time: {zzzzzz: 1}}"), "/$defs/When/properties/time"),
+        (document("MeshDefaults", "{zzzzzz: 1}"), "/$defs/DefaultsSpec"),
+        (
+            document("MeshDefaults", "{trustDomains: {zzzzzz: 1}}"),
+            "/$defs/DefaultsSpec/properties/trustDomains",
+        ),
+        (document("MeshDefaults", "{http: {zzzzzz: 1}}"), "/$defs/DefaultsSpec/properties/http"),
+        (document("MeshDefaults", "{onChange: {zzzzzz: 1}}"), "/$defs/DefaultsSpec/properties/onChange"),
+        (document("Service", "{zzzzzz: 1}"), "/$defs/ServiceSpec"),
+        (document("Service", "{ports: [{zzzzzz: 1}]}"), "/$defs/ServicePort"),
+        (document("Service", "{endpoints: [{zzzzzz: 1}]}"), "/$defs/Endpoint"),
+        (document("PolicyTest", "{zzzzzz: 1}"), "/$defs/TestSpec"),
+        (document("PolicyTest", "{workload: {zzzzzz: 1}}"), "/$defs/TestSpec/properties/workload"),
+        (document("PolicyTest", "{cases: [{zzzzzz: 1}]}"), "/$defs/TestSpec/properties/cases/items"),
+        (case("zzzzzz: 1", ""), request),
+        (case("headers: [{zzzzzz: 1}]", ""), "/$defs/Request/properties/headers/items"),
+        (case("", "zzzzzz: 1"), "/$defs/Expect"),
+    ] {
+        let refused = loads(&text).expect_err("the field is unknown");
+        let known = refused.split("known: ").nth(1).unwrap_or_else(|| panic!("{text}\n{refused}"));
+        let known = known.lines().next().unwrap_or_default().trim_end_matches(')');
+        let known: BTreeSet<&str> = known.split(", ").collect();
+        let described = schema.pointer(definition).and_then(|found| found["properties"].as_object());
+        let described: BTreeSet<&str> = described.expect(definition).keys().map(String::as_str).collect();
+        assert_eq!(known, described, "{definition}");
+    }
+}
