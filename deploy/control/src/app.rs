@@ -119,8 +119,11 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         clock: clock.clone(),
     };
     let limits = Limits::of_this_process();
-    tasks.spawn(serve(health_listener, Site::Health(health.clone()), limits.site, tasks.clone()));
-    tasks.spawn(serve(admin_listener, Site::Admin(Arc::new(admin)), limits.site, tasks.clone()));
+    for (listener, site) in
+        [(health_listener, Site::Health(health.clone())), (admin_listener, Site::Admin(Arc::new(admin)))]
+    {
+        tasks.spawn(serve(listener, site, limits.site, health.clone(), tasks.clone()));
+    }
 
     let door = Door {
         tls: core.own.tls(),

@@ -14,10 +14,12 @@ use prometheus_client::registry::Registry;
 use crate::site::{self, Body};
 
 /// Why a connection may be refused; each has its series from the start, so that a first refusal shows as a rise.
-const REFUSALS: [&str; 7] = [
+const REFUSALS: [&str; 9] = [
     "handshake_timeout",
     "handshakes",
     "handshakes_per_source",
+    "health",
+    "mesh_admin",
     "rate",
     "strangers",
     "strangers_per_source",

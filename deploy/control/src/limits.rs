@@ -30,7 +30,7 @@ pub(crate) struct Limits {
     /// Connections whose peer has shown no certificate.
     pub(crate) strangers: Share,
     /// Connections to the health endpoint, and as many to mesh admin.
-    pub(crate) site: usize,
+    pub(crate) site: Share,
 }
 
 /// A number for all, of which one address gets a part.
@@ -49,12 +49,13 @@ impl Limits {
         let handshakes = HANDSHAKES.min(connections / 2);
         // A first certificate takes a second; a quarter of the places is plenty even when a whole mesh joins at once.
         let strangers = connections / 4;
+        let site = SITE.min(files / 16).max(4);
         Self {
             connections,
             // Many honest sidecars may stand behind one address: what one gets is bounded, not small.
             handshakes: Share { all: handshakes, per_source: handshakes * 3 / 4 },
             strangers: Share { all: strangers, per_source: strangers.div_ceil(2) },
-            site: SITE.min(files / 16).max(4),
+            site: Share { all: site, per_source: site / 2 },
         }
     }
 
@@ -140,10 +141,10 @@ mod tests {
         for files in [64, 128, 256, 512, 1_024, 4_096, 20_000, 1_048_576, usize::MAX] {
             let limits = Limits::of(files);
             // The store, three listeners, the runtime and the standard streams take about twenty.
-            assert!(limits.connections + 2 * limits.site + 24 <= files, "{files}: {limits:?}");
+            assert!(limits.connections + 2 * limits.site.all + 24 <= files, "{files}: {limits:?}");
             let unproven = limits.handshakes.all + limits.strangers.all;
             assert!(unproven <= limits.connections * 3 / 4, "{files}: {limits:?}");
-            for share in [limits.handshakes, limits.strangers] {
+            for share in [limits.handshakes, limits.strangers, limits.site] {
                 assert!(share.per_source >= 1 && share.per_source <= share.all, "{files}: {limits:?}");
             }
         }

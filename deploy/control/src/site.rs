@@ -1,6 +1,8 @@
 //! A small HTTP/1 server for the two read-only endpoints: GET only, few connections, short deadlines.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +15,20 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use crate::accept::back_off;
 use crate::admin::Admin;
 use crate::health::Health;
+use crate::limits::Share;
 use crate::net::{TcpListener, TcpStream};
 use crate::task::Tasks;
 
 /// Bodies here are made whole.
 pub(crate) type Body = Full<Bytes>;
 
-/// For a request's head.
-const HEAD: Duration = Duration::from_secs(5);
+/// From a connection's begin, or from the last answer, to the end of a request's head: a probe sends its one packet at once.
+const HEAD: Duration = Duration::from_secs(2);
 /// For a whole connection: probes open new ones, a scraper may as well.
 const LIFE: Duration = Duration::from_secs(300);
 
@@ -38,33 +41,58 @@ pub(crate) enum Site {
     Admin(Arc<Admin>),
 }
 
-/// Serves until everything stops. Whoever comes beyond `limit` connections waits.
-pub(crate) async fn serve(listener: TcpListener, site: Site, limit: usize, tasks: Tasks) {
+impl Site {
+    /// Its name among the reasons for refusing a connection.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Health(_) => "health",
+            Self::Admin(_) => "mesh_admin",
+        }
+    }
+}
+
+/// Serves until everything stops. For a new connection beyond `room` an old one is cut: a limit that made new ones wait would
+/// let silent ones keep a probe out, and its supervisor would restart a control plane that is well.
+pub(crate) async fn serve(listener: TcpListener, site: Site, room: Share, health: Arc<Health>, tasks: Tasks) {
     let stopped = tasks.stopped();
     tokio::pin!(stopped);
-    let places = Arc::new(Semaphore::new(limit));
+    let mut guests = Guests::default();
     loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await.ok()?;
-            Some((listener.accept().await, place))
-        };
-        let (accepted, place) = tokio::select! {
+        let accepted = tokio::select! {
             () = &mut stopped => return,
-            next = next => match next {
-                Some(next) => next,
-                None => return,
-            },
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let (site, one) = (site.clone(), tasks.clone());
-                tasks.spawn(async move {
-                    connection(stream, site, one).await;
-                    drop(place);
-                });
+            Ok((stream, source)) => {
+                if guests.make_room(source.ip(), room) {
+                    health.refused(site.name());
+                }
+                let task = tasks.spawn(connection(stream, site.clone(), tasks.clone()));
+                guests.0.push_back((source.ip(), task));
             }
             Err(error) => back_off(&error).await,
         }
+    }
+}
+
+/// The connections that are open, oldest first.
+#[derive(Default)]
+struct Guests(VecDeque<(IpAddr, AbortHandle)>);
+
+impl Guests {
+    /// Leaves a place for one more from `source`. Whether one had to be cut for it: the oldest from there if that address has
+    /// its share, else the oldest of all.
+    fn make_room(&mut self, source: IpAddr, room: Share) -> bool {
+        self.0.retain(|(_, guest)| !guest.is_finished());
+        let theirs = self.0.iter().filter(|(address, _)| *address == source).count();
+        let oldest = if theirs >= room.per_source {
+            self.0.iter().position(|(address, _)| *address == source)
+        } else {
+            (self.0.len() >= room.all).then_some(0)
+        };
+        let Some((_, guest)) = oldest.and_then(|oldest| self.0.remove(oldest)) else { return false };
+        guest.abort();
+        true
     }
 }
 
@@ -130,4 +158,47 @@ fn response(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response<
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_make_room_first_of_all_those_from_the_same_address() {
+        let room = Share { all: 6, per_source: 4 };
+        let [one, other, third] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
+        let tasks = Tasks::new();
+        let mut guests = Guests::default();
+        let mut come = |source| {
+            let cut = guests.make_room(source, room);
+            guests.0.push_back((source, tasks.spawn(std::future::pending())));
+            let counts = [one, other, third].map(|s| guests.0.iter().filter(|(a, _)| *a == s).count());
+            (cut, counts)
+        };
+        assert_eq!(come(other), (false, [0, 1, 0]));
+        for n in 1..=4 {
+            assert_eq!(come(one), (false, [n, 1, 0]));
+        }
+        for _ in 0..100 {
+            assert_eq!(come(one), (true, [4, 1, 0]), "a flood cuts only its own");
+        }
+        assert_eq!(come(third), (false, [4, 1, 1]));
+        assert_eq!(come(third), (true, [4, 0, 2]), "all are taken: the oldest of all");
+    }
+
+    #[tokio::test]
+    async fn whoever_has_gone_is_not_counted() {
+        let room = Share { all: 2, per_source: 1 };
+        let source = IpAddr::from([192, 0, 2, 1]);
+        let tasks = Tasks::new();
+        let mut guests = Guests::default();
+        let gone = tasks.spawn(async {});
+        while !gone.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        guests.0.push_back((source, gone));
+        assert!(!guests.make_room(source, room));
+        assert!(guests.0.is_empty());
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 /// Two workers: the signatures and the disk are on blocking threads, and while one worker is busy the other still answers
 /// `/ready`.
@@ -41,12 +41,12 @@ impl Tasks {
         Self { set: Arc::default(), stop: Arc::new(watch::Sender::new(false)) }
     }
 
-    /// Starts a task.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Starts a task. What it gives ends that task before the others.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut set = self.set.lock();
         // What has ended is let go here, or the set would grow with every connection.
         while set.try_join_next().is_some() {}
-        set.spawn(task);
+        set.spawn(task)
     }
 
     /// Resolves when everything is to stop.

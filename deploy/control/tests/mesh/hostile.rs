@@ -49,6 +49,31 @@ async fn handshakes_that_never_end_hold_nobody_up() {
     running.shutdown().await;
 }
 
+/// A probe of one second would restart a control plane that is well.
+#[tokio::test]
+async fn silent_connections_keep_no_probe_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(&state(&dir), HOUR).await;
+    for (address, host, path, name) in [
+        (running.health_address(), "x", "/live", "health"),
+        (running.mesh_admin_address(), "localhost", "/v1/bundle", "mesh_admin"),
+    ] {
+        let mut silent = Vec::new();
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let began = Instant::now();
+        assert_eq!(get(address, path, host).await.0, 200);
+        assert!(began.elapsed() < Duration::from_secs(1), "{path} after {:?}", began.elapsed());
+        // Surplus is closed at once, the rest when it has said nothing for two seconds.
+        for one in silent {
+            assert!(is_closed_within(one, Duration::from_secs(5)).await);
+        }
+        assert!(refused(running.health_address(), name).await);
+    }
+    running.shutdown().await;
+}
+
 #[tokio::test]
 async fn what_is_no_tls_is_closed_and_counted() {
     let dir = tempfile::tempdir().unwrap();
