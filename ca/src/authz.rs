@@ -14,7 +14,7 @@ pub fn grant<'a>(td: &TrustDomain, attested: &'a SpiffeId, asked: &SpiffeId) -> 
 /// Whether a workload may ever be `id` in `td`; tokens are made only for such ids.
 pub fn may_exist(td: &TrustDomain, id: &SpiffeId) -> Result<(), Denied> {
     if !id.is_member_of(td) {
-        return Err(Denied::TrustDomain);
+        return Err(Denied::TrustDomain { asked: id.trust_domain(), own: td.clone() });
     }
     // The mesh's own ids: whoever held one could hand out policy, or be the CA.
     if id.is_reserved() {
@@ -24,7 +24,7 @@ pub fn may_exist(td: &TrustDomain, id: &SpiffeId) -> Result<(), Denied> {
 }
 
 /// Why an id is not granted.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
     /// The proof stands for another id.
@@ -34,8 +34,13 @@ pub enum Denied {
     #[error("ids under /postern/ belong to the mesh itself and are granted to nobody")]
     Reserved,
     /// Of another trust domain.
-    #[error("the id is of another trust domain than this control plane's")]
-    TrustDomain,
+    #[error("the id is of the trust domain {asked}, and this control plane's is {own}")]
+    TrustDomain {
+        /// The id's.
+        asked: TrustDomain,
+        /// This control plane's.
+        own: TrustDomain,
+    },
 }
 
 #[cfg(test)]
@@ -46,13 +51,15 @@ mod tests {
     fn exactly_the_attested_id() {
         let td = TrustDomain::parse("td").unwrap();
         let id = |text| SpiffeId::parse(text).unwrap();
+        let foreign =
+            |name| Denied::TrustDomain { asked: TrustDomain::parse(name).unwrap(), own: td.clone() };
         let orders = id("spiffe://td/ns/shop/sa/orders");
         assert_eq!(grant(&td, &orders, &orders), Ok(&orders));
         for (attested, asked, denied) in [
             ("spiffe://td/a", "spiffe://td/b", Denied::Other),
             ("spiffe://td/a", "spiffe://td/a/b", Denied::Other),
-            ("spiffe://other/a", "spiffe://other/a", Denied::TrustDomain),
-            ("spiffe://td.example/a", "spiffe://td.example/a", Denied::TrustDomain),
+            ("spiffe://other/a", "spiffe://other/a", foreign("other")),
+            ("spiffe://td.example/a", "spiffe://td.example/a", foreign("td.example")),
             ("spiffe://td/postern", "spiffe://td/postern", Denied::Reserved),
             ("spiffe://td/postern/control", "spiffe://td/postern/control", Denied::Reserved),
             ("spiffe://td/a", "spiffe://td/postern/control", Denied::Other),

@@ -178,7 +178,8 @@ impl Issuer {
             // The id asked for may be anything; only one that parses may stand in a log line.
             Err(error) => {
                 let asked = SpiffeId::parse(request.id).ok();
-                tracing::warn!(asked = ?asked, proof, reason = error.reason(), %error, "certificate refused");
+                let asked = asked.as_ref().map(SpiffeId::as_str);
+                tracing::warn!(asked, proof, reason = error.reason(), %error, "certificate refused");
             }
         }
         result.map_err(|error| self.refused(error))
@@ -241,7 +242,8 @@ impl Issuer {
             Attested::Token(token) => &token.id,
             Attested::Svid { lineage, .. } => &lineage.spiffe_id,
         };
-        let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)?;
+        let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)
+            .map_err(|denied| IssueError::Denied(denied, from_proof.clone()))?;
         let key = csr::verify(request.csr, id)?;
         let grant = match self.key_policy(&attested, id, &key, now)? {
             Next::Answer(issued) => return self.again(&issued, now),

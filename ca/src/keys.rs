@@ -77,10 +77,14 @@ impl KeyStore for KeyFiles {
     }
 }
 
-/// Makes sure that `directory` exists, is ours, and nobody else may look into it.
+/// Makes sure that `directory` exists, is ours, and nobody else may look into it. Its parent must exist: a mistyped path or a
+/// disk that is not mounted must not become a new CA.
 pub fn private_dir(directory: &Path) -> Result<(), KeyError> {
     let io = |error| KeyError::Io(directory.to_owned(), error);
-    match DirBuilder::new().mode(0o700).recursive(true).create(directory) {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(KeyError::NoParent(directory.to_owned()));
+        }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
     }
@@ -167,6 +171,12 @@ pub enum KeyError {
         /// What it must have.
         wanted: &'static str,
     },
+    /// The directory above it does not exist.
+    #[error(
+        "{}: the directory above it does not exist, and is not made, for a mistyped path would become a new CA. Check stateDir and what should be mounted there, or run: mkdir -p -m 700 {}",
+        .0.display(), .0.display()
+    )]
+    NoParent(PathBuf),
     /// The content is no key of the right kind.
     #[error("{}: not a key of the kind that its certificate names (PKCS#8); restore it from a backup of the same day", .0.display())]
     NoKey(PathBuf),
@@ -269,6 +279,10 @@ mod tests {
     fn private_directories() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("a/b");
+        let error = private_dir(&state).unwrap_err().to_string();
+        assert!(error.contains(&format!("mkdir -p -m 700 {}", state.display())), "{error}");
+        assert!(!dir.path().join("a").exists());
+        fs::create_dir(dir.path().join("a")).unwrap();
         private_dir(&state).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, 0o700);
         private_dir(&state).unwrap();

@@ -75,6 +75,13 @@ pub struct Authority {
     pub not_after: SystemTime,
 }
 
+impl Authority {
+    /// SHA-256 over the certificate's DER, in hexadecimal: of a root, what a sidecar is told as `rootSha256`.
+    pub fn sha256(&self) -> String {
+        crate::hex(&crate::csr::fingerprint(&self.certificate))
+    }
+}
+
 /// Kinds of CA.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {

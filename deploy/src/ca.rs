@@ -154,6 +154,9 @@ fn print_status(store: &Sqlite, trust_domain: &TrustDomain) -> Result<(), poster
             State::Retired => "retired",
         };
         say(format_args!("{kind:<14} {state}, {}, {}", ca.label, left(ca.not_after, now)));
+        if ca.kind == Kind::Root {
+            say(format_args!("rootSha256     {}", ca.sha256()));
+        }
     }
     say(format_args!("certificates   {} valid", counts.valid));
     say(format_args!("join tokens    {} open", counts.open_tokens));

@@ -259,6 +259,10 @@ fn a_token_never_makes_a_ca_by_accident() {
     for (id, out) in id_and_file {
         let refused = create(&[&named[..], &["--id", id, "--out", out]].concat());
         assert_eq!(refused.status.code(), Some(1), "{id} {out}");
+        if id.contains("foreign") {
+            let said = text(&refused.stderr);
+            assert!(said.contains("trust domain foreign") && said.contains("is demo.postern"), "{said}");
+        }
     }
     assert_eq!(
         run(&["ca", "status", "--state-dir", &typo, "--trust-domain", "demo.postern"]).status.code(),
@@ -280,6 +284,34 @@ fn a_token_never_makes_a_ca_by_accident() {
     );
     assert!(!std::path::Path::new(&second).exists());
     assert_eq!(create(&[&known[..], &["--id", web]].concat()).status.code(), Some(0));
+}
+
+/// A mistyped path, or a disk that is not mounted.
+#[test]
+fn a_ca_begins_only_in_a_directory_whose_parent_is_there() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let state = directory.path().join("mnt/ca").display().to_string();
+    let any = "{address: \"127.0.0.1:0\"}";
+    let (_beside, config) = file(
+        "control.yaml",
+        &format!(
+            "trustDomain: demo.postern\nstateDir: {state}\nlisten: {any}\nhealth: {any}\nmeshAdmin: {any}\n"
+        ),
+    );
+    let out = directory.path().join("token").display().to_string();
+    let web = "spiffe://demo.postern/ns/shop/sa/web";
+    for verb in [
+        &["control", "--config", &config][..],
+        &["ca", "token", "create", "--config", &config, "--id", web, "--out", &out],
+    ] {
+        let refused = run(verb);
+        assert_eq!(refused.status.code(), Some(1), "{verb:?}");
+        let said = text(&refused.stderr);
+        for part in [&format!("mkdir -p -m 700 {state}"), "stateDir"] {
+            assert!(said.contains(part), "{verb:?}: {said}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).expect("it is ours").count(), 0, "something was left");
 }
 
 /// A sidecar that meets such a directory keeps what it has, or denies everything.

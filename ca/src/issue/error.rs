@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_svid::IdError;
+use postern_svid::{IdError, SpiffeId};
 
 use crate::authz::Denied;
 use crate::check::CheckError;
@@ -34,9 +34,9 @@ pub enum IssueError {
     /// The request is refused.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The id is not granted.
-    #[error(transparent)]
-    Denied(#[from] Denied),
+    /// The id is not granted; with the id that the proof stands for.
+    #[error("{0}; the proof stands for {1}")]
+    Denied(Denied, SpiffeId),
     /// The id asked for is none.
     #[error("the id asked for: {0}")]
     Id(IdError),
@@ -98,7 +98,7 @@ impl IssueError {
             Self::Check(_) => "own_test",
             Self::Clock { .. } => "clock",
             Self::Csr(_) => "csr",
-            Self::Denied(_) => "denied",
+            Self::Denied(..) => "denied",
             Self::Id(_) => "bad_id",
             Self::Key(_) => "key",
             Self::Lineage(Refusal::Fork | Refusal::Forked) => "fork",
@@ -129,7 +129,9 @@ impl From<IssueError> for tonic::Status {
                 status
             }
             IssueError::Unauthenticated(_) => Self::unauthenticated(OPAQUE),
-            IssueError::Denied(_) => Self::permission_denied("the proof does not stand for the id asked for"),
+            IssueError::Denied(..) => {
+                Self::permission_denied("the proof does not stand for the id asked for")
+            }
             IssueError::Lineage(_) => Self::permission_denied(error.to_string()),
             IssueError::Csr(_) | IssueError::Id(_) | IssueError::Predecessor | IssueError::Ttl { .. } => {
                 Self::invalid_argument(error.to_string())

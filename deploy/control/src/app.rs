@@ -15,7 +15,7 @@ use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
 use postern_ca::keys::{self, KeyError, KeyFiles};
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Sqlite, StoreError};
+use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
 use postern_svid::{Bundle, Clock, SystemClock};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -280,6 +280,7 @@ impl Core {
         keys::private_dir(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;
         let store = Arc::new(Sqlite::open(&config.state_dir, &config.trust_domain)?);
+        let is_new = store.authorities()?.is_empty();
         let authority = Arc::new(Authority::open(
             config.trust_domain.clone(),
             store.clone(),
@@ -287,6 +288,9 @@ impl Core {
             clock.clone(),
             Lives::with_leaf(config.ttl),
         )?);
+        if is_new {
+            tell_of_new_root(&store.authorities()?, &config.state_dir);
+        }
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let policy = LeafPolicy { ttl: config.ttl, test: config.test };
@@ -296,6 +300,18 @@ impl Core {
         let bundle = authority.bundle().to_pem();
         keys::replace(&config.state_dir.join(BUNDLE), 0o644, bundle.as_bytes())?;
         Ok(Self { lock, store, authority, issuer, own, holders: Arc::default(), metrics, registry })
+    }
+}
+
+/// Right once in the life of a mesh. At any other time the state directory is the wrong one, or lost, and no sidecar will
+/// trust what this CA signs.
+fn tell_of_new_root(authorities: &[Row], state_dir: &Path) {
+    for root in authorities.iter().filter(|row| row.kind == Kind::Root) {
+        tracing::warn!(
+            "a new root was made: SHA-256 {}, in {}; if there was one before, stop now and restore it",
+            root.sha256(),
+            state_dir.display()
+        );
     }
 }
 
