@@ -1,6 +1,7 @@
 //! A connection to the control plane that has proven its id.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -53,8 +54,8 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
 
     let tcp = timeout(pace.step(), net::connect(host, port))
         .await
-        .map_err(|_| AttemptError::Timeout("connecting"))?
-        .map_err(AttemptError::Connect)?;
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
+        .map_err(|error| AttemptError::Connect(config.control_plane.clone(), error))?;
     // Neither checked nor sent: the id decides.
     let name = ServerName::try_from("control-plane.invalid")
         .map_err(|_| AttemptError::Local("the placeholder name is no DNS name".to_owned()))?;
@@ -63,7 +64,8 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
         .map_err(|_| AttemptError::Timeout("TLS handshake"))?
         .map_err(|error| {
             let by_roots = matches!(tls::refusal(&error), "untrusted" | "expired");
-            AttemptError::Handshake(error, live.stored_bundle().filter(|_| by_roots))
+            let bundle = live.stored_bundle().filter(|_| by_roots);
+            AttemptError::Handshake { address: config.control_plane.clone(), error, bundle }
         })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(AttemptError::Connection("it does not speak HTTP/2".to_owned()));

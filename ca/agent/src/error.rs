@@ -4,7 +4,10 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use postern_svid::{BundleError, SpiffeId};
+use postern_svid::{BundleError, SpiffeId, tls};
+use tonic::Code;
+
+use crate::config::{Attestation, Config};
 
 /// Why an agent cannot start. Each text says what to do about it.
 #[derive(Debug)]
@@ -52,6 +55,13 @@ pub enum StartError {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The configured trust bundle cannot be read.
+    NoTrustBundle {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
     },
     /// The configured trust bundle is unfit.
     TrustBundle {
@@ -112,7 +122,18 @@ impl fmt::Display for StartError {
                 "{}: {problem}; make a new one on the control plane: postern ca token create --id ID --ttl 10m --out FILE",
                 path.display()
             ),
-            Self::TrustBundle { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::NoTrustBundle { path, error } => write!(
+                f,
+                "{}: {error}; controlPlane.trustBundle names it: copy bundle.pem there from the control plane's state directory",
+                path.display()
+            ),
+            Self::TrustBundle { path, error } => {
+                write!(
+                    f,
+                    "{}: {error}; controlPlane.trustBundle must be the bundle.pem of this mesh's control plane",
+                    path.display()
+                )
+            }
             Self::TrustDomains { identity, control_plane } => write!(
                 f,
                 "the identity {identity} and the control plane {control_plane} must share a trust domain"
@@ -127,16 +148,30 @@ impl std::error::Error for StartError {}
 /// Why one attempt to reach or use the control plane failed. Every kind is tried again.
 #[derive(Debug)]
 pub(crate) enum AttemptError {
-    /// No connection.
-    Connect(io::Error),
+    /// No connection to this address.
+    Connect(String, io::Error),
     /// No answer in time, at the named step.
     Timeout(&'static str),
-    /// The handshake failed; with the stored bundle that decided, if that may be the cause.
-    Handshake(io::Error, Option<PathBuf>),
+    /// The handshake failed.
+    Handshake {
+        /// With whom.
+        address: String,
+        /// Why.
+        error: io::Error,
+        /// The stored bundle that decided, if that may be the cause.
+        bundle: Option<PathBuf>,
+    },
     /// The connection broke.
     Connection(String),
     /// The control plane says no.
-    Refused { code: tonic::Code, message: String },
+    Refused {
+        /// In a word.
+        code: Code,
+        /// In its own words.
+        message: String,
+        /// What was shown for which id, and the way out; empty for a renewal.
+        shown: String,
+    },
     /// It answered with something unusable.
     Answer(String),
     /// A file of ours.
@@ -156,20 +191,42 @@ impl AttemptError {
         }
         // Even an authenticated peer does not get to write into our log as it likes.
         let message: String = status.message().chars().filter(|c| !c.is_control()).take(300).collect();
-        Self::Refused { code: status.code(), message }
+        Self::Refused { code: status.code(), message, shown: String::new() }
+    }
+
+    /// Adds to a refusal which token was shown for which id, and what to do where that is in doubt.
+    pub(crate) fn with_token(mut self, config: &Config) -> Self {
+        if let Self::Refused { code: Code::PermissionDenied | Code::Unauthenticated, shown, .. } = &mut self {
+            let token = match &config.attestation {
+                Attestation::JoinToken(path) => format!("the join token in {}", path.display()),
+                Attestation::JoinTokenDescriptor(number) => format!("the join token of descriptor {number}"),
+            };
+            let id = &config.identity;
+            *shown = format!(
+                " ({token} was shown for {id}; if it is another's, or spent, make one on the control plane: postern ca token create --id {id} --ttl 10m --out FILE)"
+            );
+        }
+        self
     }
 }
 
 impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect(error) => write!(f, "cannot connect to the control plane: {error}"),
+            Self::Connect(address, error) => {
+                write!(f, "cannot connect to the control plane at {address}: {error}")
+            }
             Self::Timeout(step) => write!(f, "no answer from the control plane in time ({step})"),
-            Self::Handshake(error, bundle) => {
+            Self::Handshake { address, error, .. } if tls::refusal(error) == "not_tls" => write!(
+                f,
+                "{address} does not speak TLS ({}); is it the control plane's identity port (listen, 24150 by custom), not health or meshAdmin?",
+                tls::explain(error)
+            ),
+            Self::Handshake { address, error, bundle } => {
                 write!(
                     f,
-                    "TLS handshake with the control plane failed: {}",
-                    postern_svid::tls::explain(error)
+                    "TLS handshake with the control plane at {address} failed: {}",
+                    tls::explain(error)
                 )?;
                 match bundle {
                     Some(path) => write!(
@@ -181,7 +238,9 @@ impl fmt::Display for AttemptError {
                 }
             }
             Self::Connection(detail) => write!(f, "the connection to the control plane broke: {detail}"),
-            Self::Refused { code, message } => write!(f, "the control plane refused ({code:?}): {message}"),
+            Self::Refused { code, message, shown } => {
+                write!(f, "the control plane refused ({code:?}): {message}{shown}")
+            }
             Self::Answer(detail) => write!(f, "the control plane's answer is unusable: {detail}"),
             Self::Local(detail) => f.write_str(detail),
         }

@@ -123,7 +123,8 @@ impl Live {
     }
 
     fn configured_bundle(&self, path: &Path) -> Result<Bundle, StartError> {
-        let pem = std::fs::read(path).map_err(|error| files::io_error(path, error))?;
+        let pem = std::fs::read(path)
+            .map_err(|error| StartError::NoTrustBundle { path: path.to_owned(), error })?;
         Bundle::from_pem(self.config.control_plane_id.trust_domain(), 0, &pem)
             .map_err(|error| StartError::TrustBundle { path: path.to_owned(), error })
     }

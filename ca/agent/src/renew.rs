@@ -122,7 +122,10 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     let answer = match answer {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
-            let error = AttemptError::from_status(&status);
+            let mut error = AttemptError::from_status(&status);
+            if sent.is_some() {
+                error = error.with_token(&live.config);
+            }
             if refused_for_good(&error) {
                 match sent {
                     Some(token) => live.held.lock().used_token = Some(token),

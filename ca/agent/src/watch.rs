@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::connect;
 use crate::error::AttemptError;
@@ -27,13 +27,22 @@ const UNSENT_REPORTS: usize = 4;
 /// Keeps one stream open, for ever.
 pub(crate) async fn run(live: &Live) {
     let mut backoff = Backoff::new();
+    // Told once when it goes and once when it is back, however often is tried between.
+    let mut lost = false;
     loop {
         let identity = usable(live).await;
         let pace = live.pace();
-        let ended = follow(live, &identity, pace, &mut backoff).await;
+        let ended = follow(live, &identity, pace, &mut backoff, &mut lost).await;
         live.stream_closed();
         if let Err(error) = ended {
             live.stream_error(&error);
+            if !lost {
+                lost = true;
+                warn!(
+                    control_plane = live.config.control_plane,
+                    "the control plane is lost: {error}; the certificate in force is good to its end, and it is tried again and again"
+                );
+            }
             let wait = backoff.wait(pace);
             debug!(retry_in_ms = wait.as_millis(), "no stream to the control plane: {error}");
             sleep(wait).await;
@@ -61,6 +70,7 @@ async fn follow(
     opened_with: &Identity,
     pace: Pace,
     backoff: &mut Backoff,
+    lost: &mut bool,
 ) -> Result<(), AttemptError> {
     let mut published = live.subscribe();
     let mut connection = connect::open(live, Some(&opened_with.svid), pace).await?;
@@ -80,6 +90,9 @@ async fn follow(
         .await
         .map_err(|_| AttemptError::Timeout("the first directive"))??;
     live.stream_opened();
+    if std::mem::take(lost) {
+        info!(control_plane = live.config.control_plane, "the control plane is back");
+    }
     backoff.reset();
     apply(live, first).await;
     loop {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::{IdError, SpiffeId};
+use crate::{IdError, SpiffeId, TrustDomain};
 
 /// Why a chain is not a valid X.509-SVID of the peer. [`reason`](Self::reason) is the label for metrics; the text tells
 /// the whole story and may quote ids, which are restricted to harmless characters.
@@ -46,6 +46,13 @@ pub enum VerifyError {
         /// The time of the check.
         now: SystemTime,
     },
+    /// A root or issuing CA that names another trust domain than the one it is to vouch for.
+    OtherTrustDomain {
+        /// Whose it is; none if what it names is no trust domain.
+        named: Option<TrustDomain>,
+        /// Whose it should be.
+        expected: TrustDomain,
+    },
     /// The subject alternative name holds another type of name beside or instead of the URI.
     OtherName(&'static str),
     /// The leaf names itself as its issuer.
@@ -78,7 +85,7 @@ impl VerifyError {
             Self::CaAsLeaf => "ca_as_leaf",
             Self::ChainTooLong(_) => "chain_too_long",
             Self::Expired { .. } => "expired",
-            Self::IssuerProfile(_) | Self::KeyIds(_) => "issuer_profile",
+            Self::IssuerProfile(_) | Self::KeyIds(_) | Self::OtherTrustDomain { .. } => "issuer_profile",
             Self::KeyType => "key_type",
             Self::KeyUsage(_) => "key_usage",
             Self::NameConstraints => "name_constraints",
@@ -113,6 +120,12 @@ impl fmt::Display for VerifyError {
                 )
             }
             Self::IssuerProfile(what) => write!(f, "an issuing certificate is unfit: {what}"),
+            Self::OtherTrustDomain { named: Some(named), expected } => {
+                write!(f, "an issuing certificate is of the trust domain {named}, not of {expected}")
+            }
+            Self::OtherTrustDomain { named: None, expected } => {
+                write!(f, "an issuing certificate names something else than its trust domain, {expected}")
+            }
             Self::KeyIds(what) => write!(f, "key identifiers: {what}"),
             Self::KeyType => f.write_str("the public key is not P-256, P-384 or Ed25519"),
             Self::KeyUsage(what) => write!(f, "key usage: {what}"),

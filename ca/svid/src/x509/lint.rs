@@ -135,7 +135,8 @@ fn authority(facts: &Facts, td: &TrustDomain) -> Result<(), VerifyError> {
             return Err(VerifyError::SeveralIds);
         }
         if *uri != own {
-            return Err(VerifyError::IssuerProfile("it names another trust domain"));
+            let named = uri.strip_prefix("spiffe://").and_then(|name| TrustDomain::parse(name).ok());
+            return Err(VerifyError::OtherTrustDomain { named, expected: td.clone() });
         }
     }
     Ok(())
