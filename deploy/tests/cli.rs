@@ -301,8 +301,9 @@ fn a_ca_begins_only_in_a_directory_whose_parent_is_there() {
     let out = directory.path().join("token").display().to_string();
     let web = "spiffe://demo.postern/ns/shop/sa/web";
     for verb in [
-        &["control", "--config", &config][..],
-        &["ca", "token", "create", "--config", &config, "--id", web, "--out", &out],
+        // First: were it not refused, a control plane would run on.
+        &["ca", "token", "create", "--config", &config, "--id", web, "--out", &out][..],
+        &["control", "--config", &config],
     ] {
         let refused = run(verb);
         assert_eq!(refused.status.code(), Some(1), "{verb:?}");
