@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
+use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, OwnDomains, Peer, Rule, Target};
 use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
@@ -383,7 +384,10 @@ fn method_failure(methods: Option<&Methods>, operation: Operation<'_>) -> Option
     Some(match methods {
         Some(Methods::Only(named)) => Failure {
             what: format!("the method {method} is not {}", list(named, "", "one of")),
-            change: Some(format!("add {method} to `methods`")),
+            // Rules do not take a common method in small letters, which it is not: methods are compared by case.
+            change: (!CanonMethod::is_registered(&method.as_str().to_ascii_uppercase())
+                || CanonMethod::is_registered(method.as_str()))
+            .then(|| format!("add {method} to `methods`")),
         },
         // `*` stands alone, and a list where there was none would leave out everything else.
         Some(Methods::Any) | None => {

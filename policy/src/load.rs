@@ -236,6 +236,13 @@ impl<'a> Reader<'a> {
             Ok(text) => text,
             Err(error) => return self.errors.push(error),
         };
+        // Cut short, or written by something that failed: what stood in it is gone, and nobody said so.
+        if text.trim().is_empty() {
+            return self.errors.push(
+                Diagnostic::whole(&file.name, "the file is empty")
+                    .with_help("remove it, or leave a comment in it if it is meant to hold nothing"),
+            );
+        }
         let text = Rc::new(Text::new(file, text));
         for (first_line, piece) in pieces(text.text) {
             if self.documents.len() >= MAX_DOCUMENTS || self.errors.is_full() {
@@ -362,10 +369,10 @@ impl<'a> Reader<'a> {
                 rules: policy.map_or(0, |policy| policy.rules.len()),
                 applies: match (policy, &scope.workload) {
                     // A test is about a workload of its own choice, and about nobody's traffic.
-                    _ if matches!(document.body, Body::Test(_)) => false,
-                    (Some(policy), Some(workload)) => policy.applies_to(workload),
-                    (Some(_), None) => false,
-                    (None, _) => true,
+                    _ if matches!(document.body, Body::Test(_)) => Some(false),
+                    (Some(policy), Some(workload)) => Some(policy.applies_to(workload)),
+                    (Some(_), None) => None,
+                    (None, _) => Some(true),
                 },
             }
         };

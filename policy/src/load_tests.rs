@@ -212,7 +212,7 @@ fn decisions() {
     assert_eq!(g.ports_named().iter().copied().collect::<Vec<_>>(), [8080]);
     assert_eq!(g.defaults().on_change.grace.as_secs(), 5);
     let applies: Vec<(&str, &str, bool)> =
-        g.documents().iter().map(|d| (d.kind, &*d.name, d.applies)).collect();
+        g.documents().iter().map(|d| (d.kind, &*d.name, d.applies == Some(true))).collect();
     assert_eq!(
         applies,
         [
@@ -229,8 +229,11 @@ fn decisions() {
 #[test]
 fn a_set_without_documents_is_refused() {
     let empty = |name: &str, text: &str| SourceFile { name: name.into(), text: text.into() };
-    let sets =
-        [vec![], vec![empty("a.yaml", "")], vec![empty("a.yaml", "# a\n---\n---\n"), empty("b.yaml", "\n")]];
+    let sets = [
+        vec![],
+        vec![empty("a.yaml", "---\n")],
+        vec![empty("a.yaml", "# a\n---\n---\n"), empty("b.yaml", "# b")],
+    ];
     for set in sets {
         let said = load(&set, &scope(), 1).expect_err("there is no document").to_string();
         assert!(said.contains("holds no documents") && said.contains(".yaml"), "{said}");
@@ -572,6 +575,8 @@ fn mistakes() {
         (rule("    from: [{trustDomain: a, spiffe: ['spiffe://a/b']}]\n"), "8:26", ["themselves", ""]),
         (rule("    to: [{paths: [/a//b]}]\n"), "8:19", ["not in the form", "write `/a/b`"]),
         (rule("    to: [{paths: ['/a/{id}']}]\n"), "8:19", ["braces", ""]),
+        (rule("    to: [{paths: [/a/*]}]\n"), "8:19", ["no wildcard", "write `{*}`"]),
+        (rule("    to: [{pathPrefix: ['/a/*']}]\n"), "8:24", ["no wildcard", "leave the star out"]),
         (rule("    to: [{pathPrefix: [/a/]}]\n"), "8:24", ["without the slash", "write `/a`"]),
         (rule("    to: [{paths: [/a], pathPrefix: [/b]}]\n"), "8:36", ["cannot stand", "two alternatives"]),
         (rule("    to: [{methods: [get]}]\n"), "8:21", ["capitals", "write `GET`"]),
@@ -789,4 +794,28 @@ fn findings_take_no_time_and_are_bounded() {
         assert!(last.message.contains("19900 more mistakes not listed"), "{last}");
         assert!(found.to_string().ends_with("... and 19980 more"), "{found}");
     }
+}
+
+/// A file that was cut short takes its Deny with it; somebody has to say that this is meant.
+#[test]
+fn an_empty_file_refuses_the_set() {
+    let good = file(ORDERS);
+    let with = |text: &str| {
+        let second = SourceFile { name: "deny.yaml".into(), text: text.into() };
+        load(&[good.clone(), second], &scope(), 1)
+    };
+    for text in ["", "\n \n"] {
+        let errors = with(text).unwrap_err().to_string();
+        assert!(errors.contains("deny.yaml") && errors.contains("the file is empty"), "{errors}");
+    }
+    assert!(with("# nothing for now\n").is_ok());
+}
+
+#[test]
+fn a_method_that_is_nearly_one_is_pointed_at() {
+    let of = |method: &str| {
+        generation(&rule(&format!("    to: [{{methods: [{method}]}}]\n"))).warnings().to_string()
+    };
+    assert!(of("DELET").contains("did you mean `DELETE`"), "{}", of("DELET"));
+    assert_eq!((of("DELETE").as_str(), of("PROPFIND").as_str()), ("", ""));
 }

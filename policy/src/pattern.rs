@@ -79,6 +79,9 @@ impl PathPattern {
 
     /// Parses an item of `paths`.
     pub(crate) fn parse(text: &str, slashes: EscapedSlashes) -> Result<Self, PatternError> {
+        if text.replace("{*}", "").replace("{**}", "").contains('*') {
+            return Err(PatternError::Star);
+        }
         if !text.contains(['{', '}']) {
             check(text, slashes)?;
             return Ok(Self::Exact(text.into()));
@@ -108,6 +111,9 @@ impl PathPattern {
     pub(crate) fn parse_prefix(text: &str, slashes: EscapedSlashes) -> Result<Self, PatternError> {
         if text.contains(['{', '}']) {
             return Err(PatternError::WildcardInPrefix);
+        }
+        if text.contains('*') {
+            return Err(PatternError::StarInPrefix);
         }
         check(text, slashes)?;
         match text.strip_suffix('/') {
@@ -202,6 +208,8 @@ pub(crate) enum PatternError {
     NotCanonical(String),
     PrefixSlash(String),
     Query,
+    Star,
+    StarInPrefix,
     Start,
     TooLong,
     TwoMany,
@@ -237,6 +245,14 @@ impl PatternError {
             Self::Query => {
                 ("a rule's path holds no query".to_owned(), Some("leave out `?` and what follows".to_owned()))
             }
+            Self::Star => (
+                "`*` is no wildcard in a path".to_owned(),
+                Some("write `{*}` for one segment, `{**}` for any number of them; or use `pathPrefix`".to_owned()),
+            ),
+            Self::StarInPrefix => (
+                "`*` is no wildcard in a path".to_owned(),
+                Some("a prefix covers everything below it by itself: leave the star out".to_owned()),
+            ),
             Self::Start => ("a path begins with '/'".to_owned(), None),
             Self::TooLong => {
                 (format!("a rule's path has at most {MAX_PATTERN} bytes and {MAX_SEGMENTS} segments"), None)
@@ -349,6 +365,9 @@ mod tests {
             ("/%61//{*}/{**}", PatternError::NotCanonical("/a/{*}/{**}".into())),
             ("/a%2fb", PatternError::Never(NormError::PathSlash)),
             ("/a?b", PatternError::Query),
+            ("/a/*", PatternError::Star),
+            ("/a/**", PatternError::Star),
+            ("/a*/{*}", PatternError::Star),
             ("/{id}", PatternError::Wildcard),
             ("/x{*}", PatternError::Wildcard),
             ("/{**}/a/{**}", PatternError::TwoMany),
@@ -359,6 +378,10 @@ mod tests {
         assert_eq!(
             PathPattern::parse_prefix("/a/", EscapedSlashes::Reject),
             Err(PatternError::PrefixSlash("/a".into()))
+        );
+        assert_eq!(
+            PathPattern::parse_prefix("/a/*", EscapedSlashes::Reject),
+            Err(PatternError::StarInPrefix)
         );
         assert_eq!(
             PathPattern::parse_prefix("/{*}", EscapedSlashes::Reject),

@@ -289,5 +289,6 @@ pub struct DocumentSummary {
     /// Rules in it; 0 for kinds without rules.
     pub rules: usize,
     /// Whether it concerns this workload.
-    pub applies: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applies: Option<bool>,
 }

@@ -155,7 +155,7 @@ pub(crate) fn place(file: &Arc<str>, first_line: usize, location: Location) -> P
 /// "did you mean" and what there is to choose from.
 pub(crate) fn suggest(word: &str, known: &[&str]) -> String {
     let list = known.join(", ");
-    match close(word, known) {
+    match closest(word, known) {
         Some(candidate) => format!("did you mean `{candidate}`? (known: {list})"),
         None if known.is_empty() => "no field is known here".to_owned(),
         None => format!("known: {list}"),
@@ -164,10 +164,10 @@ pub(crate) fn suggest(word: &str, known: &[&str]) -> String {
 
 /// The proposal alone, for words that are too many to be listed.
 pub(crate) fn nearest(word: &str, known: &[&str]) -> Option<String> {
-    close(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
+    closest(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
 }
 
-fn close<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_lowercase();
     let nearest =
         known.iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate)).min();

@@ -302,6 +302,12 @@ fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
                         "methods are written in capitals",
                         format!("write `{upper}`"),
                     );
+                } else if let Some(meant) = CanonMethod::nearly(&item.value) {
+                    page.warn(
+                        item.referenced,
+                        format!("no common method is called `{}`", yaml::printable(&item.value)),
+                        format!("did you mean `{meant}`?"),
+                    );
                 }
                 named.push(method);
             }

@@ -26,6 +26,10 @@ impl CanonHost {
         if text.is_empty() {
             return Err(NormError::HostEmpty);
         }
+        // User information, whose colon is no port's.
+        if text.contains('@') {
+            return Err(NormError::HostCharacter);
+        }
         if let Some(rest) = text.strip_prefix('[') {
             let (inside, after) = rest.split_once(']').ok_or(NormError::HostAddress)?;
             let address: Ipv6Addr = inside.parse().map_err(|_| NormError::HostAddress)?;
@@ -162,7 +166,7 @@ mod tests {
             ("a..b", NormError::HostLabel),
             (&long, NormError::HostLabel),
             ("u@ex.com", NormError::HostCharacter),
-            ("u:p@ex.com", NormError::HostPort),
+            ("u:p@ex.com", NormError::HostCharacter),
             ("ex.com, b", NormError::HostCharacter),
             ("ex com", NormError::HostCharacter),
             ("ex%2ecom", NormError::HostCharacter),

@@ -35,6 +35,14 @@ impl CanonMethod {
         KNOWN.contains(&text)
     }
 
+    /// The common method that `text` nearly is, if it is none itself.
+    pub(crate) fn nearly(text: &str) -> Option<&'static str> {
+        if Self::is_registered(text) {
+            return None;
+        }
+        crate::yaml::closest(text, &KNOWN)
+    }
+
     /// Its text.
     pub fn as_str(&self) -> &str {
         &self.0
