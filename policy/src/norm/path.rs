@@ -76,6 +76,10 @@ impl CanonPath {
         let readings = readings(&path)?;
         let path_len = path.len();
         path.push_str(query);
+        // Escaping can make it three times as long, and the next sidecar takes no longer one either.
+        if path.len() > MAX_PATH {
+            return Err(NormError::PathTooLong);
+        }
         let raw = (changed && options.preserve_raw).then(|| raw.into());
         Ok(Self { text: path.into(), path_len, changed, raw, readings })
     }

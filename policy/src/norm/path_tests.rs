@@ -63,6 +63,9 @@ fn sizes_and_stars() {
     let long = format!("/{}", "a".repeat(MAX_PATH - 1));
     assert!(CanonPath::parse(&long, &options).is_ok());
     assert_eq!(CanonPath::parse(long + "a", &options), Err(NormError::PathTooLong));
+    // Short enough as it came, and too long in its canonical spelling.
+    let grows = format!("/{}", "`".repeat(MAX_PATH / 2));
+    assert_eq!(CanonPath::parse(grows, &options), Err(NormError::PathTooLong));
     let method = |name| CanonMethod::parse(name).unwrap();
     assert_eq!(CanonPath::parse_for(&method("OPTIONS"), "*", &options).unwrap().path(), "*");
     assert_eq!(CanonPath::parse_for(&method("GET"), "*", &options), Err(NormError::PathStart));
