@@ -89,6 +89,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         admin_port::serve(&sidecar, listener, address);
     }
     spawn(signals(Arc::clone(&sidecar)));
+    spawn(log::tell_left_out());
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
     let identities = agent.identity();
@@ -107,7 +108,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     let workers = start_workers(&sidecar, &inbound, &outbound)?;
     // The workers' copies are the last: when they stop accepting, callers are refused instead of waiting for nobody.
     drop((inbound, outbound));
-    tracing::info!(identity = %sidecar.config.identity, "ready");
+    tracing::info!(identity = %sidecar.config.identity, "accepting");
 
     let metrics = &sidecar.metrics;
     sidecar.drain.run(|| metrics.active()).await;

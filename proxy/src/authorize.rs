@@ -92,7 +92,7 @@ fn remember(
     let decision = Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule };
     let allowed = decision.is_allowed();
     sidecar.metrics.decision(verdict);
-    if !allowed {
+    if !allowed && log::DENIALS.admits("denied") {
         let (method, path) = entry.facts.method_and_path();
         tracing::info!(
             target: "postern::decision",

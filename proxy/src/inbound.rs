@@ -19,6 +19,7 @@ use crate::http::{headers, inbound};
 use crate::limits::Limits;
 use crate::listener::HandshakePermit;
 use crate::net::{self, TcpStream};
+use crate::observe::log;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::trust::Proof;
@@ -40,7 +41,9 @@ pub async fn serve_connection(
         Ok(accepted) => accepted,
         Err(reason) => {
             sidecar.metrics.tls_refusal(reason);
-            tracing::info!(peer = %address, reason, "a handshake at the mesh listener was refused");
+            if log::HANDSHAKES.admits(reason) {
+                tracing::info!(peer = %address, reason, "a handshake at the mesh listener was refused");
+            }
             return;
         }
     };

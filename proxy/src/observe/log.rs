@@ -2,10 +2,14 @@
 //! as a line of its own or steer the terminal that shows it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::str::FromStr as _;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload::{self, Handle};
@@ -70,6 +74,82 @@ pub fn path(path: &str) -> Cow<'_, str> {
     }
     let kept = &path[..path.floor_char_boundary(MAX_PATH)];
     Cow::Owned(format!("{kept}… ({} bytes)", path.len()))
+}
+
+/// How often lines of one kind may come, so that whoever causes them cannot fill the disk.
+#[derive(Debug)]
+pub struct Bound {
+    what: &'static str,
+    most: u32,
+    state: Mutex<Lines>,
+}
+
+#[derive(Debug)]
+struct Lines {
+    begun: Option<Instant>,
+    written: u32,
+    /// By reason: each is one of ours, so there are few.
+    left_out: BTreeMap<&'static str, u64>,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Handshakes refused at the mesh listener: anyone on the network can cause these.
+pub static HANDSHAKES: Bound = Bound::new("refused handshakes", 10);
+/// Requests that failed, by a reason that an operator has to see: a peer with an identity, or the workload.
+pub static FAILURES: Bound = Bound::new("failed requests", 100);
+/// Denials. They are the audit of what was tried, so there is room for many.
+pub static DENIALS: Bound = Bound::new("denials", 1_000);
+
+impl Bound {
+    /// At most `most` lines a second about `what`.
+    pub const fn new(what: &'static str, most: u32) -> Self {
+        let state = Lines { begun: None, written: 0, left_out: BTreeMap::new() };
+        Self { what, most, state: Mutex::new(state) }
+    }
+
+    /// Whether one more line may be written. One that may not is counted under `reason`.
+    pub fn admits(&self, reason: &'static str) -> bool {
+        self.tell();
+        let mut state = self.state.lock();
+        state.begun.get_or_insert_with(Instant::now);
+        if state.written < self.most {
+            state.written += 1;
+            return true;
+        }
+        *state.left_out.entry(reason).or_default() += 1;
+        false
+    }
+
+    /// Ends a second that is over, and says in one line what it left out.
+    pub fn tell(&self) {
+        let left_out = {
+            let mut state = self.state.lock();
+            if state.begun.is_none_or(|begun| begun.elapsed() < SECOND) {
+                return;
+            }
+            state.begun = None;
+            state.written = 0;
+            std::mem::take(&mut state.left_out)
+        };
+        if left_out.is_empty() {
+            return;
+        }
+        let lines: u64 = left_out.values().sum();
+        let reasons: Vec<String> =
+            left_out.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        tracing::info!(lines, reasons = reasons.join(", "), "lines about {} were left out", self.what);
+    }
+}
+
+/// Tells once a second what was left out, when nothing more comes that would.
+pub async fn tell_left_out() {
+    loop {
+        tokio::time::sleep(SECOND).await;
+        for bound in [&HANDSHAKES, &FAILURES, &DENIALS] {
+            bound.tell();
+        }
+    }
 }
 
 fn entries() -> Entries<io::Stderr> {
@@ -180,6 +260,43 @@ mod tests {
                 |line: &str| line.starts_with(['\u{1b}', ']']) || line.chars().any(char::is_control);
             assert!(!text.lines().any(is_forged), "{text:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_writes_so_many_lines_a_second_and_one_about_the_rest() {
+        #[derive(Clone, Default)]
+        struct Kept(std::sync::Arc<Mutex<Vec<u8>>>);
+        impl Write for Kept {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.lock().extend_from_slice(text);
+                Ok(text.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let lines = fmt::layer().with_writer(move || writer.clone()).with_ansi(false);
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+        let bound = Bound::new("floods", 10);
+        for n in 0..50_000 {
+            let reason = if n % 2 == 0 { "closed" } else { "not_tls" };
+            if bound.admits(reason) {
+                tracing::info!(reason, "one");
+            }
+        }
+        bound.tell();
+        assert_eq!(kept.0.lock().iter().filter(|byte| **byte == b'\n').count(), 10);
+        tokio::time::sleep(SECOND).await;
+        bound.tell();
+        bound.tell();
+        let text = String::from_utf8(kept.0.lock().clone()).unwrap();
+        assert_eq!(text.lines().count(), 11, "{text}");
+        let last = text.lines().last().unwrap();
+        assert!(last.contains("lines about floods were left out lines=49990"), "{last}");
+        assert!(last.contains("closed 24995, not_tls 24995"), "{last}");
+        assert!(bound.admits("closed"), "the next second has room again");
     }
 
     #[test]
