@@ -34,6 +34,9 @@ const METHOD_OVERRIDES: [HeaderName; 3] = [
     HeaderName::from_static("x-method-override"),
     HeaderName::from_static("x-http-method"),
 ];
+/// What IIS's rewrite module, Symfony and Zend take for the path, whatever the request line says.
+const PATH_OVERRIDES: [HeaderName; 2] =
+    [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Removes what belongs to one hop (RFC 9110, 7.6.1): the names of **every** `Connection` line, the known ones, and
@@ -144,13 +147,14 @@ fn is_for_heads_only(name: &str) -> bool {
     ];
     name.starts_with(PREFIX)
         || HEADS_ONLY.iter().any(|forbidden| forbidden.as_str() == name)
-        || METHOD_OVERRIDES.iter().any(|forbidden| forbidden.as_str() == name)
+        || METHOD_OVERRIDES.iter().chain(&PATH_OVERRIDES).any(|forbidden| forbidden.as_str() == name)
 }
 
-/// Removes what asks a workload's framework to act on another method than the one that was judged: a POST with
-/// `X-HTTP-Method-Override: DELETE` would pass a rule about DELETE.
-pub fn strip_method_overrides(headers: &mut HeaderMap) {
-    for name in METHOD_OVERRIDES {
+/// Removes what asks a workload's framework to act on another method or path than the one that was judged: a POST with
+/// `X-HTTP-Method-Override: DELETE` would pass a rule about DELETE, a GET of `/` with `X-Original-URL: /admin` one about
+/// `/admin`.
+pub fn strip_overrides(headers: &mut HeaderMap) {
+    for name in METHOD_OVERRIDES.into_iter().chain(PATH_OVERRIDES) {
         headers.remove(name);
     }
 }
@@ -292,6 +296,8 @@ mod tests {
             ("content-length", "7"),
             ("transfer-encoding", "chunked"),
             ("x-http-method-override", "DELETE"),
+            ("x-original-url", "/admin"),
+            ("x_rewrite_url", "/admin"),
             ("grpc-status", "0"),
             ("request_cost", "3"),
             ("x-checksum", "ab"),
@@ -300,6 +306,20 @@ mod tests {
         let mut left: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["grpc-status", "request_cost", "x-checksum"]);
+    }
+
+    #[test]
+    fn nothing_asks_for_another_method_or_path_than_the_judged_one() {
+        let mut head = map(&[
+            ("x-method-override", "DELETE"),
+            ("x-original-url", "/admin"),
+            ("x-rewrite-url", "/admin"),
+            ("x-rewrite-url", "/admin/2"),
+            ("x-forwarded-for", "192.0.2.1"),
+        ]);
+        strip_overrides(&mut head);
+        let left: Vec<&str> = head.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-forwarded-for"]);
     }
 
     #[test]

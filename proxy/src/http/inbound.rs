@@ -22,6 +22,7 @@ use crate::decisions::DecisionId;
 use crate::error::{Error, Reason, Side};
 use crate::inbound::{check_port, relay_stream, serve_tunnel, target_port};
 use crate::limits::Limits;
+use crate::observe::log;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -82,7 +83,11 @@ fn refuse(
         // A stream that was judged has been accounted for at its end.
         worker.sidecar.metrics.failure(connection.direction, error.reason);
     }
-    if error.reason != Reason::PolicyDenied {
+    // What an operator must mend at this side; the caller's own log has the reason too.
+    let is_ours = matches!(error.reason, Reason::WorkloadUnreachable | Reason::PortNotDeclared);
+    if is_ours && log::FAILURES.admits(error.reason.label()) {
+        tracing::info!(%error, peer = ?connection.peer.identity, "an inbound request failed");
+    } else if error.reason != Reason::PolicyDenied {
         tracing::debug!(%error, peer = ?connection.peer.identity, "an inbound request failed");
     }
     respond::error(error, decision, is_grpc)
@@ -121,7 +126,7 @@ async fn forward(
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_postern(&mut parts.headers);
     headers::strip_forged_identity(&mut parts.headers);
-    headers::strip_method_overrides(&mut parts.headers);
+    headers::strip_overrides(&mut parts.headers);
     headers::add_identity(&mut parts.headers, connection.peer.identity.as_ref());
     let delivered = match sidecar.admit(&limits) {
         Ok(admitted) => {
