@@ -297,11 +297,8 @@ async fn dial(
     let stream = match timeout(limits.handshake, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            let reason = match tls::refusal(&error) {
-                "closed" | "timeout" => Reason::RemoteUnreachable,
-                _ => Reason::RemoteIdentity,
-            };
-            return Err(failed(reason, format!("TLS: {error}")));
+            let (reason, detail) = handshake_failure(&error);
+            return Err(failed(reason, detail));
         }
         Err(_) => {
             sidecar.metrics.limit("handshake");
@@ -317,6 +314,18 @@ async fn dial(
         .map_err(|error| failed(Reason::RemoteIdentity, error.to_string()))?;
     let connection = start(stream, endpoint.transport, &limits, &sidecar.metrics.limits).await?;
     Ok((connection, proof))
+}
+
+/// What a failed handshake says about the far end: nobody of the mesh there, or somebody else.
+fn handshake_failure(error: &std::io::Error) -> (Reason, String) {
+    let text = tls::explain(error);
+    match tls::refusal(error) {
+        "not_tls" => {
+            (Reason::RemoteUnreachable, format!("it does not speak TLS ({text}): is it a sidecar's port?"))
+        }
+        "closed" | "timeout" => (Reason::RemoteUnreachable, format!("TLS: {text}")),
+        _ => (Reason::RemoteIdentity, format!("TLS: {text}")),
+    }
 }
 
 /// Streams on one connection before another is opened: fewer than the far end allows, which is configured as this one is.
@@ -356,6 +365,21 @@ mod tests {
 
     use super::*;
     use crate::observe::metrics::Metrics;
+
+    #[test]
+    fn what_is_no_tls_is_unreachable_and_no_reason_is_a_structure() {
+        use rustls::{CertificateError, Error as Tls, InvalidMessage, OtherError};
+        let failure = |error: Tls| handshake_failure(&std::io::Error::other(error));
+        let (reason, detail) = failure(Tls::InvalidMessage(InvalidMessage::InvalidContentType));
+        assert_eq!(reason, Reason::RemoteUnreachable);
+        assert!(detail.contains("does not speak TLS"), "{detail}");
+        let found = Arc::new(std::io::Error::other("the peer is spiffe://td/ns/a/sa/b"));
+        let wrong = Tls::InvalidCertificate(CertificateError::Other(OtherError(found)));
+        assert_eq!(
+            failure(wrong),
+            (Reason::RemoteIdentity, "TLS: the peer is spiffe://td/ns/a/sa/b".to_owned())
+        );
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_foreign_endpoint_names_its_limit_before_the_first_stream() {
