@@ -209,6 +209,15 @@ impl Reason {
         self.row().3
     }
 
+    /// What a workload is told of a failure at the far end: whether no rule or no policy at all forbids a call is not
+    /// the caller's to know.
+    pub const fn as_told(self) -> Self {
+        match self {
+            Self::NoPolicy => Self::PolicyDenied,
+            other => other,
+        }
+    }
+
     /// The reason with this label, as it comes back in `postern-error`.
     pub fn from_label(label: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.label().as_bytes() == label)
@@ -251,6 +260,25 @@ impl std::error::Error for Error {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_reason_is_in_the_manual() {
+        let manual = include_str!("../../docs/operations.md");
+        let (_, section) = manual.split_once("\n## Reasons\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for (status, _, label, _) in Reason::ALL.map(Reason::row) {
+            assert!(section.contains(&format!("\n| `{label}` | {status} | ")), "{label} {status}");
+        }
+    }
+
+    #[test]
+    fn a_caller_does_not_learn_that_the_far_end_has_no_policy() {
+        for reason in Reason::ALL {
+            let told = reason.as_told();
+            let expected = if reason == Reason::NoPolicy { Reason::PolicyDenied } else { reason };
+            assert_eq!(told, expected);
+        }
+    }
 
     #[test]
     fn the_table_is_whole() {

@@ -114,7 +114,7 @@ fn an_upgrade_is_allowed_to_whom_its_method_and_path_are() {
     let results = pair.call(&["GET,/attach,tcp", "POST,/exec,tcp", "POST,/elsewhere,tcp"]);
     for (case, result) in &results {
         assert_eq!(result["status"], 403, "{case}: {result}");
-        assert_eq!(result["fields"]["postern-error"], Value::Null, "{result}");
+        assert_eq!(result["fields"]["postern-error"], "policy_denied", "{result}");
         assert!(result["body"].as_str().is_some_and(|body| body.contains("Decision ")), "{case}: {result}");
     }
     assert_eq!(results.len(), 3);

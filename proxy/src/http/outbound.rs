@@ -19,6 +19,7 @@ use crate::authorize;
 use crate::balance;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::error::{Error, Reason, Side};
+use crate::observe::log;
 use crate::pool::Kind;
 use crate::retry::should_retry;
 use crate::runtime::spawn;
@@ -38,7 +39,9 @@ pub async fn request(
     match serve(&worker, &connection, request, pending, &mut stream).await {
         Ok(response) => response,
         Err(error) => {
-            tracing::info!(%error, "an outbound call failed");
+            if log::FAILURES.admits(error.reason.label()) {
+                tracing::info!(%error, "an outbound call failed");
+            }
             match stream {
                 Some(stream) => {
                     stream.answered(error.reason.status().as_u16());
@@ -225,7 +228,22 @@ fn clean(response: &mut Response<Body>, target: &Target) {
     // Only sidecars of ours speak of decisions; whoever else is among the endpoints could have said anything.
     let are_ours = target.port.endpoints.iter().all(|endpoint| endpoint.transport == Transport::Postern);
     let decision = response.headers().get(headers::POSTERN_DECISION).filter(|_| are_ours).cloned();
+    let told = response.headers().get(headers::POSTERN_ERROR).filter(|_| are_ours);
+    let reason = told.and_then(|label| Reason::from_label(label.as_bytes())).map(Reason::as_told);
     headers::strip_postern(response.headers_mut());
+    if let Some(reason) = reason {
+        headers::add_error(response.headers_mut(), reason);
+        if log::FAILURES.admits(reason.label()) {
+            let service = &target.port.service;
+            tracing::info!(
+                %service,
+                port = target.port.target_port,
+                reason = reason.label(),
+                status = response.status().as_u16(),
+                "the service's sidecar answered instead of its workload"
+            );
+        }
+    }
     if let Some(decision) = decision {
         response.headers_mut().insert(headers::POSTERN_DECISION, decision);
     }

@@ -383,6 +383,16 @@ mod tests {
     }
 
     #[test]
+    fn every_refusal_is_in_the_manual() {
+        let manual = include_str!("../../../docs/operations.md");
+        let (_, section) = manual.split_once("\n## Reasons\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for reason in TLS_REFUSALS {
+            assert!(section.contains(&format!("`{reason}`")), "{reason}");
+        }
+    }
+
+    #[test]
     fn zeros_are_written_and_counts_add_up() {
         let metrics = Metrics::default();
         let text = metrics.render();
