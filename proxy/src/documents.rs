@@ -33,6 +33,8 @@ pub use read::read_directory;
 const KEPT: usize = 16;
 /// Generations of which number, digest and time are remembered.
 const REMEMBERED: usize = 1_024;
+/// Warnings about a loaded set that the log shows.
+const WARNINGS_SHOWN: usize = 3;
 /// Events come in bursts; after the first, this much quiet is waited for, but never long.
 const QUIET: Duration = Duration::from_millis(20);
 const AT_MOST: Duration = Duration::from_millis(100);
@@ -295,15 +297,21 @@ impl Loader {
         sidecar.metrics.policy_generation.set(i64::try_from(self.number).unwrap_or(i64::MAX));
         tracing::info!(generation = self.number, "documents in force");
         rejudge::all(sidecar, &generation);
+        warn_about(&generation);
     }
 
     fn refuse(&mut self, digest: String, diagnostics: Diagnostics) {
         let sidecar = &self.sidecar;
         self.digest = Some(digest.clone());
-        tracing::error!(
-            in_force = self.number,
-            "documents refused, the last good set stays in force:\n{diagnostics}"
-        );
+        // The findings stand last: a field after them would look like a part of their advice.
+        match self.number {
+            0 => tracing::error!(
+                "documents refused, and none are in force: everything is denied:\n{diagnostics}"
+            ),
+            number => {
+                tracing::error!("documents refused, generation {number} stays in force:\n{diagnostics}");
+            }
+        }
         sidecar.history.lock().refused = Some(Refused { digest, at: sidecar.clock.wall(), diagnostics });
         sidecar.metrics.policy_loads[1].inc();
         sidecar.metrics.policy_stale.set(1);
@@ -366,6 +374,20 @@ impl Loader {
             }
         }
     }
+}
+
+/// Says in one line what a set that was loaded warns about; `postern policy check` has all of it.
+fn warn_about(generation: &Generation) {
+    let warnings = generation.warnings();
+    if warnings.is_empty() {
+        return;
+    }
+    let first: Vec<String> = warnings.iter().take(WARNINGS_SHOWN).map(ToString::to_string).collect();
+    tracing::warn!(
+        "the documents in force have {} warnings (`postern policy check DIR` shows all), the first:\n{}",
+        warnings.total(),
+        first.join("\n\n")
+    );
 }
 
 pub(crate) fn scope(sidecar: &Sidecar) -> Scope {

@@ -150,3 +150,63 @@ async fn good_documents_are_not_kept_waiting_by_a_store_that_cannot_be_read() {
     loader.take_stored(late);
     assert_eq!(sidecar.history.lock().origin, Some(Origin::Directory), "an answer that late changes nothing");
 }
+
+/// What is logged while `task` runs on this thread.
+async fn logged(task: impl Future<Output = ()>) -> String {
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Kept {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(text);
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let kept = Kept::default();
+    let writer = kept.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    task.await;
+    drop(guard);
+    let text = kept.0.lock().clone();
+    String::from_utf8(text).expect("the log is text")
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_is_in_force_and_ends_with_the_findings() {
+    let (directory, sidecar) = Directory::new();
+    let (disk, end) = Stuck::new();
+    end.send(Ok(())).unwrap();
+    let mut loader = Loader::new(Arc::clone(&sidecar), disk);
+    directory.put("kind: Nothing\n");
+    let text = logged(loader.load()).await;
+    assert!(text.contains("none are in force: everything is denied:\n"), "{text}");
+    assert!(!text.contains("stays in force") && !text.contains("in_force="), "{text}");
+    directory.rule("first");
+    loader.load().await;
+    directory.put("kind: Nothing at all\n");
+    let text = logged(loader.load()).await;
+    assert!(text.contains("generation 1 stays in force:\n") && !text.contains("in_force="), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_loaded_set_warns_about_is_one_line() {
+    let (directory, sidecar) = Directory::new();
+    let (disk, _end) = Stuck::new();
+    let mut loader = Loader::new(Arc::clone(&sidecar), disk);
+    directory.rule("first");
+    let text = logged(loader.load()).await;
+    assert!(!text.contains("WARN"), "{text}");
+    let rules: String =
+        (0..5).map(|n| format!("  - {{name: r{n}, from: [{{cidrs: [10.0.0.0/8]}}]}}\n")).collect();
+    directory.put(&GOOD.replace(
+        "  rules: [{name: NAME, from: [{serviceAccounts: [web]}]}]\n",
+        &format!("  rules:\n{rules}"),
+    ));
+    let text = logged(loader.load()).await;
+    assert_eq!(text.matches(" WARN ").count(), 1, "{text}");
+    assert!(text.contains("have 5 warnings"), "{text}");
+    assert_eq!(text.matches("admits authenticated peers only").count(), 3, "{text}");
+}
