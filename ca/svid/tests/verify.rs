@@ -395,7 +395,7 @@ fn bundles() {
     ));
     assert!(matches!(
         damaged(|pki| pki.root.subject_alt_names = vec![uri("spiffe://evil.example")]),
-        VerifyError::IssuerProfile(_)
+        VerifyError::OtherTrustDomain { .. }
     ));
     assert_eq!(damaged(|pki| pki.root_key = key(&PKCS_ECDSA_P521_SHA512)), VerifyError::KeyType);
     assert!(matches!(Bundle::from_pem(td(), 1, b"nothing here"), Err(BundleError::Empty)));
