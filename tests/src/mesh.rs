@@ -76,8 +76,10 @@ impl Mesh {
         };
         let control_config = write("control.yaml", &plan.control_yaml(&root));
         let documents = Documents::new(root.join("documents"));
-        if !plan.without_services && !plan.documents.contains_key("services.yaml") {
-            documents.write("services.yaml", &plan.services_yaml());
+        let services = plan.services_yaml();
+        // An empty file would refuse the set.
+        if !plan.without_services && !plan.documents.contains_key("services.yaml") && !services.is_empty() {
+            documents.write("services.yaml", &services);
         }
         for (name, text) in &plan.documents {
             documents.write(name, text);

@@ -91,7 +91,7 @@ fn a_denied_path_never_opens() {
     }
     let pair = pair();
     let denied = &pair.call(&["denied"])["denied"];
-    assert_eq!((&denied["status"], &denied["error"]), (&403.into(), &Value::Null), "{denied}");
+    assert_eq!((&denied["status"], &denied["error"]), (&403.into(), &"policy_denied".into()), "{denied}");
     assert!(denied["body"].as_str().is_some_and(|body| body.contains("Decision ")), "{denied}");
     assert!(!pair.server.log().contains("open"), "{}", pair.server.log());
     // What was judged as GET is not a way in for other methods: the handshake is a GET or it is none.
