@@ -156,7 +156,8 @@ async fn tunnels(pause: Duration, end: impl Fn(&mut h2::SendStream<Bytes>, h2::R
         }
     }
     drop(send);
-    served.await.unwrap().unwrap();
+    // Which end closes the pipe first is a race; what was counted is not.
+    let _ = served.await.unwrap();
     (hits(&metrics, "client_resets"), opened)
 }
 
