@@ -31,6 +31,7 @@ mod rule;
 mod services;
 mod testing;
 mod text;
+mod tokens;
 mod upgrade;
 mod verdict;
 mod window;
@@ -45,6 +46,7 @@ pub use load::{load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use testing::{CaseResult, Coverage, TestReport, run_tests};
+pub use tokens::{BadClaims, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, TokenSet, Tokens};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId,

@@ -10,6 +10,7 @@ use crate::diagnostic::{Diagnostics, Place, SourceFile};
 use crate::fields::HeaderLines;
 use crate::generation::Generation;
 use crate::load;
+use crate::tokens::Tokens;
 use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Workload};
 
 /// What the tests of a set have shown.
@@ -126,6 +127,7 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
             host: host.as_ref(),
             headers: Some(fields as &dyn HeaderLines),
             upgrade: None,
+            tokens: Tokens::Absent,
         },
         Request::Bad(error) => {
             let passed = matches!(case.expected, Expected::BadRequest | Expected::Denied)

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::diagnostic::Place;
 use crate::fields::HeaderLines;
 use crate::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
+use crate::tokens::Tokens;
 use crate::upgrade::Upgrade;
 
 /// For whom documents are loaded.
@@ -77,15 +78,18 @@ pub enum Operation<'a> {
         headers: Option<&'a dyn HeaderLines>,
         /// What it wants to turn into.
         upgrade: Option<&'a Upgrade>,
+        /// Whose tokens it carries.
+        tokens: Tokens<'a>,
     },
     /// Opaque bytes: nothing about layer 7 will ever be known.
     Tcp,
 }
 
 impl<'a> Operation<'a> {
-    /// An HTTP request of which neither host nor header fields are known, and which does not turn into anything.
+    /// An HTTP request without tokens of which neither host nor header fields are known, and which does not turn into
+    /// anything.
     pub const fn http(method: &'a CanonMethod, path: &'a CanonPath) -> Self {
-        Self::Http { method, path, host: None, headers: None, upgrade: None }
+        Self::Http { method, path, host: None, headers: None, upgrade: None, tokens: Tokens::Absent }
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use allocation_counter::measure;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Workload, load};
+use postern_policy::{
+    HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Workload, load,
+};
 use postern_svid::{SpiffeId, TrustDomain};
 
 const DOCUMENTS: &str = r#"
@@ -72,6 +74,7 @@ fn a_decision_allocates_nothing() {
                 host: Some(&host),
                 headers: Some(&fields as &dyn HeaderLines),
                 upgrade: None,
+                tokens: Tokens::Absent,
             };
             let counted = measure(|| verdicts.push(generation.decide(&connection, 8080, operation)));
             assert_eq!(counted.count_total, 0, "{method} {path}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Workload, load,
+    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Workload, load,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -66,6 +66,7 @@ impl Ask<'_> {
             host: Some(&host),
             headers: Some(&fields as &dyn HeaderLines),
             upgrade: None,
+            tokens: Tokens::Absent,
         };
         let verdict = generation.decide(&generation.connection(source), 8080, operation);
         assert_eq!(verdict, generation.decide_by_reference(source, 8080, operation));

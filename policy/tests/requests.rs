@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Workload, load, yaml,
+    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Workload, load, yaml,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 use serde::Deserialize;
@@ -83,6 +83,7 @@ fn is_allowed(generation: &Generation, address: &str, fields: &HeaderFields) -> 
         host: None,
         headers: Some(fields as &dyn HeaderLines),
         upgrade: None,
+        tokens: Tokens::Absent,
     };
     let verdict = generation.decide(&generation.connection(source), 8080, operation);
     assert_eq!(verdict, generation.decide_by_reference(source, 8080, operation));

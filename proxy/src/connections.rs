@@ -174,6 +174,7 @@ impl Facts {
                 host: Some(host),
                 headers: Some(headers),
                 upgrade: upgrade.as_ref(),
+                tokens: postern_policy::Tokens::Absent,
             },
             Operation::Tcp => postern_policy::Operation::Tcp,
         }

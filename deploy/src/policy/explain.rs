@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
 use postern_policy::{
-    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, Workload,
-    load,
+    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, Tokens,
+    Workload, load,
 };
 use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
 
@@ -90,6 +90,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
                     host: host.as_ref(),
                     headers: fields.as_ref().map(|fields| fields as &dyn HeaderLines),
                     upgrade: None,
+                    tokens: Tokens::Absent,
                 };
                 generation.explain(source, judged.port, operation)
             }

@@ -152,7 +152,7 @@ impl Engine {
         match operation {
             Operation::Tcp => judge(&Question { port, layer7: None }),
             // An upgrade is judged as the request that asks for it.
-            Operation::Http { method, path, host, headers, upgrade: _ } => {
+            Operation::Http { method, path, host, headers, upgrade: _, tokens: _ } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();

@@ -13,6 +13,7 @@ use crate::rule::{
     Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains,
     Peer, Rule, Target, ValuePattern,
 };
+use crate::tokens::Tokens;
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
 };
@@ -555,6 +556,7 @@ impl Question {
                 host: host.as_ref(),
                 headers: headers.as_ref().map(|fields| fields as &dyn HeaderLines),
                 upgrade: None,
+                tokens: Tokens::Absent,
             },
             None => Operation::Tcp,
         }

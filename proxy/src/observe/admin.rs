@@ -14,7 +14,9 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use postern_agent::{Attestation, Trust};
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Upgrade, UpgradeName};
+use postern_policy::{
+    Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Tokens, Upgrade, UpgradeName,
+};
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -414,6 +416,7 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                 host: host.as_ref(),
                 headers: asked.headers.as_ref().map(|_| &fields as &dyn HeaderLines),
                 upgrade: upgrade.as_ref(),
+                tokens: Tokens::Absent,
             };
             generation.explain(source, asked.port, operation)
         }
