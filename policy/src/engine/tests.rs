@@ -20,7 +20,9 @@ use crate::verdict::{
 use crate::window::{Weekly, Window};
 use crate::{HeaderFields, HeaderLines, SourceFile, eval_ref, load};
 
-use super::Engine;
+use super::{Connection, Engine};
+
+mod boundaries;
 
 // Few words, so that rules and questions meet.
 const DOMAINS: [&str; 3] = ["home", "alias", "else"];
@@ -581,9 +583,12 @@ fn scope() -> Scope {
 }
 
 fn check(engine: &Engine, question: &Question) -> Result<Effect, TestCaseError> {
+    check_on(engine, &engine.connection(question.source()), question)
+}
+
+fn check_on(engine: &Engine, connection: &Connection, question: &Question) -> Result<Effect, TestCaseError> {
     let (source, operation) = (question.source(), question.operation());
-    let connection = engine.connection(source);
-    let verdict = engine.decide(&connection, question.port, operation);
+    let verdict = engine.decide(connection, question.port, operation);
     let expected =
         eval_ref::decide(&engine.rules, &engine.domains, source, question.port, operation, engine.told());
     prop_assert_eq!(verdict, expected.by(verdict.generation), "{:?}", question);
