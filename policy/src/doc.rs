@@ -163,6 +163,10 @@ pub(crate) struct ToDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) grpc: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
+    pub(crate) upgrade: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) sni: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
     pub(crate) ports: Option<List<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) not: Option<Sp<NotToDoc>>,
@@ -179,6 +183,10 @@ pub(crate) struct NotToDoc {
     pub(crate) path_prefix: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) hosts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) upgrade: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) sni: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) ports: Option<List<u16>>,
 }
@@ -336,7 +344,11 @@ pub(crate) struct RequestDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) headers: Option<List<LineDoc>>,
     #[serde(default, deserialize_with = "present")]
+    pub(crate) upgrade: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
     pub(crate) tcp: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) sni: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) at: Option<Sp<String>>,
 }

@@ -13,6 +13,7 @@ use crate::rule::{
     self, Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods,
     OwnDomains, Peer, Rule, Target, ValuePattern,
 };
+use crate::upgrade::Upgrades;
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Tier, Verdict, Would,
 };
@@ -66,10 +67,7 @@ pub(crate) fn decide(
     operation: Operation<'_>,
     at: Option<i64>,
 ) -> Answer {
-    let views: Vec<Option<&str>> = match operation {
-        Operation::Http { path, .. } => path.views().map(Some).collect(),
-        Operation::Tcp => vec![None],
-    };
+    let views = operation.views();
     let fires = |rule: &Rule, view: Option<&str>| {
         fires(rule, matches(rule, domains, source, port, operation, view, at))
     };
@@ -176,7 +174,7 @@ pub(crate) fn matches(
 fn anything(action: Action, operation: Operation<'_>) -> Truth {
     match operation {
         Operation::Http { method, .. } => Methods::cover(None, action, method).into(),
-        Operation::Tcp => Truth::True,
+        Operation::Tcp | Operation::Tls { .. } => Truth::True,
     }
 }
 
@@ -242,18 +240,20 @@ pub(crate) fn target(
     operation: Operation<'_>,
     view: Option<&str>,
 ) -> Truth {
-    let Target { methods, paths, grpc: _, hosts, headers, ports, not } = entry;
+    let Target { methods, paths, grpc: _, hosts, headers, upgrade, sni, ports, not } = entry;
     let on_port = Truth::from(ports.as_ref().is_none_or(|ports| ports.contains(&port)));
     let method = match (operation, methods) {
         (Operation::Http { method, .. }, methods) => Methods::cover(methods.as_ref(), action, method).into(),
-        (Operation::Tcp, Some(_)) => Truth::Unknown,
-        (Operation::Tcp, None) => Truth::True,
+        (Operation::Tcp | Operation::Tls { .. }, Some(_)) => Truth::Unknown,
+        (Operation::Tcp | Operation::Tls { .. }, None) => Truth::True,
     };
     let path = paths.as_ref().map_or(Truth::True, |paths| path_is_in(paths, view));
     let host = hosts.as_ref().map_or(Truth::True, |hosts| host_is_in(hosts, operation));
     let headers = headers.iter().map(|entry| header(entry, action, operation)).fold(Truth::True, Truth::and);
+    let upgrade = upgrade.as_ref().map_or(Truth::True, |upgrades| upgrade_is_in(upgrades, operation));
+    let sni = sni.as_ref().map_or(Truth::True, |names| sni_is_in(names, operation));
     let not = not.as_ref().map_or(Truth::True, |not| excludes_operation(not, port, operation, view).not());
-    [method, path, host, headers, not].into_iter().fold(on_port, Truth::and)
+    [method, path, host, headers, upgrade, sni, not].into_iter().fold(on_port, Truth::and)
 }
 
 pub(crate) fn excludes_operation(
@@ -262,15 +262,35 @@ pub(crate) fn excludes_operation(
     operation: Operation<'_>,
     view: Option<&str>,
 ) -> Truth {
-    let ExcludedTarget { methods, paths, hosts, ports } = entry;
+    let ExcludedTarget { methods, paths, hosts, upgrade, sni, ports } = entry;
     let method = match operation {
         _ if methods.is_empty() => Truth::False,
         Operation::Http { method, .. } => methods.contains(method).into(),
-        Operation::Tcp => Truth::Unknown,
+        Operation::Tcp | Operation::Tls { .. } => Truth::Unknown,
     };
     let path = if paths.is_empty() { Truth::False } else { path_is_in(paths, view) };
     let host = if hosts.is_empty() { Truth::False } else { host_is_in(hosts, operation) };
-    Truth::from(ports.contains(&port)).or(method).or(path).or(host)
+    let upgrade = upgrade.as_ref().map_or(Truth::False, |upgrades| upgrade_is_in(upgrades, operation));
+    let sni = if sni.is_empty() { Truth::False } else { sni_is_in(sni, operation) };
+    Truth::from(ports.contains(&port)).or(method).or(path).or(host).or(upgrade).or(sni)
+}
+
+fn upgrade_is_in(upgrades: &Upgrades, operation: Operation<'_>) -> Truth {
+    match operation {
+        Operation::Http { upgrade, .. } => upgrades.cover(upgrade).into(),
+        Operation::Tcp | Operation::Tls { .. } => Truth::Unknown,
+    }
+}
+
+/// A request that can be read is no TLS: it has no server name, which is known.
+fn sni_is_in(patterns: &[HostPattern], operation: Operation<'_>) -> Truth {
+    match operation {
+        Operation::Http { .. } => Truth::False,
+        Operation::Tls { sni } => {
+            sni.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name))).into()
+        }
+        Operation::Tcp => Truth::Unknown,
+    }
 }
 
 fn path_is_in(patterns: &[PathPattern], view: Option<&str>) -> Truth {
@@ -282,7 +302,7 @@ fn host_is_in(patterns: &[HostPattern], operation: Operation<'_>) -> Truth {
         Operation::Http { host: Some(host), .. } => {
             patterns.iter().any(|pattern| pattern.matches(host)).into()
         }
-        Operation::Http { host: None, .. } | Operation::Tcp => Truth::Unknown,
+        Operation::Http { host: None, .. } | Operation::Tcp | Operation::Tls { .. } => Truth::Unknown,
     }
 }
 

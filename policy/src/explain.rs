@@ -8,7 +8,8 @@ use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
-use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, OwnDomains, Peer, Rule, Target};
+use crate::rule::{HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains, Peer, Rule, Target};
+use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
 
 /// Why a question is answered as it is.
@@ -72,7 +73,7 @@ pub(crate) fn explain(
     let rule = verdict.rule.map(|id| generation.rule(id).clone());
     let readings = match operation {
         Operation::Http { path, .. } => path.views().skip(1).map(str::to_owned).collect(),
-        Operation::Tcp => Vec::new(),
+        Operation::Tcp | Operation::Tls { .. } => Vec::new(),
     };
     let nearest = match verdict.effect {
         Effect::Deny(DenyReason::NoRule) => nearest(generation, source, port, operation),
@@ -100,7 +101,7 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
     };
     let views: Vec<&str> = match operation {
         Operation::Http { path, .. } => path.views().filter(|view| !allowed(Some(view))).collect(),
-        Operation::Tcp => Vec::new(),
+        Operation::Tcp | Operation::Tls { .. } => Vec::new(),
     };
     let allows = engine.rules.iter().zip(&generation.names).filter(|(rule, _)| grants(rule));
     let (misfit, name) = allows
@@ -195,6 +196,13 @@ fn to_alternative(has_to: bool, port: u16, operation: Operation<'_>, paths: Opti
         (Operation::Tcp, _) => {
             (format!("{{ports: [{port}]}}"), "; that allows every HTTP request on this port too")
         }
+        (Operation::Tls { sni: Some(name) }, _) => {
+            (format!("{{sni: [\"{}\"], ports: [{port}]}}", name.name()), "")
+        }
+        (Operation::Tls { sni: None }, _) => (
+            format!("{{ports: [{port}]}}"),
+            "; that allows every connection to this port, for this one asks for no server name",
+        ),
         (Operation::Http { method, .. }, Some(paths)) => {
             let paths: Vec<String> = paths.iter().map(|path| format!("\"{path}\"")).collect();
             (format!("{{methods: [{method}], paths: [{}], ports: [{port}]}}", paths.join(", ")), "")
@@ -290,7 +298,7 @@ fn target_failures(
     views: &[&str],
     nameable: Option<&[&str]>,
 ) -> Vec<Failure> {
-    let Target { methods, paths, grpc, hosts, headers, ports, not } = target;
+    let Target { methods, paths, grpc, hosts, headers, upgrade, sni, ports, not } = target;
     let mut out = Vec::new();
     if let Some(ports) = ports
         && !ports.contains(&port)
@@ -309,10 +317,18 @@ fn target_failures(
     {
         out.push(Failure { what: "the operation is excluded by `not`".to_owned(), change: None });
     }
-    let Operation::Http { host, .. } = operation else {
+    out.extend(sni.as_ref().and_then(|names| sni_failure(names, operation)));
+    if operation.is_unread() && not.as_ref().is_some_and(|not| !not.sni.is_empty()) {
+        out.push(Failure {
+            what: "whether the server name is excluded is not known".to_owned(),
+            change: None,
+        });
+    }
+    let Operation::Http { host, upgrade: asked, .. } = operation else {
         if target.asks_layer7() {
             out.push(Failure {
-                what: "methods, paths, hosts and header fields are never known of opaque TCP".to_owned(),
+                what: "methods, paths, hosts, header fields and upgrades are never known of opaque TCP"
+                    .to_owned(),
                 change: None,
             });
         }
@@ -341,6 +357,11 @@ fn target_failures(
             None => out.push(Failure { what: "the host is not known".to_owned(), change: None }),
         }
     }
+    if let Some(upgrades) = upgrade
+        && !upgrades.cover(asked)
+    {
+        out.push(upgrade_failure(upgrades, asked));
+    }
     if host.is_none() && not.as_ref().is_some_and(|not| !not.hosts.is_empty()) {
         out.push(Failure { what: "whether the host is excluded is not known".to_owned(), change: None });
     }
@@ -355,6 +376,32 @@ fn target_failures(
         }
     }
     out
+}
+
+fn upgrade_failure(upgrades: &Upgrades, asked: Option<&Upgrade>) -> Failure {
+    match asked {
+        Some(asked) => Failure {
+            what: format!("the upgrade to {} is not {upgrades}", asked.as_str()),
+            change: Some(format!("add {} to `upgrade`", asked.as_str())),
+        },
+        None => Failure { what: format!("the request does not ask for {upgrades}"), change: None },
+    }
+}
+
+fn sni_failure(names: &[HostPattern], operation: Operation<'_>) -> Option<Failure> {
+    let (what, change) = match operation {
+        Operation::Tls { sni: Some(name) } if names.iter().any(|pattern| pattern.matches(name)) => {
+            return None;
+        }
+        Operation::Tls { sni: Some(name) } => (
+            format!("the server name {} is not {}", name.name(), list(names, "", "one of")),
+            Some(format!("add {} to `sni`", name.name())),
+        ),
+        Operation::Tls { sni: None } => ("the TLS handshake asks for no server name".to_owned(), None),
+        Operation::Tcp => ("the server name is not known".to_owned(), None),
+        Operation::Http { .. } => ("a request that can be read has no server name of TLS".to_owned(), None),
+    };
+    Some(Failure { what, change })
 }
 
 fn header_failure(field: &HeaderMatch) -> String {

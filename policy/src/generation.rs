@@ -8,7 +8,7 @@ use crate::engine::{Connection, Engine};
 use crate::eval_ref;
 use crate::explain::{self, Explanation};
 use crate::norm::{CanonPath, EscapedSlashes, NormError};
-use crate::rule::PathsJudged;
+use crate::rule::PortsJudged;
 use crate::services::Services;
 use crate::verdict::{Defaults, DocumentSummary, Operation, RuleId, RuleName, Source, Verdict};
 
@@ -22,7 +22,8 @@ pub struct Generation {
     pub(crate) warnings: Diagnostics,
     pub(crate) ports_named: BTreeSet<u16>,
     pub(crate) headers_named: Vec<Box<str>>,
-    pub(crate) paths_judged: PathsJudged,
+    pub(crate) paths_judged: PortsJudged,
+    pub(crate) sni_judged: PortsJudged,
     /// The mode under which the rules' paths were written.
     pub(crate) nameable: EscapedSlashes,
     pub(crate) names: Vec<RuleName>,
@@ -64,6 +65,11 @@ impl Generation {
     /// Header fields that rules for this workload ask for, in lower case.
     pub fn headers_named(&self) -> &[Box<str>] {
         &self.headers_named
+    }
+
+    /// Whether rules ask for the server name of TLS at a port of the workload: then it must be read before they are asked.
+    pub fn asks_sni(&self, port: u16) -> bool {
+        self.sni_judged.at(port)
     }
 
     /// The rules that concern the workload, in the order of their numbers.

@@ -12,7 +12,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
 use crate::norm::{EscapedSlashes, PathOptions};
-use crate::rule::{OwnDomains, PathsJudged, Rule};
+use crate::rule::{OwnDomains, PortsJudged, Rule};
 use crate::services::{Service, Services};
 use crate::text::Text;
 use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope, Workload};
@@ -96,7 +96,8 @@ impl Checked {
             warnings: Diagnostics::new(),
             ports_named: ports_named(&applied),
             headers_named: headers_named(&applied),
-            paths_judged: PathsJudged::by(&applied),
+            paths_judged: PortsJudged::by_path(&applied),
+            sni_judged: PortsJudged::by_sni(&applied),
             nameable: self.widest,
             names,
             engine: Engine::new(applied, self.domains.clone(), number),

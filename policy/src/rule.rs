@@ -9,6 +9,7 @@ use postern_svid::{SpiffeId, TrustDomain};
 
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
+use crate::upgrade::Upgrades;
 use crate::verdict::{Action, Enforcement, Tier};
 use crate::window::Window;
 
@@ -77,6 +78,9 @@ pub(crate) struct Target {
     pub(crate) hosts: Option<Vec<HostPattern>>,
     /// All of them must hold.
     pub(crate) headers: Vec<HeaderMatch>,
+    pub(crate) upgrade: Option<Upgrades>,
+    /// Server names of TLS; an HTTP request has none.
+    pub(crate) sni: Option<Vec<HostPattern>>,
     pub(crate) ports: Option<Vec<u16>>,
     pub(crate) not: Option<ExcludedTarget>,
 }
@@ -87,13 +91,19 @@ impl Target {
         self.paths.is_some() || self.not.as_ref().is_some_and(|not| !not.paths.is_empty())
     }
 
-    /// Whether it asks for anything that opaque bytes never show.
+    /// Whether it asks for a server name.
+    pub(crate) fn asks_sni(&self) -> bool {
+        self.sni.is_some() || self.not.as_ref().is_some_and(|not| !not.sni.is_empty())
+    }
+
+    /// Whether it asks for anything that opaque bytes never show, a TLS handshake included.
     pub(crate) fn asks_layer7(&self) -> bool {
-        let Self { methods, paths, grpc: _, hosts, headers, ports: _, not } = self;
+        let Self { methods, paths, grpc: _, hosts, headers, upgrade, sni: _, ports: _, not } = self;
         methods.is_some()
             || paths.is_some()
             || hosts.is_some()
             || !headers.is_empty()
+            || upgrade.is_some()
             || not.as_ref().is_some_and(ExcludedTarget::asks_layer7)
     }
 }
@@ -104,13 +114,15 @@ pub(crate) struct ExcludedTarget {
     pub(crate) methods: Vec<CanonMethod>,
     pub(crate) paths: Vec<PathPattern>,
     pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) upgrade: Option<Upgrades>,
+    pub(crate) sni: Vec<HostPattern>,
     pub(crate) ports: Vec<u16>,
 }
 
 impl ExcludedTarget {
     fn asks_layer7(&self) -> bool {
-        let Self { methods, paths, hosts, ports: _ } = self;
-        !methods.is_empty() || !paths.is_empty() || !hosts.is_empty()
+        let Self { methods, paths, hosts, upgrade, sni: _, ports: _ } = self;
+        !methods.is_empty() || !paths.is_empty() || !hosts.is_empty() || upgrade.is_some()
     }
 }
 
@@ -221,21 +233,31 @@ impl Methods {
     }
 }
 
-/// The workload's ports for which enforced rules speak of paths.
+/// The workload's ports for which rules speak of something.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PathsJudged {
+pub(crate) struct PortsJudged {
     everywhere: bool,
     ports: BTreeSet<u16>,
 }
 
-impl PathsJudged {
-    pub(crate) fn by(rules: &[Rule]) -> Self {
-        let mut judged = Self::default();
+impl PortsJudged {
+    /// Ports for which enforced rules speak of paths.
+    pub(crate) fn by_path(rules: &[Rule]) -> Self {
         // Shadows and audits change nothing, so they make no request a bad one.
         let enforced =
             |rule: &&Rule| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
-        for rule in rules.iter().filter(enforced) {
-            for target in rule.to.iter().flatten().filter(|target| target.speaks_of_paths()) {
+        Self::by(rules.iter().filter(enforced), Target::speaks_of_paths)
+    }
+
+    /// Ports for which rules of any kind speak of server names.
+    pub(crate) fn by_sni(rules: &[Rule]) -> Self {
+        Self::by(rules.iter(), Target::asks_sni)
+    }
+
+    fn by<'r>(rules: impl Iterator<Item = &'r Rule>, wanted: fn(&Target) -> bool) -> Self {
+        let mut judged = Self::default();
+        for rule in rules {
+            for target in rule.to.iter().flatten().filter(|target| wanted(target)) {
                 match (&rule.target_ports, &target.ports) {
                     (None, None) => judged.everywhere = true,
                     (Some(ports), None) | (None, Some(ports)) => judged.ports.extend(ports),

@@ -121,12 +121,13 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
     };
     let operation = match &case.request {
         Request::Tcp => Operation::Tcp,
-        Request::Http { method, path, host, fields } => Operation::Http {
+        Request::Tls(sni) => Operation::Tls { sni: sni.as_ref() },
+        Request::Http { method, path, host, fields, upgrade } => Operation::Http {
             method,
             path,
             host: host.as_ref(),
             headers: Some(fields as &dyn HeaderLines),
-            upgrade: None,
+            upgrade: upgrade.as_ref(),
             tokens: Tokens::Absent,
         },
         Request::Bad(error) => {

@@ -11,6 +11,7 @@ use crate::norm::is_token;
 pub const MAX_UPGRADES: usize = 16;
 /// The longest registered name has 11 bytes; the rest is room for private ones.
 const MAX_NAME: usize = 64;
+const WEBSOCKET: &str = "websocket";
 /// Protocols under which every byte that follows would be another request, or hide one: no rule would be asked about it.
 const NEVER: [&str; 6] = ["h2", "h2c", "h3", "http", "https", "tls"];
 
@@ -21,6 +22,54 @@ pub enum Upgrade {
     WebSocket,
     /// One that the port lists.
     Named(UpgradeName),
+}
+
+/// Upgrades that a rule speaks of.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Upgrades {
+    /// `"*"`.
+    Any,
+    Only(Vec<Upgrade>),
+}
+
+impl Upgrades {
+    /// Whether a request that wants to turn into `asked`, or into nothing, is one of them.
+    pub(crate) fn cover(&self, asked: Option<&Upgrade>) -> bool {
+        match (self, asked) {
+            (_, None) => false,
+            (Self::Any, Some(_)) => true,
+            (Self::Only(named), Some(asked)) => named.contains(asked),
+        }
+    }
+}
+
+impl fmt::Display for Upgrades {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Only(named) = self else { return f.write_str("an upgrade") };
+        let named: Vec<&str> = named.iter().map(Upgrade::as_str).collect();
+        f.write_str(&named.join(", "))
+    }
+}
+
+impl Upgrade {
+    /// Takes what a rule or a question calls it: `websocket`, or a name that a port can list.
+    pub fn parse(text: &str) -> Result<Self, BadUpgrade> {
+        match UpgradeName::parse(text) {
+            Ok(name) => Ok(Self::Named(name)),
+            Err(BadUpgrade::WebSocket) if text == WEBSOCKET => Ok(Self::WebSocket),
+            // In capitals, or with a version, which it has elsewhere (RFC 6455, 4.1).
+            Err(BadUpgrade::WebSocket) => Err(BadUpgrade::UpperCase(WEBSOCKET.to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its name, in lower case.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::WebSocket => WEBSOCKET,
+            Self::Named(name) => name.as_str(),
+        }
+    }
 }
 
 /// The name of a protocol in `Upgrade` (RFC 9110, 7.8), perhaps with a version: `tcp`, `spdy/3.1`. In lower case, for
@@ -46,7 +95,7 @@ impl UpgradeName {
         if NEVER.contains(&name.split('-').next().unwrap_or(name)) {
             return Err(BadUpgrade::Never);
         }
-        if name == "websocket" {
+        if name == WEBSOCKET {
             return Err(BadUpgrade::WebSocket);
         }
         if lower != text {
@@ -135,5 +184,10 @@ mod tests {
         assert_eq!(UpgradeName::parse("websocket"), Err(BadUpgrade::WebSocket));
         assert_eq!(UpgradeName::parse("SPDY/3.1"), Err(BadUpgrade::UpperCase("spdy/3.1".to_owned())));
         assert!(UpgradeName::parse("spdy/3.1").unwrap().is(b"SPDY/3.1"));
+        assert_eq!(Upgrade::parse("websocket"), Ok(Upgrade::WebSocket));
+        assert_eq!(Upgrade::parse("WebSocket"), Err(BadUpgrade::UpperCase("websocket".to_owned())));
+        assert_eq!(Upgrade::parse("websocket/13"), Err(BadUpgrade::UpperCase("websocket".to_owned())));
+        assert_eq!(Upgrade::parse("spdy/3.1").unwrap().as_str(), "spdy/3.1");
+        assert_eq!(Upgrade::parse("h2c"), Err(BadUpgrade::Never));
     }
 }

@@ -83,6 +83,11 @@ pub enum Operation<'a> {
     },
     /// Opaque bytes: nothing about layer 7 will ever be known.
     Tcp,
+    /// Opaque bytes that begin with a TLS handshake which has been read: nothing but its server name will ever be known.
+    Tls {
+        /// The server name that the client asks for (SNI, RFC 6066, 3). `None`: it asks for none.
+        sni: Option<&'a CanonHost>,
+    },
 }
 
 impl<'a> Operation<'a> {
@@ -90,6 +95,19 @@ impl<'a> Operation<'a> {
     /// anything.
     pub const fn http(method: &'a CanonMethod, path: &'a CanonPath) -> Self {
         Self::Http { method, path, host: None, headers: None, upgrade: None, tokens: Tokens::Absent }
+    }
+
+    /// Whether not even a TLS handshake was read.
+    pub(crate) const fn is_unread(self) -> bool {
+        matches!(self, Self::Tcp)
+    }
+
+    /// The ways in which the path can be read; one without a path for opaque bytes.
+    pub(crate) fn views(self) -> Vec<Option<&'a str>> {
+        match self {
+            Self::Http { path, .. } => path.views().map(Some).collect(),
+            Self::Tcp | Self::Tls { .. } => vec![None],
+        }
     }
 }
 

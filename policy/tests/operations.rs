@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Workload, load,
+    Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Upgrade, Workload,
+    load,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -224,6 +225,84 @@ fn opaque_bytes() {
     }
 }
 
+/// Upgrades are a part of the request: rules that do not speak of them cover them.
+#[test]
+fn upgrades() {
+    let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
+    let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+    let (get, path) = (CanonMethod::get(), CanonPath::parse("/", &Default::default()).expect("a literal"));
+    for (to, none, websocket, tcp) in [
+        ("{upgrade: [websocket]}", false, true, false),
+        ("{upgrade: [tcp, websocket]}", false, true, true),
+        ("{upgrade: ['*']}", false, true, true),
+        ("{methods: [GET]}", true, true, true),
+        ("{methods: [GET], upgrade: [tcp]}", false, false, true),
+        ("{not: {upgrade: ['*']}}", true, false, false),
+        ("{not: {upgrade: [websocket]}}", true, false, true),
+    ] {
+        for (asked, expected) in [(None, none), (Some("websocket"), websocket), (Some("tcp"), tcp)] {
+            let upgrade = asked.map(|name| Upgrade::parse(name).expect("a literal"));
+            let operation = Operation::Http {
+                method: &get,
+                path: &path,
+                host: None,
+                headers: None,
+                upgrade: upgrade.as_ref(),
+                tokens: Tokens::Absent,
+            };
+            for action in ["Allow", "Deny"] {
+                let generation = generation(action, to);
+                let verdict = generation.decide(&generation.connection(source), 8080, operation);
+                assert_eq!(verdict, generation.decide_by_reference(source, 8080, operation));
+                assert_eq!(verdict.is_allowed(), expected == (action == "Allow"), "{action} {to} {asked:?}");
+            }
+        }
+    }
+}
+
+/// The server name of TLS that is passed on: known, known to be none, or never to be known.
+#[test]
+fn server_names() {
+    let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
+    let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+    let (get, path) = (CanonMethod::get(), CanonPath::parse("/", &Default::default()).expect("a literal"));
+    let name = |text: &str| CanonHost::parse(text).expect("a literal");
+    let (db, other) = (name("DB.example.com"), name("example.com"));
+    let questions = [
+        Operation::Tls { sni: Some(&db) },
+        Operation::Tls { sni: Some(&other) },
+        Operation::Tls { sni: None },
+        Operation::Tcp,
+        Operation::http(&get, &path),
+    ];
+    for (to, allow, deny) in [
+        ("{sni: [db.example.com]}", [true, false, false, false, false], [true, false, false, true, false]),
+        ("{sni: ['*.example.com']}", [true, false, false, false, false], [true, false, false, true, false]),
+        ("{not: {sni: [db.example.com]}}", [false, true, true, false, true], [false, true, true, true, true]),
+        ("{sni: [db.example.com], ports: [1]}", [false; 5], [false; 5]),
+        // What is inside of TLS is never known.
+        ("{methods: [GET]}", [false, false, false, false, true], [true; 5]),
+    ] {
+        for (action, fires) in [("Allow", allow), ("Deny", deny)] {
+            let generation = generation(action, to);
+            for (operation, fires) in questions.into_iter().zip(fires) {
+                let verdict = generation.decide(&generation.connection(source), 8080, operation);
+                assert_eq!(verdict, generation.decide_by_reference(source, 8080, operation));
+                assert_eq!(verdict.is_allowed(), fires == (action == "Allow"), "{action} {to} {operation:?}");
+                let explained = generation.explain(source, 8080, operation).to_string();
+                assert!(
+                    verdict.is_allowed() || action == "Deny" || explained.contains("nearest"),
+                    "{explained}"
+                );
+            }
+        }
+    }
+    assert!(generation("Allow", "{sni: [a.b]}").asks_sni(8080));
+    assert!(!generation("Allow", "{sni: [a.b], ports: [1]}").asks_sni(8080));
+    assert!(generation("Deny", "{not: {sni: [a.b]}}").asks_sni(8080));
+    assert!(!generation("Deny", "{hosts: [a.b]}").asks_sni(8080));
+}
+
 #[test]
 fn mistakes() {
     for (action, to, expected) in [
@@ -253,6 +332,17 @@ fn mistakes() {
         ("Allow", "{not: {}}", "`not` is empty"),
         ("Allow", "{not: {methods: ['*']}}", "matches nothing"),
         ("Allow", "{hots: [a]}", "did you mean `hosts`"),
+        ("Allow", "{upgrade: []}", "`upgrade` is empty"),
+        ("Allow", "{upgrade: [WebSocket]}", "write websocket"),
+        ("Allow", "{upgrade: [h2c]}", "never passed on"),
+        ("Allow", "{upgrade: ['*', tcp]}", "stands alone"),
+        ("Allow", "{upgrade: ['a b']}", "not the name of an upgrade"),
+        ("Allow", "{sni: []}", "`sni` is empty"),
+        ("Allow", "{sni: [10.0.0.1]}", "never an address"),
+        ("Allow", "{sni: [DB.example]}", "write `db.example`"),
+        ("Allow", "{sni: ['a.b:443']}", "without its port"),
+        ("Allow", "{sni: [a.b], methods: [GET]}", "matches nothing"),
+        ("Allow", "{not: {sni: []}}", "`sni` is empty"),
     ] {
         let errors = try_generation(action, to).err().unwrap_or_default();
         assert!(errors.contains(expected), "{to}: {errors}");

@@ -149,6 +149,11 @@ pub enum Operation {
     },
     /// Opaque bytes.
     Tcp,
+    /// Opaque bytes that begin with a TLS handshake, which was read.
+    Tls {
+        /// The server name that it asks for; none if it asks for none.
+        sni: Option<CanonHost>,
+    },
 }
 
 /// A stream's facts.
@@ -177,6 +182,7 @@ impl Facts {
                 tokens: postern_policy::Tokens::Absent,
             },
             Operation::Tcp => postern_policy::Operation::Tcp,
+            Operation::Tls { sni } => postern_policy::Operation::Tls { sni: sni.as_ref() },
         }
     }
 
@@ -185,7 +191,7 @@ impl Facts {
     pub fn is_judged_as_forwarded(&self, generation: &Generation) -> bool {
         match &self.operation {
             Operation::Http { path, .. } => generation.check_path(self.port, path).is_ok(),
-            Operation::Tcp => true,
+            Operation::Tcp | Operation::Tls { .. } => true,
         }
     }
 
@@ -193,7 +199,7 @@ impl Facts {
     pub fn method_and_path(&self) -> (&str, &str) {
         match &self.operation {
             Operation::Http { method, path, .. } => (method.as_str(), path.path()),
-            Operation::Tcp => ("-", "-"),
+            Operation::Tcp | Operation::Tls { .. } => ("-", "-"),
         }
     }
 }

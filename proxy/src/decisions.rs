@@ -85,7 +85,7 @@ impl Subject {
     pub fn new(direction: Direction, peer: &Peer, facts: &Facts, status: Arc<AtomicU16>) -> Self {
         let method = match &facts.operation {
             Operation::Http { method, .. } => Some(method.clone()),
-            Operation::Tcp => None,
+            Operation::Tcp | Operation::Tls { .. } => None,
         };
         let (_, path) = facts.method_and_path();
         Self {

@@ -13,6 +13,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
+mod hello;
+
+pub use hello::{Hello, ServerName, read_server_name};
+
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Protocol {

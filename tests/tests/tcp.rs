@@ -91,6 +91,68 @@ fn the_workload_may_end_its_side_first() {
     assert_eq!(last, b"and a last word");
 }
 
+/// What a TLS client says first, asking for a server name.
+fn client_hello(name: &str) -> Vec<u8> {
+    let body = |id: u16, bytes: &[u8]| -> Vec<u8> {
+        let len = u16::try_from(bytes.len()).expect("it is short");
+        [&id.to_be_bytes()[..], &len.to_be_bytes(), bytes].concat()
+    };
+    let short = |bytes: &[u8]| [&[u8::try_from(bytes.len()).expect("it is short")], bytes].concat();
+    let long =
+        |bytes: &[u8]| [&u16::try_from(bytes.len()).expect("it is short").to_be_bytes(), bytes].concat();
+    let extensions = [
+        body(0, &long(&[&[0][..], &long(name.as_bytes())].concat())),
+        body(10, &long(&[0, 29])),
+        body(13, &long(&[8, 4])),
+        body(43, &short(&[3, 4])),
+        body(51, &long(&[&[0, 29][..], &long(&[7; 32])].concat())),
+    ];
+    let hello =
+        [&[3, 3][..], &[1; 32], &short(&[]), &long(&[0x13, 1]), &short(&[0]), &long(&extensions.concat())]
+            .concat();
+    let message = [&[1, 0][..], &long(&hello)].concat();
+    [&[0x16, 3, 1][..], &long(&message)].concat()
+}
+
+/// TLS that is passed on unread is judged by the server name that its client asks for.
+#[test]
+fn server_names_of_tls() {
+    let mut plan = plan();
+    plan.document(
+        "policy.yaml",
+        &POLICY.replace("{ports: [8080, 9000, 9001]}", "{sni: ['*.db.example'], ports: [9001]}"),
+    );
+    let origin = Origin::echo((plan.address("orders"), 9001));
+    let mesh = plan.start();
+    let call = |bytes: &[u8]| {
+        let mut stream = tunnel(&mesh, "orders.shop:9001").expect("what is inside decides");
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        stream.write_all(first).expect("the tunnel takes bytes");
+        std::thread::sleep(Duration::from_millis(50));
+        // What is no TLS may be refused by now.
+        let _ = stream.write_all(rest);
+        let mut echo = vec![0; bytes.len()];
+        stream.read_exact(&mut echo).map(|()| echo == bytes).map_err(|error| error.kind())
+    };
+    assert_eq!(call(&client_hello("a.db.example")), Ok(true), "every byte arrives");
+    let arrived = origin.bytes();
+    assert_eq!(call(&client_hello("db.example")), Err(ErrorKind::ConnectionReset));
+    assert!(call(b"GET / HTTP/1.1\r\nHost: a.db.example\r\n\r\n").is_err());
+    assert_eq!(origin.bytes(), arrived, "nothing of what is refused reaches the workload");
+    // Opaque ports are judged before they say anything.
+    assert_eq!(tunnel(&mesh, "orders.shop:9000").map(|_| ()), Err(403));
+    // Rules that ask for other names reset what runs.
+    let mut stream = tunnel(&mesh, "orders.shop:9001").expect("what is inside decides");
+    let hello = client_hello("a.db.example");
+    stream.write_all(&hello).expect("the tunnel takes bytes");
+    stream.read_exact(&mut vec![0; hello.len()]).expect("it is allowed");
+    mesh.change(
+        "policy.yaml",
+        &POLICY.replace("{ports: [8080, 9000, 9001]}", "{sni: [b.db.example], ports: [9001]}"),
+    );
+    assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+}
+
 fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("TCP knows linger");
     drop(stream);

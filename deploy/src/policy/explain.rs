@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
 use postern_policy::{
     Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, Tokens,
-    Workload, load,
+    Upgrade, Workload, load,
 };
 use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
 
@@ -46,6 +46,12 @@ pub(super) struct Args {
     /// A header field, as often as there are; without any, none is known.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
+    /// What the request asks to turn into: `websocket`, or a name that the port lists.
+    #[arg(long, value_name = "NAME")]
+    upgrade: Option<String>,
+    /// With `tcp`: TLS whose handshake asks for this server name; empty for none.
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
     /// At this time, for rules that hold at some times only [default: now].
     #[arg(long, value_name = "2026-11-27T10:00:00Z")]
     at: Option<String>,
@@ -76,11 +82,26 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let fields = fields(&args.headers)?;
     let _ = generation.tell_time(at(args.at.as_deref())?);
+    let upgrade = args.upgrade.as_deref().map(Upgrade::parse).transpose();
+    let upgrade = upgrade.map_err(|error| question(format!("--upgrade: {error}: {}", error.help())))?;
+    let sni = args.sni.as_deref().map(server_name).transpose()?;
     let explanation = match args.operation.as_slice() {
-        [tcp] if tcp.eq_ignore_ascii_case("tcp") => generation.explain(source, judged.port, Operation::Tcp),
+        [tcp] if tcp.eq_ignore_ascii_case("tcp") => {
+            if upgrade.is_some() {
+                return Err(question("opaque TCP has no upgrade: leave out --upgrade, or say METHOD /path"));
+            }
+            let operation = match &sni {
+                Some(sni) => Operation::Tls { sni: sni.as_ref() },
+                None => Operation::Tcp,
+            };
+            generation.explain(source, judged.port, operation)
+        }
         // Else it would be a method of that name, which nobody means.
         [tcp, _] if tcp.eq_ignore_ascii_case("tcp") => {
             return Err(question("opaque TCP has no path: say tcp alone, or METHOD /path"));
+        }
+        [_, _] if sni.is_some() => {
+            return Err(question("a request that can be read has no server name of TLS: say tcp with --sni"));
         }
         [method, path] => match canonical(method, path, args.host.as_deref(), &generation, &judged) {
             Ok((method, path, host)) => {
@@ -89,7 +110,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
                     path: &path,
                     host: host.as_ref(),
                     headers: fields.as_ref().map(|fields| fields as &dyn HeaderLines),
-                    upgrade: None,
+                    upgrade: upgrade.as_ref(),
                     tokens: Tokens::Absent,
                 };
                 generation.explain(source, judged.port, operation)
@@ -103,6 +124,18 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     show(&explanation, args.set.json, &judged)?;
     Ok(if explanation.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// `None`: the handshake asks for none.
+fn server_name(text: &str) -> Result<Option<CanonHost>, Failure> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name = CanonHost::parse(text).map_err(|error| question(format!("--sni: {error}")))?;
+    match name.port().is_none() && name.address().is_none() {
+        true => Ok(Some(name)),
+        false => Err(question("--sni: a server name has no port and is no address")),
+    }
 }
 
 fn at(text: Option<&str>) -> Result<SystemTime, Failure> {

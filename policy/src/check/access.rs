@@ -186,9 +186,18 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
         Action::Audit => {}
         Action::Deny => {
             warn_of_exact_denies(page, &written.value);
-            let open = rule.target_ports.is_none()
-                && rule.to.iter().flatten().any(|target| target.asks_layer7() && target.ports.is_none());
-            if open {
+            let open = |asks: fn(&Target) -> bool| {
+                rule.target_ports.is_none()
+                    && rule.to.iter().flatten().any(|target| asks(target) && target.ports.is_none())
+            };
+            if open(|target| target.asks_sni() && !target.asks_layer7()) {
+                page.warn(
+                    at,
+                    "on ports that are declared `tcp` this denies every connection: no server name is read there",
+                    "name the ports with TLS with `ports` if that is not meant",
+                );
+            }
+            if open(Target::asks_layer7) {
                 page.warn(
                     at,
                     "on ports that carry opaque TCP this denies every connection: what is inside is never known there",

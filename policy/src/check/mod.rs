@@ -3,6 +3,7 @@
 mod access;
 mod defaults;
 mod expect;
+mod opaque;
 mod peer;
 mod policy_test;
 mod service;

@@ -15,6 +15,7 @@ use crate::diagnostic::Place;
 use crate::doc::{CaseDoc, Document, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
 use crate::fields::{HeaderFields, HeaderLines};
 use crate::norm::{self, CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
+use crate::upgrade::Upgrade;
 use crate::verdict::Workload;
 use crate::yaml;
 
@@ -45,11 +46,14 @@ pub(crate) struct Case {
 
 pub(crate) enum Request {
     Tcp,
+    /// With its server name, if it asks for one.
+    Tls(Option<CanonHost>),
     Http {
         method: CanonMethod,
         path: CanonPath,
         host: Option<CanonHost>,
         fields: HeaderFields,
+        upgrade: Option<Upgrade>,
     },
     /// A sidecar answers 400 before any rule is asked.
     Bad(NormError),
@@ -223,23 +227,43 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
         raw_path,
         host,
         headers,
+        upgrade,
         tcp,
+        sni,
         at: _,
     } = request;
+    if let (Some(sni), None) = (sni, tcp) {
+        page.error_with(
+            sni.referenced,
+            "a request that can be read is no TLS and has no server name",
+            "write `tcp: true` beside it",
+        );
+    }
     if let Some(tcp) = tcp {
         if !tcp.value {
             page.error_with(tcp.referenced, "`tcp` can only be true", "leave it out");
         }
-        let words = [method, path, raw_path, host].into_iter().flatten().map(|word| word.referenced);
+        let words = [method, path, raw_path, host, upgrade].into_iter().flatten().map(|word| word.referenced);
         if let Some(other) = words.chain(headers.iter().map(|list| list.referenced)).next() {
             page.error_with(
                 other,
-                "opaque TCP has no method, path, host or header fields",
+                "opaque TCP has no method, path, host, header fields or upgrade",
                 "leave it out, or leave `tcp` out",
             );
         }
-        return Some(Request::Tcp);
+        return match sni {
+            None => Some(Request::Tcp),
+            Some(name) => server_name(page, name).map(Request::Tls),
+        };
     }
+    let upgrade = match upgrade.as_ref().map(|name| (name, Upgrade::parse(&name.value))) {
+        None => None,
+        Some((_, Ok(upgrade))) => Some(upgrade),
+        Some((name, Err(error))) => {
+            page.error_with(name.referenced, error.to_string(), error.help());
+            return None;
+        }
+    };
     let options = PathOptions { escaped_slashes: rules.slashes, ..PathOptions::default() };
     if let Some(word) = method {
         let upper = word.value.to_ascii_uppercase();
@@ -292,7 +316,25 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
     {
         return Some(Request::Bad(error));
     }
-    Some(Request::Http { method, path, host, fields })
+    Some(Request::Http { method, path, host, fields, upgrade })
+}
+
+/// The inner `None` is a handshake that asks for no server name.
+fn server_name(page: &mut Page<'_>, name: &Sp<String>) -> Option<Option<CanonHost>> {
+    if name.value.is_empty() {
+        return Some(None);
+    }
+    match CanonHost::parse(&name.value) {
+        Ok(host) if host.port().is_none() && host.address().is_none() => Some(Some(host)),
+        Ok(_) => {
+            page.error(name.referenced, "a server name of TLS has no port and is no address");
+            None
+        }
+        Err(error) => {
+            page.error(name.referenced, error.to_string());
+            None
+        }
+    }
 }
 
 /// As the sidecar tells a gRPC call from another request.

@@ -1,6 +1,6 @@
 //! `to`: what.
 
-use super::{Page, Rules};
+use super::{Page, Rules, opaque};
 use crate::doc::{HeaderDoc, List, NotHeaderDoc, NotToDoc, Sp, ToDoc};
 use crate::fields;
 use crate::norm::{CanonHost, CanonMethod};
@@ -30,8 +30,8 @@ const NOT_FOR_RULES: [(&str, &str); 11] = [
 
 /// Checks one alternative of `to`.
 pub(super) fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rules: &Rules<'_>) -> Target {
-    let ToDoc { methods, paths, path_prefix, hosts, headers, grpc, ports, not } = &entry.value;
-    let named = [methods, paths, path_prefix, hosts, grpc].iter().any(|list| list.is_some());
+    let ToDoc { methods, paths, path_prefix, hosts, headers, grpc, upgrade, sni, ports, not } = &entry.value;
+    let named = [methods, paths, path_prefix, hosts, grpc, upgrade, sni].iter().any(|list| list.is_some());
     if !named && headers.is_none() && ports.is_none() && not.is_none() {
         page.error_with(
             entry.referenced,
@@ -43,7 +43,9 @@ pub(super) fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rul
         methods: methods.as_ref().map(|list| self::methods(page, list)),
         paths: path_patterns(page, paths.as_ref(), path_prefix.as_ref(), rules),
         grpc: grpc.is_some(),
-        hosts: hosts.as_ref().map(|list| self::hosts(page, list)),
+        hosts: hosts.as_ref().map(|list| self::hosts(page, list, "hosts")),
+        upgrade: upgrade.as_ref().map(|list| opaque::upgrades(page, list)),
+        sni: sni.as_ref().map(|list| opaque::sni(page, list)),
         headers: match headers {
             Some(list) => {
                 page.items(list, "headers").iter().filter_map(|field| header(page, field, action)).collect()
@@ -53,6 +55,17 @@ pub(super) fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rul
         ports: ports.as_ref().map(|list| page.ports(list)),
         not: not.as_ref().map(|not| excluded(page, not, rules)),
     };
+    if sni.is_some() {
+        let http = [methods, paths, path_prefix, hosts, grpc, upgrade].into_iter().flatten();
+        let mut http = http.map(|list| list.referenced).chain(headers.iter().map(|list| list.referenced));
+        if let (Action::Allow, Some(at)) = (action, http.next()) {
+            page.error_with(
+                at,
+                "a request that can be read is no TLS and has no server name: this alternative matches nothing",
+                "write two alternatives under `to`",
+            );
+        }
+    }
     if let Some(list) = grpc {
         if let Some(other) = [methods, paths, path_prefix].into_iter().flatten().next() {
             page.error_with(
@@ -69,8 +82,9 @@ pub(super) fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rul
 }
 
 fn excluded(page: &mut Page<'_>, entry: &Sp<NotToDoc>, rules: &Rules<'_>) -> ExcludedTarget {
-    let NotToDoc { methods, paths, path_prefix, hosts, ports } = &entry.value;
-    if [methods, paths, path_prefix, hosts].iter().all(|list| list.is_none()) && ports.is_none() {
+    let NotToDoc { methods, paths, path_prefix, hosts, upgrade, sni, ports } = &entry.value;
+    if [methods, paths, path_prefix, hosts, upgrade, sni].iter().all(|list| list.is_none()) && ports.is_none()
+    {
         page.error_with(entry.referenced, "`not` is empty", "say what is excluded, or leave it out");
     }
     ExcludedTarget {
@@ -83,7 +97,9 @@ fn excluded(page: &mut Page<'_>, entry: &Sp<NotToDoc>, rules: &Rules<'_>) -> Exc
             None => Vec::new(),
         },
         paths: path_patterns(page, paths.as_ref(), path_prefix.as_ref(), rules).unwrap_or_default(),
-        hosts: hosts.as_ref().map(|list| self::hosts(page, list)).unwrap_or_default(),
+        hosts: hosts.as_ref().map(|list| self::hosts(page, list, "hosts")).unwrap_or_default(),
+        upgrade: upgrade.as_ref().map(|list| opaque::upgrades(page, list)),
+        sni: sni.as_ref().map(|list| opaque::sni(page, list)).unwrap_or_default(),
         ports: ports.as_ref().map(|list| page.ports(list)).unwrap_or_default(),
     }
 }
@@ -133,9 +149,9 @@ fn patterns(
     out
 }
 
-fn hosts(page: &mut Page<'_>, list: &List<String>) -> Vec<HostPattern> {
+pub(super) fn hosts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Vec<HostPattern> {
     let mut out = Vec::with_capacity(list.value.len());
-    for item in page.items(list, "hosts") {
+    for item in page.items(list, field) {
         let text = item.value.as_str();
         let (name, below) = match text.strip_prefix("*.") {
             Some(name) => (name, true),

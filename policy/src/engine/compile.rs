@@ -36,10 +36,12 @@ pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, in
             None => rule.to.as_deref().and_then(port_numbers).map(|list| ports(&list, &mut keys)),
         };
         let drawer = &mut drawers[drawer(rule)];
-        let host = rule.to.as_deref().filter(|_| !rule.action.is_wide()).and_then(host_keys);
+        let narrow = rule.to.as_deref().filter(|_| !rule.action.is_wide());
+        let host = narrow.and_then(|to| every(to, |target| target.hosts.as_deref()));
+        let sni = narrow.and_then(|to| every(to, |target| target.sni.as_deref()));
         drawer.http.push((id, [&source, &path, &host, &port].into_iter().flatten().cloned().collect()));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
-        drawer.tcp.push((id, [&source, &port].into_iter().flatten().cloned().collect()));
+        drawer.tcp.push((id, [&source, &sni, &port].into_iter().flatten().cloned().collect()));
         if rule.enforcement == Enforcement::Shadow {
             continue;
         }
@@ -150,11 +152,12 @@ fn path_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
     Some(sorted(out))
 }
 
-/// Where the host is not known no key proposes, and a Deny by host fires all the same: only an Allow can be filed so.
-fn host_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
+/// The keys of a field that every alternative has. Where the host or the server name is not known no key proposes, and a
+/// Deny by them fires all the same: only an Allow can be filed so.
+fn every(targets: &[TargetKeys], field: fn(&TargetKeys) -> Option<&[u32]>) -> Option<Vec<u32>> {
     let mut out = Vec::new();
     for target in targets {
-        out.extend_from_slice(target.hosts.as_ref()?);
+        out.extend_from_slice(field(target)?);
     }
     Some(sorted(out))
 }
@@ -230,12 +233,14 @@ fn account_key(trust_domain: Option<&postern_svid::TrustDomain>, account: &Accou
 }
 
 fn compile_target(keys: &mut Keys, target: &Target) -> TargetKeys {
-    let Target { methods, paths, grpc: _, hosts, headers, ports, not } = target;
+    let Target { methods, paths, grpc: _, hosts, headers, upgrade, sni, ports, not } = target;
     TargetKeys {
         methods: methods.clone(),
         paths: paths.as_ref().map(|patterns| compile_paths(keys, patterns)),
         hosts: hosts.as_ref().map(|hosts| compile_hosts(keys, hosts)),
         headers: headers.as_slice().into(),
+        upgrade: upgrade.clone(),
+        sni: sni.as_ref().map(|names| compile_hosts(keys, names)),
         ports: ports.as_deref().map(Box::from),
         not: not.as_ref().map(|not| compile_excluded_target(keys, not)),
         asks_layer7: target.asks_layer7(),
@@ -243,11 +248,13 @@ fn compile_target(keys: &mut Keys, target: &Target) -> TargetKeys {
 }
 
 fn compile_excluded_target(keys: &mut Keys, excluded: &ExcludedTarget) -> ExcludedKeys {
-    let ExcludedTarget { methods, paths, hosts, ports } = excluded;
+    let ExcludedTarget { methods, paths, hosts, upgrade, sni, ports } = excluded;
     ExcludedKeys {
         methods: methods.as_slice().into(),
         paths: (!paths.is_empty()).then(|| compile_paths(keys, paths)),
         hosts: (!hosts.is_empty()).then(|| compile_hosts(keys, hosts)),
+        upgrade: upgrade.clone(),
+        sni: (!sni.is_empty()).then(|| compile_hosts(keys, sni)),
         ports: ports.as_slice().into(),
     }
 }

@@ -72,6 +72,10 @@ pub(super) struct Hits {
 }
 
 impl Hits {
+    fn none() -> Self {
+        Self { keys: [0; MAX_HITS], len: 0 }
+    }
+
     pub(super) fn as_slice(&self) -> &[u32] {
         &self.keys[..self.len]
     }
@@ -189,7 +193,7 @@ impl Keys {
 
     /// Keys of patterns that match a path and a host.
     pub(super) fn of_request(&self, path: &str, host: Option<&CanonHost>) -> Hits {
-        let mut hits = Hits { keys: [0; MAX_HITS], len: 0 };
+        let mut hits = Hits::none();
         if let Some(host) = host.filter(|_| !self.hosts.is_empty() || !self.domains.is_empty()) {
             self.hosts(host, &mut hits);
         }
@@ -205,6 +209,15 @@ impl Keys {
             for (_, key) in same.filter(|(template, _)| template.matches(path)) {
                 hits.push(*key);
             }
+        }
+        hits
+    }
+
+    /// Keys of names that match the server name of a TLS handshake. They are those of hosts: a question has either.
+    pub(super) fn of_sni(&self, name: Option<&CanonHost>) -> Hits {
+        let mut hits = Hits::none();
+        if let Some(name) = name {
+            self.hosts(name, &mut hits);
         }
         hits
     }

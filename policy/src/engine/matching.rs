@@ -7,12 +7,20 @@ use crate::fields::{self, HeaderLines};
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
+use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{Action, Enforcement, Tier};
 
 /// One reading of one operation.
 pub(super) struct Question<'a> {
     pub(super) port: u16,
-    pub(super) layer7: Option<Layer7<'a>>,
+    pub(super) what: What<'a>,
+}
+
+pub(super) enum What<'a> {
+    Http(Layer7<'a>),
+    /// With the keys of its server name.
+    Tls(Hits),
+    Tcp,
 }
 
 pub(super) struct Layer7<'a> {
@@ -21,6 +29,7 @@ pub(super) struct Layer7<'a> {
     /// `None`: not known.
     pub(super) headers: Option<&'a dyn HeaderLines>,
     pub(super) knows_host: bool,
+    pub(super) upgrade: Option<&'a Upgrade>,
     pub(super) hits: Hits,
 }
 
@@ -54,6 +63,9 @@ pub(super) struct TargetKeys {
     /// Sorted.
     pub(super) hosts: Option<Box<[u32]>>,
     pub(super) headers: Box<[HeaderMatch]>,
+    pub(super) upgrade: Option<Upgrades>,
+    /// Sorted.
+    pub(super) sni: Option<Box<[u32]>>,
     pub(super) ports: Option<Box<[u16]>>,
     pub(super) not: Option<ExcludedKeys>,
     pub(super) asks_layer7: bool,
@@ -66,6 +78,9 @@ pub(super) struct ExcludedKeys {
     pub(super) paths: Option<PathKeys>,
     /// Sorted.
     pub(super) hosts: Option<Box<[u32]>>,
+    pub(super) upgrade: Option<Upgrades>,
+    /// Sorted.
+    pub(super) sni: Option<Box<[u32]>>,
     pub(super) ports: Box<[u16]>,
 }
 
@@ -75,6 +90,21 @@ pub(super) struct PathKeys {
     pub(super) keys: Box<[u32]>,
     /// Patterns that no key stands for, each with a key that is true wherever it matches, if there is one.
     pub(super) loose: Box<[(PathPattern, Option<u32>)]>,
+}
+
+impl What<'_> {
+    pub(super) fn is_http(&self) -> bool {
+        matches!(self, Self::Http(_))
+    }
+
+    /// Keys that are true of it.
+    pub(super) fn hits(&self) -> &[u32] {
+        match self {
+            Self::Http(layer7) => layer7.hits.as_slice(),
+            Self::Tls(hits) => hits.as_slice(),
+            Self::Tcp => &[],
+        }
+    }
 }
 
 impl Compiled {
@@ -89,9 +119,9 @@ impl Compiled {
             && self.means(connection)
             && match &self.to {
                 Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
-                None => match &question.layer7 {
-                    Some(layer7) => Methods::cover(None, self.action, layer7.method),
-                    None => true,
+                None => match &question.what {
+                    What::Http(layer7) => Methods::cover(None, self.action, layer7.method),
+                    What::Tls(_) | What::Tcp => true,
                 },
             }
     }
@@ -100,8 +130,10 @@ impl Compiled {
     pub(super) fn always_fires(&self) -> bool {
         // Of layer 7 nothing but the method, and that is looked at below.
         let everywhere = |target: &&TargetKeys| {
-            let TargetKeys { methods: _, paths, hosts, headers, ports, not, asks_layer7: _ } = *target;
-            paths.is_none() && hosts.is_none() && headers.is_empty() && ports.is_none() && not.is_none()
+            let TargetKeys { methods: _, paths, hosts, headers, upgrade, sni, ports, not, asks_layer7: _ } =
+                *target;
+            let layer7 = paths.is_some() || hosts.is_some() || !headers.is_empty() || upgrade.is_some();
+            !layer7 && sni.is_none() && ports.is_none() && not.is_none()
         };
         let to = self.to.as_deref().unwrap_or_default();
         self.target_ports.is_none()
@@ -154,31 +186,46 @@ impl PeerKeys {
 impl TargetKeys {
     /// Whether the alternative matches, or - for a wide action - can never be known not to.
     fn fires(&self, action: Action, question: &Question<'_>) -> bool {
-        let Self { methods, paths, hosts, headers, ports, not, asks_layer7 } = self;
+        let Self { methods, paths, hosts, headers, upgrade, sni, ports, not, asks_layer7 } = self;
         if !ports.as_ref().is_none_or(|ports| ports.contains(&question.port)) {
             return false;
         }
         if not.as_ref().is_some_and(|not| not.ports.contains(&question.port)) {
             return false;
         }
-        let Some(layer7) = &question.layer7 else { return action.is_wide() || !asks_layer7 };
+        let excluded_sni = not.as_ref().and_then(|not| not.sni.as_deref());
+        let layer7 = match &question.what {
+            // What can be read is no TLS.
+            What::Http(_) if sni.is_some() => return false,
+            What::Http(layer7) => layer7,
+            What::Tls(hits) => {
+                return sni.as_ref().is_none_or(|names| hits.has_any(names))
+                    && !excluded_sni.is_some_and(|names| hits.has_any(names))
+                    && (action.is_wide() || !asks_layer7);
+            }
+            What::Tcp => {
+                return action.is_wide() || !(*asks_layer7 || sni.is_some() || excluded_sni.is_some());
+            }
+        };
         if !Methods::cover(methods.as_ref(), action, layer7.method)
             || !paths.as_ref().is_none_or(|paths| paths.match_any(layer7))
+            || !upgrade.as_ref().is_none_or(|upgrades| upgrades.cover(layer7.upgrade))
         {
             return false;
         }
         let mut unknown = false;
         if let Some(hosts) = hosts {
             match layer7.knows_host {
-                true if !layer7.has_any(hosts) => return false,
+                true if !layer7.hits.has_any(hosts) => return false,
                 true => {}
                 false => unknown = true,
             }
         }
-        if let Some(ExcludedKeys { methods, paths, hosts, ports: _ }) = not {
+        if let Some(ExcludedKeys { methods, paths, hosts, upgrade, sni: _, ports: _ }) = not {
             if methods.contains(layer7.method)
                 || paths.as_ref().is_some_and(|paths| paths.match_any(layer7))
-                || hosts.as_ref().is_some_and(|hosts| layer7.has_any(hosts))
+                || upgrade.as_ref().is_some_and(|upgrades| upgrades.cover(layer7.upgrade))
+                || hosts.as_ref().is_some_and(|hosts| layer7.hits.has_any(hosts))
             {
                 return false;
             }
@@ -221,16 +268,16 @@ fn header_matches(entry: &HeaderMatch, action: Action, headers: Option<&dyn Head
     })
 }
 
-impl Layer7<'_> {
-    /// Whether one of these keys, sorted, is true of the request.
+impl Hits {
+    /// Whether one of these keys, sorted, is true of the question.
     fn has_any(&self, keys: &[u32]) -> bool {
-        self.hits.as_slice().iter().any(|key| keys.binary_search(key).is_ok())
+        self.as_slice().iter().any(|key| keys.binary_search(key).is_ok())
     }
 }
 
 impl PathKeys {
     pub(super) fn match_any(&self, layer7: &Layer7<'_>) -> bool {
-        layer7.has_any(&self.keys) || self.loose.iter().any(|(pattern, _)| pattern.matches(layer7.path))
+        layer7.hits.has_any(&self.keys) || self.loose.iter().any(|(pattern, _)| pattern.matches(layer7.path))
     }
 }
 

@@ -25,7 +25,7 @@ use answer::{Found, Gathered};
 use clock::Clock;
 use index::Index;
 use keys::Keys;
-use matching::{Compiled, Layer7, Question};
+use matching::{Compiled, Layer7, Question, What};
 
 #[cfg(test)]
 mod tests;
@@ -145,19 +145,19 @@ impl Engine {
                 answer.tried.add(self.one_view(&lists, Some(shadow)));
             }
             if let Some(Audit { http, tcp }) = &self.audit {
-                let index = if question.layer7.is_some() { http } else { tcp };
+                let index = if question.what.is_http() { http } else { tcp };
                 answer.audit = [answer.audit, self.first(index, &lists)].into_iter().flatten().min();
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, layer7: None }),
-            // An upgrade is judged as the request that asks for it.
-            Operation::Http { method, path, host, headers, upgrade: _, tokens: _ } => {
+            Operation::Tcp => judge(&Question { port, what: What::Tcp }),
+            Operation::Tls { sni } => judge(&Question { port, what: What::Tls(self.keys.of_sni(sni)) }),
+            Operation::Http { method, path, host, headers, upgrade, tokens: _ } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
-                    let layer7 = Layer7 { method, path: view, headers, knows_host, hits };
-                    judge(&Question { port, layer7: Some(layer7) });
+                    let layer7 = Layer7 { method, path: view, headers, knows_host, upgrade, hits };
+                    judge(&Question { port, what: What::Http(layer7) });
                 }
             }
         }
@@ -176,7 +176,7 @@ impl Engine {
     /// The answer in one reading: the first tier in which a rule fires decides, a Deny before any Allow. With `shadow`,
     /// as if those rules were obeyed too.
     fn one_view(&self, lists: &Lists<'_>, shadow: Option<&[Layers; 3]>) -> Found {
-        let is_http = lists.question.layer7.is_some();
+        let is_http = lists.question.what.is_http();
         for (tier, layers) in self.tiers.iter().enumerate() {
             let tried = shadow.map(|shadow| shadow[tier].sides(is_http));
             let first = |side: fn(&Sides) -> &Index| {
@@ -226,8 +226,12 @@ impl Engine {
             return None;
         }
         let Lists { connection, port_key, question } = lists;
-        let hits = question.layer7.as_ref().map_or(&[][..], |layer7| layer7.hits.as_slice());
-        let lists = connection.keys.iter().chain(hits).chain(port_key.as_ref()).map(|key| index.list(*key));
+        let lists = connection
+            .keys
+            .iter()
+            .chain(question.what.hits())
+            .chain(port_key.as_ref())
+            .map(|key| index.list(*key));
         let mut best = None;
         for list in lists.chain(std::iter::once(index.rest())) {
             for &id in list {

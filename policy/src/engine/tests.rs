@@ -14,6 +14,7 @@ use crate::rule::{
     Peer, Rule, Target, ValuePattern,
 };
 use crate::tokens::Tokens;
+use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
 };
@@ -57,6 +58,9 @@ const ASKED: [&str; 18] = [
 const GRPC: [&str; 4] = ["a/b", "a/*", "a/b*", "b/*"];
 const HOSTS: [&str; 6] = ["a.x", "b.a.x", "*.x", "*.a.x", "10.0.0.1", "*.b"];
 const ASKED_HOSTS: [&str; 8] = ["a.x", "A.X.:80", "b.a.x:81", "c.b.a.x", "x", "10.0.0.1", "aa.x", "d.b"];
+const ASKED_SNI: [&str; 5] = ["a.x", "b.a.x", "c.b.a.x", "x", "aa.x"];
+const UPGRADES: [&str; 3] = ["websocket", "tcp", "spdy/3.1"];
+const SNI: [&str; 4] = ["a.x", "b.a.x", "*.x", "*.a.x"];
 const FIELDS: [&str; 2] = ["x-a", "x-b"];
 const VALUES: [&str; 4] = ["v", "w", "vw", ""];
 const LINES: [&str; 7] = ["v", "w", "vw", "v, w", "v,v", "", "z"];
@@ -119,7 +123,7 @@ struct Fields {
     cidrs: Option<Vec<&'static str>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct WrittenTarget {
     methods: Option<Vec<&'static str>>,
     paths: Option<Vec<String>>,
@@ -127,6 +131,8 @@ struct WrittenTarget {
     grpc: bool,
     hosts: Option<Vec<&'static str>>,
     headers: Vec<WrittenHeader>,
+    upgrade: Option<Vec<&'static str>>,
+    sni: Option<Vec<&'static str>>,
     ports: Option<Vec<u16>>,
     not: Option<WrittenNot>,
 }
@@ -136,6 +142,8 @@ struct WrittenNot {
     methods: Option<Vec<&'static str>>,
     prefix: Option<Vec<&'static str>>,
     hosts: Option<Vec<&'static str>>,
+    upgrade: Option<Vec<&'static str>>,
+    sni: Option<Vec<&'static str>>,
     ports: Option<Vec<u16>>,
 }
 
@@ -222,18 +230,25 @@ prop_compose! {
         ]),
         hosts in prop::option::weighted(0.2, some(&HOSTS)),
         headers in prop_oneof![4 => Just(Vec::new()), 1 => prop::collection::vec(header(), 1..3)],
+        upgrade in prop::option::weighted(0.15, upgrades()),
+        sni in prop::option::weighted(0.1, some(&SNI)),
         ports in maybe(some(&PORTS)),
         not in prop::option::weighted(0.2, not()),
     ) -> WrittenTarget {
+        // In an Allow nothing about HTTP stands beside a server name.
+        if sni.is_some() {
+            let not = not.map(|not| WrittenNot { ports: not.ports.or(Some(vec![81])), ..not });
+            return WrittenTarget { sni, ports, not, ..WrittenTarget::default() };
+        }
         let (kind, paths) = match paths {
             Some((kind, paths)) => (kind, Some(paths)),
             None => (Kind::Paths, None),
         };
         let methods = methods.filter(|_| kind != Kind::Grpc);
-        let empty = methods.is_none() && paths.is_none() && hosts.is_none() && headers.is_empty() && not.is_none();
+        let empty = methods.is_none() && paths.is_none() && hosts.is_none() && headers.is_empty() && not.is_none() && upgrade.is_none();
         let ports = if empty { Some(ports.unwrap_or_else(|| vec![80])) } else { ports };
         let (prefix, grpc) = (kind == Kind::Prefix, kind == Kind::Grpc);
-        WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not }
+        WrittenTarget { methods, paths, prefix, grpc, hosts, headers, upgrade, sni, ports, not }
     }
 }
 
@@ -249,12 +264,18 @@ prop_compose! {
         methods in maybe(some(&METHODS)),
         prefix in maybe(some(&PREFIX[1..])),
         hosts in maybe(some(&HOSTS)),
+        upgrade in prop::option::weighted(0.2, upgrades()),
+        sni in prop::option::weighted(0.2, some(&SNI)),
         ports in maybe(some(&PORTS)),
     ) -> WrittenNot {
-        let empty = methods.is_none() && prefix.is_none() && hosts.is_none();
+        let empty = methods.is_none() && prefix.is_none() && hosts.is_none() && upgrade.is_none() && sni.is_none();
         let ports = if empty { Some(ports.unwrap_or_else(|| vec![81])) } else { ports };
-        WrittenNot { methods, prefix, hosts, ports }
+        WrittenNot { methods, prefix, hosts, upgrade, sni, ports }
     }
+}
+
+fn upgrades() -> impl Strategy<Value = Vec<&'static str>> {
+    prop_oneof![3 => some(&UPGRADES), 1 => Just(vec!["*"])]
 }
 
 fn header() -> impl Strategy<Value = WrittenHeader> {
@@ -328,7 +349,7 @@ fn peer_yaml(peer: &WrittenPeer) -> String {
 }
 
 fn target_yaml(target: &WrittenTarget, action: Action) -> String {
-    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not } = target;
+    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, upgrade, sni, ports, not } = target;
     let mut fields = Vec::new();
     fields.extend(methods.as_ref().map(|list| format!("methods: {list:?}")));
     let name = match (prefix, grpc) {
@@ -342,12 +363,16 @@ fn target_yaml(target: &WrittenTarget, action: Action) -> String {
         let headers: Vec<String> = headers.iter().map(|header| header_yaml(header, action)).collect();
         fields.push(format!("headers: [{}]", headers.join(", ")));
     }
+    fields.extend(upgrade.as_ref().map(|list| format!("upgrade: {list:?}")));
+    fields.extend(sni.as_ref().map(|list| format!("sni: {list:?}")));
     fields.extend(ports.as_ref().map(|list| format!("ports: {list:?}")));
-    if let Some(WrittenNot { methods, prefix, hosts, ports }) = not {
+    if let Some(WrittenNot { methods, prefix, hosts, upgrade, sni, ports }) = not {
         let mut inner = Vec::new();
         inner.extend(methods.as_ref().map(|list| format!("methods: {list:?}")));
         inner.extend(prefix.as_ref().map(|list| format!("pathPrefix: {list:?}")));
         inner.extend(hosts.as_ref().map(|list| format!("hosts: {list:?}")));
+        inner.extend(upgrade.as_ref().map(|list| format!("upgrade: {list:?}")));
+        inner.extend(sni.as_ref().map(|list| format!("sni: {list:?}")));
         inner.extend(ports.as_ref().map(|list| format!("ports: {list:?}")));
         fields.push(format!("not: {{{}}}", inner.join(", ")));
     }
@@ -427,7 +452,7 @@ fn parsed(fields: &Fields) -> Excluded {
 }
 
 fn rule_target(target: &WrittenTarget) -> Target {
-    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, ports, not } = target;
+    let WrittenTarget { methods, paths, prefix, grpc, hosts, headers, upgrade, sni, ports, not } = target;
     let pattern = |text: &String| match (prefix, grpc) {
         (true, _) => PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap(),
         (_, true) => PathPattern::parse_grpc(text).unwrap(),
@@ -444,8 +469,10 @@ fn rule_target(target: &WrittenTarget) -> Target {
         grpc: *grpc,
         hosts: hosts.as_ref().map(|list| list.iter().map(host).collect()),
         headers: headers.iter().map(rule_header).collect(),
+        upgrade: upgrade.as_ref().map(rule_upgrades),
+        sni: sni.as_ref().map(|list| list.iter().map(host).collect()),
         ports: ports.clone(),
-        not: not.as_ref().map(|WrittenNot { methods, prefix, hosts, ports }| {
+        not: not.as_ref().map(|WrittenNot { methods, prefix, hosts, upgrade, sni, ports }| {
             let prefix = prefix.iter().flatten();
             ExcludedTarget {
                 methods: methods.iter().flatten().map(method).collect(),
@@ -453,6 +480,8 @@ fn rule_target(target: &WrittenTarget) -> Target {
                     .map(|text| PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap())
                     .collect(),
                 hosts: hosts.iter().flatten().map(host).collect(),
+                upgrade: upgrade.as_ref().map(rule_upgrades),
+                sni: sni.iter().flatten().map(host).collect(),
                 ports: ports.clone().unwrap_or_default(),
             }
         }),
@@ -467,6 +496,13 @@ fn host(text: &&str) -> HostPattern {
     match text.strip_prefix("*.") {
         Some(domain) => HostPattern::Below(domain.into()),
         None => HostPattern::Exact((*text).into()),
+    }
+}
+
+fn rule_upgrades(names: &Vec<&'static str>) -> Upgrades {
+    match names.as_slice() {
+        ["*"] => Upgrades::Any,
+        names => Upgrades::Only(names.iter().map(|name| Upgrade::parse(name).unwrap()).collect()),
     }
 }
 
@@ -497,6 +533,8 @@ struct Question {
     address: IpAddr,
     port: u16,
     request: Option<Asked>,
+    /// Without a request: what is known of a TLS handshake.
+    sni: Option<Option<CanonHost>>,
 }
 
 #[derive(Clone, Debug)]
@@ -505,6 +543,7 @@ struct Asked {
     path: CanonPath,
     host: Option<CanonHost>,
     headers: Option<HeaderFields>,
+    upgrade: Option<Upgrade>,
 }
 
 prop_compose! {
@@ -514,6 +553,7 @@ prop_compose! {
         host in prop::option::weighted(0.9, prop::sample::select(&ASKED_HOSTS)),
         lines in prop::collection::vec((prop::sample::select(&FIELDS), prop::sample::select(&LINES)), 0..4),
         known in 0..10,
+        upgrade in prop::option::weighted(0.3, prop::sample::select(vec!["websocket", "tcp", "other"])),
     ) -> Asked {
         let mut fields = HeaderFields::new();
         for (name, value) in lines {
@@ -529,6 +569,7 @@ prop_compose! {
             path: CanonPath::parse(path, &PathOptions::default()).unwrap(),
             host: host.map(|host| CanonHost::parse(host).unwrap()),
             headers,
+            upgrade: upgrade.map(|name| Upgrade::parse(name).unwrap()),
         }
     }
 }
@@ -538,10 +579,12 @@ prop_compose! {
         id in prop::option::weighted(0.8, id()),
         address in prop::sample::select(&ADDRESSES),
         port in prop::sample::select(vec![80_u16, 81, 82, 83]),
-        request in prop::option::weighted(0.8, asked()),
+        request in prop::option::weighted(0.7, asked()),
+        sni in prop::option::weighted(0.7, prop::option::weighted(0.9, prop::sample::select(&ASKED_SNI))),
     ) -> Question {
+        let sni = sni.map(|name| name.map(|name| CanonHost::parse(name).unwrap()));
         let id = id.map(|id| SpiffeId::parse(&id).unwrap());
-        Question { id, address: address.parse().unwrap(), port, request }
+        Question { id, address: address.parse().unwrap(), port, request, sni }
     }
 }
 
@@ -552,15 +595,18 @@ impl Question {
 
     fn operation(&self) -> Operation<'_> {
         match &self.request {
-            Some(Asked { method, path, host, headers }) => Operation::Http {
+            Some(Asked { method, path, host, headers, upgrade }) => Operation::Http {
                 method,
                 path,
                 host: host.as_ref(),
                 headers: headers.as_ref().map(|fields| fields as &dyn HeaderLines),
-                upgrade: None,
+                upgrade: upgrade.as_ref(),
                 tokens: Tokens::Absent,
             },
-            None => Operation::Tcp,
+            None => match &self.sni {
+                Some(sni) => Operation::Tls { sni: sni.as_ref() },
+                None => Operation::Tcp,
+            },
         }
     }
 }
@@ -751,16 +797,7 @@ fn templates_beyond_the_index() {
     let mut rules = Vec::new();
     for mask in 0..64_u32 {
         let segments: String = (0..6).map(|n| if mask >> n & 1 == 1 { "/{*}" } else { "/a" }).collect();
-        let to = WrittenTarget {
-            methods: None,
-            paths: Some(vec![segments]),
-            prefix: false,
-            grpc: false,
-            hosts: None,
-            headers: Vec::new(),
-            ports: None,
-            not: None,
-        };
+        let to = WrittenTarget { paths: Some(vec![segments]), ..WrittenTarget::default() };
         rules.push(rule(&Written {
             action: Action::Deny,
             tier: Tier::App,
@@ -779,9 +816,10 @@ fn templates_beyond_the_index() {
             path: CanonPath::parse(&path, &PathOptions::default()).unwrap(),
             host: None,
             headers: None,
+            upgrade: None,
         };
-        let question =
-            Question { id: None, address: ADDRESSES[0].parse().unwrap(), port: 1, request: Some(request) };
+        let address = ADDRESSES[0].parse().unwrap();
+        let question = Question { id: None, address, port: 1, request: Some(request), sni: None };
         assert_eq!(check(&engine, &question).unwrap(), Effect::Deny(DenyReason::Rule), "{path}");
     }
 }

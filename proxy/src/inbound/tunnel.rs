@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
+use postern_policy::Protocol as Declared;
 
 use super::check_port;
 use crate::admission::Admitted;
 use crate::authorize;
 use crate::connections::{Connection, Direction, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
-use crate::detect::{self, Protocol, Rewound};
+use crate::detect::{self, Protocol, Rewound, ServerName};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::h2::{self, Closing, Settings};
@@ -54,8 +55,12 @@ pub async fn serve_tunnel(
         Some(protocol) if protocol.is_http() => {
             Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
         }
-        Some(_) => {
-            let (stream, id) = judge_tunnel(worker, connection, port, snapshot, None, decision)?;
+        Some(declared) => {
+            if *declared == Declared::Tls && asks_sni(&snapshot, port) {
+                return serve_unread(worker, connection, port, pending, snapshot, Found::Tls, decision);
+            }
+            let unread = ServerName::Unread;
+            let (stream, id) = judge_tunnel(worker, connection, port, snapshot, None, &unread, decision)?;
             let workload = match worker.workload.connect(port, &limits).await {
                 Ok(workload) => Io::tcp(workload),
                 Err(error) => {
@@ -67,21 +72,46 @@ pub async fn serve_tunnel(
             spawn(async move { relay_stream(stream, pending, workload, &limits).await });
             Ok(opened(Some(id)))
         }
-        None => {
-            // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies. What no
-            // bytes could change is answered now, and what is being found out has its place among the requests.
-            if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
-                let judged = judge_tunnel(worker, connection, port, snapshot, None, decision);
-                return Err(judged.err().unwrap_or_else(|| {
-                    Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
-                }));
-            }
-            let admitted = sidecar.admit(&limits)?;
-            let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
-            spawn(serve_undeclared(worker, connection, port, pending, admitted, limits));
-            Ok(opened(None))
-        }
+        // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies.
+        None => serve_unread(worker, connection, port, pending, snapshot, Found::Anything, decision),
     }
+}
+
+/// What the bytes of a tunnel are looked through for before it is judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    /// Whatever this mesh knows, at a port that nobody declares.
+    Anything,
+    /// The handshake of TLS, at a port declared so for which rules ask for server names.
+    Tls,
+}
+
+fn asks_sni(snapshot: &Snapshot, port: u16) -> bool {
+    snapshot.policy.as_ref().is_some_and(|generation| generation.asks_sni(port))
+}
+
+/// Opens a tunnel that is judged by its first bytes. What no bytes could change is answered now, and what is being found
+/// out has its place among the requests.
+fn serve_unread(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    port: u16,
+    pending: Pending,
+    snapshot: Arc<Snapshot>,
+    looked_for: Found,
+    decision: &mut Option<DecisionId>,
+) -> Result<Response<Body>, Error> {
+    let limits = Arc::clone(&snapshot.limits);
+    if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
+        let judged = judge_tunnel(worker, connection, port, snapshot, None, &ServerName::Unread, decision);
+        return Err(judged.err().unwrap_or_else(|| {
+            Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
+        }));
+    }
+    let admitted = worker.sidecar.admit(&limits)?;
+    let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
+    spawn(serve_boxed(worker, connection, port, pending, admitted, limits, looked_for));
+    Ok(opened(None))
 }
 
 fn opened(id: Option<DecisionId>) -> Response<Body> {
@@ -99,12 +129,17 @@ fn judge_tunnel(
     port: u16,
     mut snapshot: Arc<Snapshot>,
     admitted: Option<Admitted>,
+    name: &ServerName,
     decision: &mut Option<DecisionId>,
 ) -> Result<(Box<Stream>, DecisionId), Error> {
     let sidecar = &worker.sidecar;
     let (mut stream, ()) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
         check_port(sidecar, snapshot, port)?;
-        Ok((Facts { port, operation: Operation::Tcp, destination: None, asked: None }, ()))
+        let operation = match name {
+            ServerName::Unread => Operation::Tcp,
+            ServerName::Read(sni) => Operation::Tls { sni: sni.clone() },
+        };
+        Ok((Facts { port, operation, destination: None, asked: None }, ()))
     })?;
     let judgement = authorize::stream(sidecar, &stream, &snapshot);
     *decision = Some(judgement.id);
@@ -126,15 +161,16 @@ fn judge_tunnel(
 }
 
 /// Boxed by name: a request inside the tunnel is served by the very function that opened it.
-fn serve_undeclared(
+fn serve_boxed(
     worker: Arc<Worker>,
     connection: Arc<Connection>,
     port: u16,
     pending: Pending,
     admitted: Admitted,
     limits: Arc<Limits>,
+    looked_for: Found,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(detect_and_serve(worker, connection, port, pending, admitted, limits))
+    Box::pin(detect_and_serve(worker, connection, port, pending, admitted, limits, looked_for))
 }
 
 async fn detect_and_serve(
@@ -144,6 +180,7 @@ async fn detect_and_serve(
     pending: Pending,
     admitted: Admitted,
     limits: Arc<Limits>,
+    looked_for: Found,
 ) {
     let Ok(mut io) = pending.io().await else { return };
     let read = tokio::select! {
@@ -157,8 +194,26 @@ async fn detect_and_serve(
         let is_head = prefix.protocol == Protocol::Unknown { http: true };
         counts.limits.hit(if is_head { "head" } else { "detect" });
     }
-    let mut io = Rewound::new(prefix.bytes, io);
-    match prefix.protocol {
+    let protocol = match (looked_for, prefix.protocol) {
+        (Found::Tls, Protocol::Http1 | Protocol::Http2 | Protocol::Unknown { http: true }) => {
+            Protocol::Opaque
+        }
+        (Found::Anything | Found::Tls, protocol) => protocol,
+    };
+    let (mut bytes, mut name) = (prefix.bytes, ServerName::Unread);
+    if protocol == Protocol::Tls && asks_sni(&worker.sidecar.snapshots.load(), port) {
+        let read = tokio::select! {
+            read = detect::read_server_name(&mut io, bytes, limits.head) => read,
+            () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
+        };
+        let Ok(hello) = read else { return };
+        if hello.expired {
+            counts.limits.hit("head");
+        }
+        (bytes, name) = (hello.bytes, hello.name);
+    }
+    let mut io = Rewound::new(bytes, io);
+    match protocol {
         // Half a request line is no other protocol.
         Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
         // Each request has a place of its own; between two of them none is taken.
@@ -186,8 +241,8 @@ async fn detect_and_serve(
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
             // The tunnel begins here, by the policy that is in force by now.
             let snapshot = worker.sidecar.snapshots.held();
-            let workload = match judge_tunnel(&worker, &connection, port, snapshot, Some(admitted), &mut None)
-            {
+            let judged = judge_tunnel(&worker, &connection, port, snapshot, Some(admitted), &name, &mut None);
+            let workload = match judged {
                 Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
                     Ok(workload) => Some((stream, workload)),
                     Err(error) => {

@@ -367,6 +367,10 @@ struct ExplainQuestion {
     headers: Option<Vec<(String, String)>>,
     #[serde(default)]
     websocket: bool,
+    /// Another upgrade than `websocket`.
+    upgrade: Option<String>,
+    /// Without a method: TLS with this server name; empty for none.
+    sni: Option<String>,
 }
 
 async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -385,7 +389,14 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
     let address = asked.address.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
     let source = Source { identity: identity.as_ref(), address };
     let explanation = match (&asked.method, &asked.path) {
-        (None, None) => generation.explain(source, asked.port, Operation::Tcp),
+        (None, None) => {
+            let sni = asked.sni.as_deref().map(|name| (!name.is_empty()).then(|| CanonHost::parse(name)));
+            match sni.map(Option::transpose).transpose() {
+                Ok(None) => generation.explain(source, asked.port, Operation::Tcp),
+                Ok(Some(sni)) => generation.explain(source, asked.port, Operation::Tls { sni: sni.as_ref() }),
+                Err(error) => return bad(format!("sni: {error}")),
+            }
+        }
         (Some(method), Some(path)) => {
             let method = match CanonMethod::parse(method) {
                 Ok(method) => method,
@@ -398,7 +409,10 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                 Ok(path) => path,
                 Err(error) => return bad(format!("path: {error}")),
             };
-            let upgrade = asked.websocket.then_some(Upgrade::WebSocket);
+            let upgrade = match asked.upgrade.as_deref().map(Upgrade::parse).transpose() {
+                Ok(upgrade) => upgrade.or_else(|| asked.websocket.then_some(Upgrade::WebSocket)),
+                Err(error) => return bad(format!("upgrade: {error}")),
+            };
             let parse = if options.preserve_raw { CanonHost::parse_raw } else { CanonHost::parse };
             let host = match asked.host.as_deref().map(parse).transpose() {
                 Ok(host) => host,

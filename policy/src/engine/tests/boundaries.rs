@@ -118,11 +118,14 @@ struct Pools {
     methods: Vec<CanonMethod>,
     paths: Vec<CanonPath>,
     hosts: Vec<Option<CanonHost>>,
+    /// Server names of TLS.
+    names: Vec<Option<CanonHost>>,
 }
 
 impl Pools {
     fn of(rules: &[Rule]) -> Self {
         let (mut ids, mut paths, mut hosts) = (vec![None, None], Vec::new(), vec![None]);
+        let mut names = vec![None];
         let mut ports: Vec<u16> = PORTS.to_vec();
         ports.extend([79, 83, 140]);
         let mut id = |text: String| ids.push(Some(SpiffeId::parse(&text).unwrap()));
@@ -155,12 +158,17 @@ impl Pools {
                 for pattern in named.chain(not.into_iter().flat_map(|not| &not.hosts)) {
                     near_host(pattern, &mut hosts);
                 }
+                let named = target.sni.iter().flatten();
+                for pattern in named.chain(not.into_iter().flat_map(|not| &not.sni)) {
+                    near_host(pattern, &mut names);
+                }
                 ports.extend(target.ports.iter().flatten().rev().take(3));
             }
         }
         paths.extend(ASKED.iter().map(|path| (*path).to_owned()));
         paths.extend(["/caf%C3%A9", "/%F0%9F%98%80/a", "/a%20b", "/a/b%2563"].map(str::to_owned));
         hosts.extend(ASKED_HOSTS.iter().map(|host| CanonHost::parse(host).ok()));
+        names.extend(ASKED_SNI.iter().map(|name| CanonHost::parse(name).ok()));
         let addresses =
             ["10.255.255.255", "11.0.0.0", "9.255.255.255", "10.0.255.255", "10.0.0.2", "fe00::", "::1"];
         let options = PathOptions::default();
@@ -171,13 +179,15 @@ impl Pools {
             methods: ["GET", "POST", "TRACE", "CONNECT", "PURGE", "get"].iter().map(method).collect(),
             paths: paths.iter().filter_map(|path| CanonPath::parse(path, &options).ok()).collect(),
             hosts,
+            names,
         }
     }
 
     fn question(&self, draw: &mut Draw, id: Option<SpiffeId>, address: IpAddr) -> Question {
         let port = *draw.one_of(&self.ports);
         if draw.below(8) == 0 {
-            return Question { id, address, port, request: None };
+            let sni = (draw.below(4) > 0).then(|| draw.one_of(&self.names).clone());
+            return Question { id, address, port, request: None, sni };
         }
         let mut fields = HeaderFields::new();
         for _ in 0..draw.below(4) {
@@ -193,8 +203,10 @@ impl Pools {
             path: draw.one_of(&self.paths).clone(),
             host: draw.one_of(&self.hosts).clone(),
             headers,
+            upgrade: (draw.below(4) == 0)
+                .then(|| Upgrade::parse(["websocket", "tcp", "other"][draw.below(3)]).unwrap()),
         };
-        Question { id, address, port, request: Some(request) }
+        Question { id, address, port, request: Some(request), sni: None }
     }
 }
 
