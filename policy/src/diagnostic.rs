@@ -8,6 +8,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
 use crate::text::Text;
+use crate::yaml;
 
 /// More would bury the first, which is usually the one to mend.
 const MAX_SHOWN: usize = 20;
@@ -132,7 +133,7 @@ fn excerpt(line: &str, column: usize, len: usize) -> Excerpt {
     let past = chars.len().min(at + len.max(1));
     // Control characters would be obeyed by the reader's terminal.
     let show = |range: &[char]| -> String {
-        range.iter().map(|c| if c.is_control() && *c != '\t' { '\u{fffd}' } else { *c }).collect()
+        range.iter().map(|c| if yaml::is_unseen(*c) && *c != '\t' { '\u{fffd}' } else { *c }).collect()
     };
     let before = show(&chars[..at]);
     let under = show(&chars[at..past]);

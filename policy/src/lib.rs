@@ -36,6 +36,7 @@ mod upgrade;
 mod verdict;
 mod window;
 pub mod yaml;
+mod yaml_words;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use engine::Connection;

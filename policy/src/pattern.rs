@@ -230,9 +230,16 @@ impl PatternError {
             ),
             Self::Never(why) => (
                 format!("no request can have this path: {why}"),
-                (*why == NormError::PathSlash).then(|| {
-                    "a Service's port with `escapedSlashes: Keep` has such paths (`Decode`: with `/` there)".to_owned()
-                }),
+                Some(
+                    match why {
+                        NormError::PathSlash => {
+                            "a Service's port with `escapedSlashes: Keep` has such paths (`Decode`: with `/` there)"
+                        }
+                        NormError::PathByte => "escape it as clients do: a space is %20, é is %C3%A9",
+                        _ => "write the path as it is judged (docs/paths.md)",
+                    }
+                    .to_owned(),
+                ),
             ),
             Self::NotCanonical(canonical) => (
                 "this path is not in the form in which requests are judged".to_owned(),
@@ -253,14 +260,18 @@ impl PatternError {
                 "`*` is no wildcard in a path".to_owned(),
                 Some("a prefix covers everything below it by itself: leave the star out".to_owned()),
             ),
-            Self::Start => ("a path begins with '/'".to_owned(), None),
+            Self::Start => ("a path begins with '/'".to_owned(), Some("put one in front".to_owned())),
             Self::TooLong => {
-                (format!("a rule's path has at most {MAX_PATTERN} bytes and {MAX_SEGMENTS} segments"), None)
+                let most = format!("a rule's path has at most {MAX_PATTERN} bytes and {MAX_SEGMENTS} segments");
+                (most, Some("cut it short with `pathPrefix`".to_owned()))
             }
-            Self::TwoMany => ("`{**}` may stand only once in a path".to_owned(), None),
+            Self::TwoMany => (
+                "`{**}` may stand only once in a path".to_owned(),
+                Some("write `{*}` for single segments, or two paths".to_owned()),
+            ),
             Self::Wildcard => (
                 "braces stand only around a whole segment: `{*}` (one) or `{**}` (one or more)".to_owned(),
-                None,
+                Some("wildcards have no names: write `{*}` in place of `{id}`".to_owned()),
             ),
             Self::WildcardInPrefix => (
                 "a prefix holds no wildcard".to_owned(),

@@ -15,6 +15,7 @@ pub use serde_saphyr::Spanned;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::text::{self, Text};
+use crate::yaml_words;
 
 /// A configuration file or a file of documents larger than this is not one.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
@@ -99,7 +100,9 @@ fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             (format!("unknown value `{}`", printable(variant)), Some(suggest(variant, expected)))
         }
-        Error::SerdeMissingField { field, .. } => (format!("the field `{field}` is missing"), None),
+        Error::SerdeMissingField { field, .. } => {
+            (format!("the field `{field}` is missing"), Some(yaml_words::missing(field)))
+        }
         Error::DuplicateMappingKey { key, .. } => (
             format!("the key `{}` stands here twice", printable(key.as_deref().unwrap_or("?"))),
             Some("keep one of them".to_owned()),
@@ -109,14 +112,23 @@ fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
             Some("begin each document with `---` on a line of its own".to_owned()),
         ),
         // Ports are all that is as wide as this, here and in configurations.
-        Error::InvalidScalar { ty: "u16", .. } => ("a port is a number from 1 to 65535".to_owned(), None),
+        Error::InvalidScalar { ty: "u16", .. } => (
+            "a port is a number from 1 to 65535".to_owned(),
+            Some("write the number, such as 8080; names of ports are not known here".to_owned()),
+        ),
         Error::Budget { .. } => {
             ("the document is nested too deeply, or too large".to_owned(), Some("split it".to_owned()))
         }
         Error::MultipleDocuments { .. } => ("more than one document where one is expected".to_owned(), None),
-        other => (plain_message(other), None),
+        other => plain_message(other),
     };
-    let diagnostic = located(text, first_line, location, message);
+    let mut diagnostic = located(text, first_line, location, message);
+    // The parser stops before what it could not read.
+    if error.to_string().contains("found a tab")
+        && let Some(tab) = first_tab(text, diagnostic.line)
+    {
+        diagnostic = Diagnostic::at(&tab, text, 1, diagnostic.message);
+    }
     match help {
         Some(help) => diagnostic.with_help(help),
         None => diagnostic,
@@ -124,14 +136,23 @@ fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
 }
 
 /// The library's own sentence, without the place that it appends.
-fn plain_message(error: &Error) -> String {
+fn plain_message(error: &Error) -> (String, Option<String>) {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or("not valid YAML");
     let cut = first.find(" at line ").unwrap_or(first.len());
-    // The library speaks of events; people who write files do not.
-    printable(&first[..cut])
-        .replace("expected mapping start", "expected fields (`name: value`) here")
-        .replace("expected sequence start", "expected a list (`[a, b]`) here")
+    yaml_words::plain(&printable(&first[..cut]))
+}
+
+/// The first tab among what begins a line, from a line on.
+fn first_tab(text: &Text<'_>, from: usize) -> Option<Place> {
+    let lines = (from..).map_while(|number| Some((number, text.line(number)?)));
+    lines
+        .filter_map(|(line, written)| {
+            let column = 1 + written.chars().take_while(|c| *c == ' ').count();
+            let is_tab = written.chars().nth(column - 1) == Some('\t');
+            is_tab.then(|| Place { file: text.file.clone(), line, column })
+        })
+        .next()
 }
 
 pub(crate) fn located(text: &Text<'_>, first_line: usize, location: Location, message: String) -> Diagnostic {
@@ -198,12 +219,19 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// Words from a file go to terminals: no control characters, no endless lines.
 pub(crate) fn printable(text: &str) -> String {
-    let mut out: String =
-        text.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut out: String = text.chars().take(200).map(|c| if is_unseen(c) { '\u{fffd}' } else { c }).collect();
     if out.len() < text.len() && text.chars().nth(200).is_some() {
         out.push_str("...");
     }
     out
+}
+
+/// Characters that a reader does not see, or that move what is seen: control characters, those without width, and those
+/// that turn the direction of text (CVE-2021-42574). A name that holds one is not the name that it looks like.
+pub(crate) fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// A length of time in a file: `0s`, `500ms`, `30s`, `5m`, `1h`.

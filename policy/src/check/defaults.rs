@@ -31,9 +31,10 @@ pub(crate) fn defaults(
     let Document { api_version: _, kind: _, metadata, spec } = document;
     page.names(metadata);
     if metadata.namespace.value != root_namespace {
-        page.error(
+        page.error_with(
             metadata.namespace.referenced,
             format!("MeshDefaults stand only in the root namespace `{root_namespace}`"),
+            format!("write `namespace: {root_namespace}` if the whole mesh is meant"),
         );
     }
     let DefaultsSpec { trust_domains, http, on_change } = &spec.value;
@@ -54,10 +55,14 @@ pub(crate) fn defaults(
             for item in &list.value {
                 match TrustDomain::parse(&item.value) {
                     Ok(alias) if alias == *trust_domain => {
-                        page.error(item.referenced, "this is the trust domain itself, not an alias");
+                        page.error_with(
+                            item.referenced,
+                            "this is the trust domain itself, not an alias",
+                            "leave it out",
+                        );
                     }
                     Ok(alias) => settled.aliases.push(alias),
-                    Err(error) => page.error(item.referenced, format!("not a trust domain: {error}")),
+                    Err(error) => page.mistake(item.referenced, super::no_trust_domain(error)),
                 }
             }
         }
@@ -80,7 +85,11 @@ pub(crate) fn defaults(
         if let Some(grace) = grace {
             let Span(length) = grace.value;
             if length > MAX_GRACE {
-                page.error(grace.referenced, "a grace is at most 1h");
+                page.error_with(
+                    grace.referenced,
+                    "a grace is at most 1h",
+                    "what has lost permission for longer was not meant to lose it: write a rule for it",
+                );
             }
             settled.on_change.grace = length;
         }

@@ -35,6 +35,39 @@ pub(crate) struct Rules<'a> {
     pub(crate) widest: EscapedSlashes,
 }
 
+/// What is wrong with a value, and the way out if there is one to tell.
+pub(crate) struct Mistake(String, Option<String>);
+
+impl From<String> for Mistake {
+    fn from(what: String) -> Self {
+        Self(what, None)
+    }
+}
+
+impl<A: Into<String>, B: Into<String>> From<(A, B)> for Mistake {
+    fn from((what, help): (A, B)) -> Self {
+        Self(what.into(), Some(help.into()))
+    }
+}
+
+/// The way out of port 0.
+const NO_PORT: &str = "ports are numbers from 1 to 65535";
+
+/// An id that is none.
+fn no_spiffe_id(text: &str, error: impl std::fmt::Display) -> Mistake {
+    let help = if text.contains('*') {
+        "patterns are not known here: name each id, or write `namespaces` or `serviceAccounts`"
+    } else {
+        "write it like `spiffe://prod.example/ns/shop/sa/web`"
+    };
+    (format!("not a SPIFFE id: {error}"), help).into()
+}
+
+/// A trust domain that is none.
+fn no_trust_domain(error: impl std::fmt::Display) -> Mistake {
+    (format!("not a trust domain: {error}"), "write the name alone, like `prod.example`").into()
+}
+
 /// One document's place in the set, and the findings about it.
 pub(crate) struct Page<'a> {
     pub(crate) text: &'a Text<'a>,
@@ -79,7 +112,7 @@ impl Page<'_> {
     }
 
     /// Parses each item of a list.
-    fn each<T, U, E: std::fmt::Display>(
+    fn each<T, U, E: Into<Mistake>>(
         &mut self,
         list: &List<T>,
         field: &str,
@@ -89,15 +122,22 @@ impl Page<'_> {
         for item in self.items(list, field) {
             match parse(&item.value) {
                 Ok(value) => out.push(value),
-                Err(error) => self.error(item.referenced, error.to_string()),
+                Err(mistake) => self.mistake(item.referenced, mistake),
             }
         }
         out
     }
 
+    fn mistake(&mut self, at: Location, mistake: impl Into<Mistake>) {
+        match mistake.into() {
+            Mistake(what, Some(help)) => self.error_with(at, what, help),
+            Mistake(what, None) => self.error(at, what),
+        }
+    }
+
     fn ports(&mut self, list: &List<u16>) -> Vec<u16> {
         self.each(list, "ports", |port| match port {
-            0 => Err("0 is no port"),
+            0 => Err(("0 is no port", NO_PORT)),
             port => Ok(*port),
         })
     }

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
-use super::{Page, is_name};
+use super::{Mistake, Page, is_name, no_spiffe_id, no_trust_domain};
 use crate::doc::{FromDoc, List, NotDoc, Sp};
 use crate::rule::{Account, Excluded, Peer};
 use crate::verdict::Action;
@@ -86,16 +86,14 @@ fn check_unauthenticated(page: &mut Page<'_>, flag: &Sp<bool>, other: bool, cidr
 }
 
 fn ids(page: &mut Page<'_>, list: &List<String>) -> Vec<SpiffeId> {
-    page.each(list, "spiffe", |text| {
-        SpiffeId::parse(text).map_err(|error| format!("not a SPIFFE id: {error}"))
-    })
+    page.each(list, "spiffe", |text| SpiffeId::parse(text).map_err(|error| no_spiffe_id(text, error)))
 }
 
 fn domain(page: &mut Page<'_>, name: &Sp<String>) -> Option<TrustDomain> {
     match TrustDomain::parse(&name.value) {
         Ok(domain) => Some(domain),
         Err(error) => {
-            page.error(name.referenced, format!("not a trust domain: {error}"));
+            page.mistake(name.referenced, no_trust_domain(error));
             None
         }
     }
@@ -124,10 +122,17 @@ pub(super) fn is_account(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_name)
 }
 
-pub(super) fn bad_name(what: &str, text: &str) -> String {
+pub(super) fn bad_name(what: &str, text: &str) -> Mistake {
+    let shown = yaml::printable(text);
     // A star is the mistake to expect: other meshes take patterns here.
-    let star = if text.contains('*') { "; patterns are not known here" } else { "" };
-    format!("`{}` is not {what}{star}", yaml::printable(text))
+    if text.contains('*') {
+        return (
+            format!("`{shown}` is not {what}; patterns are not known here"),
+            "name each of them, or leave the field out to mean all",
+        )
+            .into();
+    }
+    (format!("`{shown}` is not {what}"), "names hold a-z, 0-9 and '-' (those of accounts '.' too)").into()
 }
 
 /// Networks and single addresses. Bits behind the mask are a mistake: the writer meant another network.
@@ -135,7 +140,7 @@ pub(super) fn networks(page: &mut Page<'_>, list: &List<String>) -> Vec<IpNet> {
     page.each(list, "cidrs", |text| network(text))
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+fn network(text: &str) -> Result<IpNet, Mistake> {
     let shown = yaml::printable(text);
     // `ipnet` reads a number with a leading zero as decimal, others as octal (CVE-2021-29922): the standard library refuses it.
     let address = text.split_once('/').map_or(text, |(address, _)| address);
@@ -143,17 +148,24 @@ fn network(text: &str) -> Result<IpNet, String> {
         Ok(net) if address.parse::<std::net::IpAddr>().is_ok() => net,
         _ => match text.parse::<std::net::IpAddr>() {
             Ok(address) => IpNet::from(address),
-            Err(_) => return Err(format!("`{shown}` is not a network such as 10.0.0.0/8")),
+            Err(_) => {
+                return Err((
+                    format!("`{shown}` is not a network such as 10.0.0.0/8"),
+                    "write an address without zeros in front of its numbers, then `/` and how many of its first bits count",
+                )
+                    .into());
+            }
         },
     };
     if net != net.trunc() {
-        return Err(format!("`{shown}` has bits behind its mask; the network is {}", net.trunc()));
+        let help = format!("write {} for the network, or {address} for the one address", net.trunc());
+        return Err((format!("`{shown}` has bits behind its mask"), help).into());
     }
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.network().to_ipv4_mapped() {
             Some(v4) => ipnet::Ipv4Net::new(v4, v6.prefix_len() - 96)
                 .map(IpNet::V4)
-                .map_err(|_| format!("`{shown}` is not a network")),
+                .map_err(|_| format!("`{shown}` is not a network").into()),
             None => Ok(net),
         },
         _ => Ok(net),

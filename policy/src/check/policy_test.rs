@@ -10,7 +10,7 @@ use serde_saphyr::Location;
 
 use super::expect::{Expected, Named, expectation};
 use super::peer::{bad_name, is_account};
-use super::{Page, Rules, is_name};
+use super::{NO_PORT, Page, Rules, is_name, no_spiffe_id};
 use crate::diagnostic::Place;
 use crate::doc::{CaseDoc, Document, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
 use crate::fields::{HeaderFields, HeaderLines};
@@ -72,7 +72,7 @@ pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, ru
     if let Some(account) = service_account
         && !is_account(&account.value)
     {
-        page.error(account.referenced, bad_name("a service account", &account.value));
+        page.mistake(account.referenced, bad_name("a service account", &account.value));
     }
     let workload = Workload {
         namespace: namespace.as_ref().map_or(own, |name| &name.value).to_owned(),
@@ -86,7 +86,11 @@ pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, ru
         let name = &entry.value.name;
         let line = name.value.trim();
         if line.is_empty() || line.chars().count() > 120 || line.chars().any(char::is_control) {
-            page.error(name.referenced, "a case's name is one line of 1 to 120 characters");
+            page.error_with(
+                name.referenced,
+                "a case's name is one line of 1 to 120 characters",
+                "say in a few words what is shown",
+            );
         } else if !seen.insert(line) {
             page.error_with(
                 name.referenced,
@@ -114,7 +118,11 @@ fn case(
     let address = sent.address.as_ref().map_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), |text| {
         let parsed = text.value.parse().ok();
         if parsed.is_none() {
-            page.error(text.referenced, format!("`{}` is no address", yaml::printable(&text.value)));
+            page.error_with(
+                text.referenced,
+                format!("`{}` is no address", yaml::printable(&text.value)),
+                "write an IP address such as 10.0.0.7 or 2001:db8::7",
+            );
         }
         parsed
     });
@@ -148,7 +156,7 @@ fn case(
 
 fn number(page: &mut Page<'_>, port: &Sp<u16>) -> u16 {
     if port.value == 0 {
-        page.error(port.referenced, "0 is no port");
+        page.error_with(port.referenced, "0 is no port", NO_PORT);
     }
     port.value
 }
@@ -202,18 +210,18 @@ fn caller(
         );
     }
     let parsed = if text.value.starts_with("spiffe:") {
-        SpiffeId::parse(&text.value).map_err(|error| format!("not a SPIFFE id: {error}"))
+        SpiffeId::parse(&text.value).map_err(|error| no_spiffe_id(&text.value, error))
     } else {
         let (namespace, name) = text.value.split_once('/').unwrap_or((own, &text.value));
         let kind = "a caller (`name`, `namespace/name` or a SPIFFE id)";
         if is_name(namespace) && is_account(name) {
             SpiffeId::service_account(&rules.domains.canonical, namespace, name)
-                .map_err(|error| format!("not a caller: {error}"))
+                .map_err(|error| format!("not a caller: {error}").into())
         } else {
             Err(bad_name(kind, &text.value))
         }
     };
-    parsed.map(Some).map_err(|error| page.error(text.referenced, error)).ok()
+    parsed.map(Some).map_err(|error| page.mistake(text.referenced, error)).ok()
 }
 
 fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'_>) -> Option<Request> {

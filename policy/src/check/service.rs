@@ -34,7 +34,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
     for entry in page.items(endpoints, "endpoints") {
         if let Some(endpoint) = self::endpoint(page, entry, default.as_ref(), anonymous, external, rules) {
             if !places.insert((endpoint.address, endpoint.mesh_port)) {
-                page.error(entry.referenced, "this endpoint stands here twice");
+                page.error_with(entry.referenced, "this endpoint stands here twice", "leave one of them out");
             }
             checked.push(endpoint);
         }
@@ -55,7 +55,11 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
         let number = self::port(page, port);
         let target_port = target_port.as_ref().map_or(number, |port| self::port(page, port));
         if !numbers.insert(number) {
-            page.error(port.referenced, format!("port {number} stands here twice"));
+            page.error_with(
+                port.referenced,
+                format!("port {number} stands here twice"),
+                "leave one of them out, or give it another number",
+            );
         }
         if let Some(port_name) = port_name {
             page.name(port_name);
@@ -115,7 +119,11 @@ fn endpoint(
         }
     };
     if parsed.is_unspecified() || parsed.is_multicast() {
-        page.error(address.referenced, "nobody can be dialled at this address");
+        page.error_with(
+            address.referenced,
+            "nobody can be dialled at this address",
+            "write the address of one workload",
+        );
     }
     let identities = own.or_else(|| default.cloned()).into_iter().collect();
     Some(Endpoint { address: parsed, mesh_port, identities, transport })
@@ -125,7 +133,7 @@ fn identity(page: &mut Page<'_>, text: &Sp<String>, external: bool, rules: &Rule
     let id = match SpiffeId::parse(&text.value) {
         Ok(id) => id,
         Err(error) => {
-            page.error(text.referenced, format!("not a SPIFFE id: {error}"));
+            page.mistake(text.referenced, super::no_spiffe_id(&text.value, error));
             return None;
         }
     };
@@ -136,14 +144,18 @@ fn identity(page: &mut Page<'_>, text: &Sp<String>, external: bool, rules: &Rule
             format!("services of this mesh have ids of `{}`", rules.domains.canonical),
         );
     } else if id.is_reserved() {
-        page.error(text.referenced, "ids under /postern/ belong to the mesh itself");
+        page.error_with(
+            text.referenced,
+            "ids under /postern/ belong to the mesh itself",
+            "services have ids such as `/ns/shop/sa/orders`",
+        );
     }
     Some(id)
 }
 
 fn port(page: &mut Page<'_>, port: &Sp<u16>) -> u16 {
     if port.value == 0 {
-        page.error(port.referenced, "0 is no port");
+        page.error_with(port.referenced, "0 is no port", super::NO_PORT);
     }
     port.value
 }

@@ -2,7 +2,7 @@
 
 use super::{Page, Rules, opaque};
 use crate::doc::{HeaderDoc, List, NotHeaderDoc, NotToDoc, Sp, ToDoc};
-use crate::fields;
+use crate::fields::{self, FieldError};
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::{PathPattern, PatternError};
 use crate::rule::{
@@ -91,7 +91,11 @@ fn excluded(page: &mut Page<'_>, entry: &Sp<NotToDoc>, rules: &Rules<'_>) -> Exc
         methods: match methods.as_ref().map(|list| (list, self::methods(page, list))) {
             Some((_, Methods::Only(named))) => named,
             Some((list, Methods::Any)) => {
-                page.error(list.referenced, "every method is excluded: this alternative matches nothing");
+                page.error_with(
+                    list.referenced,
+                    "every method is excluded: this alternative matches nothing",
+                    "name the methods that are excluded, or leave the alternative out",
+                );
                 Vec::new()
             }
             None => Vec::new(),
@@ -160,7 +164,12 @@ pub(super) fn hosts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Ve
         let host = match CanonHost::parse(name) {
             Ok(host) => host,
             Err(error) => {
-                page.error(item.referenced, error.to_string());
+                let help = if name.contains('*') {
+                    "leave `hosts` out to mean any host; `*.example.com` means every name below example.com"
+                } else {
+                    "write a name such as `orders.shop`, or an address in its plain spelling"
+                };
+                page.error_with(item.referenced, error.to_string(), help);
                 continue;
             }
         };
@@ -172,9 +181,13 @@ pub(super) fn hosts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Ve
                 "write the port under `ports`",
             );
         } else if below && host.address().is_some() {
-            page.error(item.referenced, "there is no name below an address");
+            page.error_with(item.referenced, "there is no name below an address", "leave `*.` out");
         } else if host.name().split('.').count() > MAX_LABELS {
-            page.error(item.referenced, format!("a rule's host has at most {MAX_LABELS} labels"));
+            page.error_with(
+                item.referenced,
+                format!("a rule's host has at most {MAX_LABELS} labels"),
+                "write `*.` and the last of them",
+            );
         } else if as_judged != text && host.address().is_none() {
             page.error_with(
                 item.referenced,
@@ -201,7 +214,13 @@ fn header(page: &mut Page<'_>, entry: &Sp<HeaderDoc>, action: Action) -> Option<
             format!("write `{}`", yaml::printable(&lower)),
         );
     } else if let Err(error) = fields::check_name(&name.value) {
-        page.error(name.referenced, error.to_string());
+        let help = match error {
+            FieldError::Underscore => {
+                format!("write `{}` if that is what is sent", name.value.replace('_', "-"))
+            }
+            FieldError::Name | FieldError::Value => "write a name such as `x-tenant`".to_owned(),
+        };
+        page.error_with(name.referenced, error.to_string(), help);
     } else if let Some((_, way)) = NOT_FOR_RULES.iter().find(|(field, _)| *field == lower) {
         page.error_with(name.referenced, format!("no rule can ask for the field `{lower}`"), *way);
     } else if lower.starts_with("postern-") {
@@ -284,9 +303,10 @@ fn values(
                     "name the elements; `list: all` in an Allow asks for each of them",
                 );
             } else if !printable || text.len() > MAX_VALUE || text.trim() != text {
-                page.error(
+                page.error_with(
                     item.referenced,
                     format!("a value has at most {MAX_VALUE} ASCII characters and no space at its ends"),
+                    "write what is sent; a long one can be compared by `prefix`",
                 );
             } else if text.is_empty() && is_prefix {
                 page.error_with(item.referenced, "every value begins so", "write `present: true`");
@@ -327,7 +347,11 @@ fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
                 }
                 named.push(method);
             }
-            Err(error) => page.error(item.referenced, error.to_string()),
+            Err(error) => page.error_with(
+                item.referenced,
+                error.to_string(),
+                "a method is one word, such as `GET`: write several as items of the list",
+            ),
         }
     }
     Methods::Only(named)

@@ -44,12 +44,21 @@ pub(super) fn window(page: &mut Page<'_>, entry: &Sp<WhenDoc>) -> Option<Window>
     if let (Some(start), Some(end), Some(written)) = (start, end, not_after)
         && end <= start
     {
-        page.error(written.referenced, "`notAfter` is not after `notBefore`: the rule never holds");
+        page.error_with(
+            written.referenced,
+            "`notAfter` is not after `notBefore`: the rule never holds",
+            "write a later time, or leave one of them out",
+        );
     }
     Some(Window {
         weekly: weekly
             .as_ref()
-            .map(|list| page.each(list, "weekly", |text| Weekly::parse(text)))
+            .map(|list| {
+                page.each(list, "weekly", |text| {
+                    Weekly::parse(text)
+                        .map_err(|error| (error.to_string(), "write it like `Mon-Fri 06:00-22:00`"))
+                })
+            })
             .unwrap_or_default(),
         zone,
         not_before: start,
