@@ -3,6 +3,7 @@
 //! Facts have three values. *Unknown* is a fact about layer 7 on a stream of opaque bytes: it will never be known. A
 //! Deny fires on true or unknown, an Allow needs true. So a rule that cannot be judged never opens anything.
 
+use std::borrow::Borrow;
 use std::net::IpAddr;
 
 use postern_svid::SpiffeId;
@@ -59,8 +60,8 @@ impl Truth {
 }
 
 /// Answers by asking every rule. `at` is the time in seconds since 1970, if it has been told.
-pub(crate) fn decide(
-    rules: &[Rule],
+pub(crate) fn decide<R: Borrow<Rule>>(
+    rules: &[R],
     domains: &OwnDomains,
     source: Source<'_>,
     port: u16,
@@ -68,6 +69,7 @@ pub(crate) fn decide(
     at: Option<i64>,
 ) -> Answer {
     let views = operation.views();
+    let rules: Vec<&Rule> = rules.iter().map(Borrow::borrow).collect();
     let fires = |rule: &Rule, view: Option<&str>| {
         fires(rule, matches(rule, domains, source, port, operation, view, at))
     };

@@ -109,7 +109,7 @@ fn nearest(generation: &Generation, source: Source<'_>, port: u16, operation: Op
         .min_by_key(|(misfit, _)| misfit.failed.len())?;
     let Misfit { failed, changes } = misfit;
     let change = format!("in rule {name} ({}): {}", name.place, changes.join("; and "));
-    Some(Miss { rule: name.clone(), failed, change })
+    Some(Miss { rule: RuleName::clone(name), failed, change })
 }
 
 /// What keeps a rule from matching, and all that has to be changed in it.

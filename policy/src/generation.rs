@@ -1,6 +1,7 @@
 //! An immutable set of documents, compiled for one workload.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::diagnostic::Diagnostics;
@@ -26,7 +27,7 @@ pub struct Generation {
     pub(crate) sni_judged: PortsJudged,
     /// The mode under which the rules' paths were written.
     pub(crate) nameable: EscapedSlashes,
-    pub(crate) names: Vec<RuleName>,
+    pub(crate) names: Vec<Arc<RuleName>>,
     pub(crate) engine: Engine,
 }
 
@@ -74,7 +75,7 @@ impl Generation {
 
     /// The rules that concern the workload, in the order of their numbers.
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleName)> {
-        (0..).map(RuleId).zip(&self.names)
+        (0..).map(RuleId).zip(self.names.iter().map(|name| &**name))
     }
 
     /// Refuses a path that would be forwarded in another spelling than the judged one to a port of the workload for which

@@ -43,7 +43,7 @@ pub use engine::Connection;
 pub use explain::{Explanation, Miss, Shadow};
 pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use generation::Generation;
-pub use load::{load, trust_domain_of};
+pub use load::{Loader, load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use testing::{CaseResult, Coverage, TestReport, run_tests};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
@@ -242,19 +243,19 @@ pub(crate) struct PortsJudged {
 
 impl PortsJudged {
     /// Ports for which enforced rules speak of paths.
-    pub(crate) fn by_path(rules: &[Rule]) -> Self {
+    pub(crate) fn by_path(rules: &[Arc<Rule>]) -> Self {
         // Shadows and audits change nothing, so they make no request a bad one.
         let enforced =
-            |rule: &&Rule| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
+            |rule: &&Arc<Rule>| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
         Self::by(rules.iter().filter(enforced), Target::speaks_of_paths)
     }
 
     /// Ports for which rules of any kind speak of server names.
-    pub(crate) fn by_sni(rules: &[Rule]) -> Self {
+    pub(crate) fn by_sni(rules: &[Arc<Rule>]) -> Self {
         Self::by(rules.iter(), Target::asks_sni)
     }
 
-    fn by<'r>(rules: impl Iterator<Item = &'r Rule>, wanted: fn(&Target) -> bool) -> Self {
+    fn by<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>, wanted: fn(&Target) -> bool) -> Self {
         let mut judged = Self::default();
         for rule in rules {
             for target in rule.to.iter().flatten().filter(|target| wanted(target)) {
@@ -276,7 +277,7 @@ impl PortsJudged {
 }
 
 /// The trust domains in which bare namespaces and service accounts are meant.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct OwnDomains {
     pub(crate) canonical: TrustDomain,
     pub(crate) aliases: Vec<TrustDomain>,

@@ -79,7 +79,7 @@ pub fn run_tests(files: &[SourceFile], scope: &Scope) -> Result<TestReport, Diag
     }
     let mut by_workload: BTreeMap<_, Vec<(usize, &Test, &Case)>> = BTreeMap::new();
     let mut count = 0;
-    for test in &checked.tests {
+    for test in checked.tests.iter().map(|test| &**test) {
         let Workload { namespace, service_account, labels } = &test.workload;
         let cases = by_workload.entry((namespace, service_account, labels)).or_default();
         for case in &test.cases {

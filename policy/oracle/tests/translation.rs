@@ -56,8 +56,10 @@ fn ours(generation: &Generation, ask: &Ask) -> (bool, Option<usize>) {
             let method = CanonMethod::parse(method).expect("a method");
             let path = CanonPath::parse(path.as_str(), &generation.defaults().path).expect("a path");
             let host = CanonHost::parse(host).expect("a host");
-            let (host, headers) = (Some(&host), Some(&fields as &dyn postern_policy::HeaderLines));
-            let operation = Operation::Http { method: &method, path: &path, host, headers, upgrade: None };
+            let mut operation = Operation::http(&method, &path);
+            if let Operation::Http { host: sent, headers, .. } = &mut operation {
+                (*sent, *headers) = (Some(&host), Some(&fields as &dyn postern_policy::HeaderLines));
+            }
             generation.decide(&connection, ask.port, operation)
         }
     };

@@ -1,6 +1,7 @@
 //! AccessPolicy.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use super::{Page, Rules, peer, target, when};
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
@@ -15,7 +16,7 @@ pub(crate) struct Policy {
     namespace: Box<str>,
     all: bool,
     selector: BTreeMap<String, String>,
-    pub(crate) rules: Vec<(RuleName, Rule)>,
+    pub(crate) rules: Vec<(Arc<RuleName>, Arc<Rule>)>,
 }
 
 impl Policy {
@@ -93,7 +94,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             enforcement,
             place: page.place(name.referenced),
         };
-        policy.rules.push((rule_name, checked));
+        policy.rules.push((Arc::new(rule_name), Arc::new(checked)));
     }
     policy
 }

@@ -1,6 +1,7 @@
 //! From rules to the compiled engine: two passes, count and file.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::clock::Clock;
 use super::index::Index;
@@ -17,7 +18,7 @@ const MANY_KEYS: usize = 64;
 /// Ways to file a rule: for each dimension, keys one of which is true whenever the rule fires.
 type Dimensions = Vec<Vec<u32>>;
 
-pub(super) fn compile(rules: Vec<Rule>, domains: OwnDomains, generation: u64, instance: u64) -> Engine {
+pub(super) fn compile(rules: Vec<Arc<Rule>>, domains: OwnDomains, generation: u64, instance: u64) -> Engine {
     let mut keys = Keys::default();
     let anonymous = keys.source(SourceKey::Anonymous);
     let mut clock = Clock::default();

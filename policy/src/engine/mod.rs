@@ -13,6 +13,7 @@ mod keys;
 mod matching;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -39,7 +40,7 @@ static NEXT_INSTANCE: AtomicU64 = AtomicU64::new(1);
 /// The compiled rules, and the rules themselves for the interpreter and for explanations.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) rules: Vec<Arc<Rule>>,
     pub(crate) domains: OwnDomains,
     generation: u64,
     instance: u64,
@@ -115,7 +116,8 @@ struct Lists<'a> {
 }
 
 impl Engine {
-    pub(crate) fn new(rules: Vec<Rule>, domains: OwnDomains, generation: u64) -> Self {
+    pub(crate) fn new<R: Into<Arc<Rule>>>(rules: Vec<R>, domains: OwnDomains, generation: u64) -> Self {
+        let rules = rules.into_iter().map(Into::into).collect();
         compile::compile(rules, domains, generation, NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed))
     }
 

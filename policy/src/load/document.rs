@@ -1,21 +1,11 @@
 //! From a file's text to documents of known kinds.
 
-use std::rc::Rc;
-
 use serde::de::DeserializeOwned;
 
-use crate::check::Page;
-use crate::diagnostic::{Diagnostic, Diagnostics, Place};
+use crate::diagnostic::Diagnostic;
 use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec, TestSpec};
 use crate::text::{self, Text};
 use crate::yaml;
-
-/// A document that parsed, with where it stands.
-pub(super) struct Parsed<'a> {
-    pub(super) text: Rc<Text<'a>>,
-    pub(super) first_line: usize,
-    pub(super) body: Body,
-}
 
 pub(super) enum Body {
     Access(Document<AccessSpec>),
@@ -41,21 +31,6 @@ impl Body {
             Self::Service(document) => &document.metadata,
             Self::Test(document) => &document.metadata,
         }
-    }
-}
-
-impl Parsed<'_> {
-    pub(super) fn page(&self) -> Page<'_> {
-        Page {
-            text: &self.text,
-            first_line: self.first_line,
-            errors: Diagnostics::new(),
-            warnings: Diagnostics::new(),
-        }
-    }
-
-    pub(super) fn place(&self) -> Place {
-        self.page().place(self.body.metadata().name.referenced)
     }
 }
 

@@ -1,0 +1,186 @@
+//! A set that is loaded again, file by file, is what it would be if it were loaded for the first time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use postern_policy::norm::{CanonMethod, CanonPath};
+use postern_policy::{Diagnostics, Generation, Loader, Operation, Scope, Source, SourceFile, Workload, load};
+use postern_svid::{SpiffeId, TrustDomain};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+fn scope(root: &str) -> Scope {
+    Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: root.into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::from([("app".to_owned(), "orders".to_owned())]),
+        }),
+    }
+}
+
+fn document(kind: &str, name: &str, spec: &str) -> String {
+    let namespace = if kind == "MeshDefaults" { "root" } else { "shop" };
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+/// What a file may hold: everything that concerns other files stands here more than once.
+fn contents() -> Vec<String> {
+    let policy = |name: &str, spec: &str| document("AccessPolicy", name, spec);
+    let allow =
+        |name: &str, rule: &str| policy(name, &format!("{{action: Allow, rules: [{{name: r, {rule}}}]}}"));
+    let deny =
+        |name: &str, rule: &str| policy(name, &format!("{{action: Deny, rules: [{{name: r, {rule}}}]}}"));
+    let port = |paths: &str| {
+        format!(
+            "{{identity: spiffe://td/ns/shop/sa/orders, ports: [{{port: 80, protocol: http{paths}}}], endpoints: [{{address: 10.0.0.1}}]}}"
+        )
+    };
+    let test = |rule: &str| {
+        format!(
+            "{{workload: {{labels: {{app: orders}}, port: 80}}, cases: [{{name: c, request: {{from: web, path: /a}}, expect: {{allow: {rule}}}}}]}}"
+        )
+    };
+    vec![
+        allow("a", "from: [{serviceAccounts: [web]}], to: [{paths: [/a]}]"),
+        allow("a", "from: [{serviceAccounts: [web]}], to: [{paths: [/a, /b]}]"),
+        allow("a", "from: [{namespaces: [shop]}], to: [{pathPrefix: [/b]}]") + "# a remark\n",
+        allow("b", "from: [{namespaces: [shop]}], to: [{pathPrefix: [/b]}]"),
+        allow("kept", "to: [{paths: [/a%2Fb]}]"),
+        deny("c", "to: [{paths: [/b/secret], ports: [80]}]"),
+        deny("c", "from: [{not: {namespaces: [shop]}}]"),
+        format!(
+            "{}---\n{}",
+            allow("d", "from: [{namespaces: [aliased]}]"),
+            deny("e", "to: [{paths: [/a/d], ports: [80]}]")
+        ),
+        policy("s", "{enforcement: Shadow, action: Deny, rules: [{name: r, to: [{paths: [/a]}]}]}"),
+        policy(
+            "t",
+            "{tier: Baseline, target: {selector: {app: orders}}, action: Allow, rules: [{name: r}, {name: q}]}",
+        ),
+        policy("t", "{target: {selector: {app: other}}, action: Allow, rules: [{name: r}]}"),
+        policy("bad", "{action: Allow, rules: []}"),
+        policy("bad", "{action: Alow, rules: [{nam: r}]}"),
+        allow("root-only", "from: [{namespaces: [shop]}]").replace("namespace: shop", "namespace: root"),
+        policy(
+            "platform",
+            "{tier: Platform, action: Deny, rules: [{name: r, to: [{pathPrefix: [/admin]}]}]}",
+        )
+        .replace("namespace: shop", "namespace: root"),
+        document("MeshDefaults", "default", "{}"),
+        document("MeshDefaults", "default", "{http: {escapedSlashes: Keep}}"),
+        document(
+            "MeshDefaults",
+            "default",
+            "{http: {escapedSlashes: Decode}, trustDomains: {aliases: [old]}}",
+        ),
+        document("MeshDefaults", "other", "{trustDomains: {aliases: [td]}}"),
+        document("Service", "orders", &port("")),
+        document("Service", "orders", &port(", escapedSlashes: Keep")),
+        document("Service", "orders", &port(", escapedSlashes: Sometimes")),
+        document("Service", "web", &port("").replace("sa/orders", "sa/web")),
+        document("PolicyTest", "t", &test("a/r")),
+        document("PolicyTest", "t", &test("nowhere/r")),
+        String::new(),
+        "# nothing\n".to_owned(),
+        "kind: [\n".to_owned(),
+        "\u{0}".to_owned(),
+    ]
+}
+
+/// Everything that can be asked of a loaded set, as text.
+fn answers(loaded: &Result<Generation, Diagnostics>) -> String {
+    let generation = match loaded {
+        Ok(generation) => generation,
+        Err(errors) => return format!("{errors}\n{}", serde_json::to_string(errors).expect("it is JSON")),
+    };
+    let mut out = format!(
+        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{}\n{}\n",
+        generation.defaults(),
+        generation.documents(),
+        generation.ports_named(),
+        generation.services().iter().collect::<Vec<_>>(),
+        generation.rules().collect::<Vec<_>>(),
+        generation.warnings(),
+        serde_json::to_string(generation.warnings()).expect("it is JSON"),
+    );
+    let get = CanonMethod::get();
+    for id in ["td/ns/shop/sa/web", "td/ns/aliased/sa/x", "old/ns/shop/sa/web", "old/ns/aliased/sa/x"] {
+        let id = SpiffeId::parse(&format!("spiffe://{id}")).expect("a literal");
+        let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+        let connection = generation.connection(source);
+        for path in ["/", "/a", "/a/d", "/b", "/b/secret", "/admin/x", "/a%2Fb"] {
+            let Ok(path) = CanonPath::parse(path, &generation.defaults().path) else { continue };
+            let operation = Operation::http(&get, &path);
+            let verdict = generation.decide(&connection, 80, operation);
+            assert_eq!(verdict, generation.decide_by_reference(source, 80, operation));
+            out.push_str(&format!("{verdict:?}\n"));
+        }
+    }
+    out
+}
+
+#[test]
+fn a_set_that_is_loaded_again_is_what_it_would_be_at_first() {
+    let contents = contents();
+    // A file's place, what it holds from now on (beyond the end: nothing, it is gone), and whose root namespace.
+    let edit = (0..6_usize, 0..contents.len() + 8, prop::bool::weighted(0.05));
+    let edits = prop::collection::vec(edit, 1..40);
+    let cases = if std::env::var_os("POSTERN_TEST_LONG").is_some() { 4_000 } else { 40 };
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let loads = std::cell::Cell::new((0, 0));
+    let result = runner.run(&edits, |edits| {
+        let mut loader = Loader::new();
+        let mut files: BTreeMap<usize, Arc<SourceFile>> = BTreeMap::new();
+        for (number, (place, content, is_other)) in (1..).zip(edits) {
+            match contents.get(content) {
+                Some(text) => {
+                    let file = SourceFile { name: format!("{place}.yaml"), text: text.clone().into_bytes() };
+                    files.insert(place, Arc::new(file));
+                }
+                None => {
+                    files.remove(&place);
+                }
+            }
+            let scope = scope(if is_other { "shop" } else { "root" });
+            let set: Vec<Arc<SourceFile>> = files.values().cloned().collect();
+            let plain: Vec<SourceFile> = set.iter().map(|file| SourceFile::clone(file)).collect();
+            let again = loader.load(&set, &scope, number);
+            let (all, good) = loads.get();
+            loads.set((all + 1, good + usize::from(again.is_ok())));
+            prop_assert_eq!(answers(&again), answers(&load(&plain, &scope, number)));
+        }
+        Ok(())
+    });
+    let (all, good) = loads.get();
+    println!("{all} sets loaded twice, {good} of them good");
+    assert_eq!(result, Ok(()));
+    assert!(good * 20 > all, "sets that are all refused prove little");
+}
+
+#[test]
+fn findings_do_not_depend_on_how_many_files_are_read_at_once() {
+    // Enough bytes for every thread, and mistakes in all parts.
+    let file = |n: usize| {
+        let rule = if n % 97 == 5 { "{name: r, form: []}" } else { "{name: r, to: [{paths: [/a]}]}" };
+        let text = document("AccessPolicy", &format!("p{n}"), &format!("{{action: Deny, rules: [{rule}]}}"));
+        SourceFile { name: format!("{n:04}.yaml"), text: (text + &"# padding\n".repeat(50)).into_bytes() }
+    };
+    let files: Vec<SourceFile> = (0..1_000).map(file).collect();
+    let errors = load(&files, &scope("root"), 1).expect_err("there are mistakes");
+    let places: Vec<&str> = errors.iter().map(|error| &*error.file).collect();
+    assert_eq!(places.len(), 11);
+    assert!(places.is_sorted(), "{places:?}");
+    let good: Vec<SourceFile> =
+        files.into_iter().enumerate().filter(|(n, _)| n % 97 != 5).map(|(_, file)| file).collect();
+    let generation = load(&good, &scope("root"), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    let names: Vec<String> =
+        generation.documents().iter().map(|document| document.place.file.to_string()).collect();
+    assert!(names.len() == 989 && names.is_sorted());
+    assert_eq!(generation.warnings().total(), 989 * 2);
+}
