@@ -34,7 +34,10 @@ fn documents(text: &str) -> Vec<String> {
             last.push('\n');
         }
     }
-    out.retain(|document| document.contains("postern.dev/v1alpha1") && document.contains("kind:"));
+    out.retain(|document| {
+        (document.contains("postern.dev/v1alpha1") || document.contains("security.istio.io/v1"))
+            && document.contains("kind:")
+    });
     out
 }
 
@@ -88,7 +91,9 @@ fn each_kind_has_a_file_that_takes_no_other() {
         .expect("the binary starts");
     assert!(written.success());
     let examples: Vec<Value> = examples().iter().map(|text| value(text)).collect();
-    for kind in ["AccessPolicy", "MeshDefaults", "PolicyTest", "Service"] {
+    for kind in
+        ["AccessPolicy", "AuthorizationPolicy", "MeshDefaults", "PeerAuthentication", "PolicyTest", "Service"]
+    {
         let path = directory.path().join(format!("{kind}.schema.json"));
         let text = std::fs::read_to_string(path).expect("it was written");
         let schema: Value = serde_json::from_str(&text).expect("it is JSON");
@@ -234,6 +239,44 @@ fn the_checker_and_the_schema_know_the_same_fields() {
         let known = refused.split("known: ").nth(1).unwrap_or_else(|| panic!("{text}\n{refused}"));
         let known = known.lines().next().unwrap_or_default().trim_end_matches(')');
         let known: BTreeSet<&str> = known.split(", ").collect();
+        let described = schema.pointer(definition).and_then(|found| found["properties"].as_object());
+        let described: BTreeSet<&str> = described.expect(definition).keys().map(String::as_str).collect();
+        assert_eq!(known, described, "{definition}");
+    }
+}
+
+/// Istio's fields too, but for those that the checker knows in order to say what to write instead.
+#[test]
+fn the_checker_and_the_schema_know_the_same_fields_of_istio() {
+    let schema = schema();
+    let istio =
+        |kind: &str, spec: &str| document(kind, spec).replace("postern.dev/v1alpha1", "security.istio.io/v1");
+    let rule = |fields: &str| istio("AuthorizationPolicy", &format!("{{rules: [{{{fields}}}]}}"));
+    let refused = [
+        "provider",
+        "targetRef",
+        "targetRefs",
+        "requestPrincipals",
+        "notRequestPrincipals",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
+    ];
+    for (text, definition) in [
+        (istio("AuthorizationPolicy", "{zzzzzz: 1}"), "/$defs/AuthorizationSpec"),
+        (istio("AuthorizationPolicy", "{selector: {zzzzzz: 1}}"), "/$defs/IstioSelector"),
+        (rule("zzzzzz: 1"), "/$defs/IstioRule"),
+        (rule("from: [{zzzzzz: 1}]"), "/$defs/IstioRule/properties/from/items"),
+        (rule("from: [{source: {zzzzzz: 1}}]"), "/$defs/IstioSource"),
+        (rule("to: [{zzzzzz: 1}]"), "/$defs/IstioRule/properties/to/items"),
+        (rule("to: [{operation: {zzzzzz: 1}}]"), "/$defs/IstioOperation"),
+        (rule("when: [{zzzzzz: 1}]"), "/$defs/IstioCondition"),
+        (istio("PeerAuthentication", "{zzzzzz: 1}"), "/$defs/PeerAuthenticationSpec"),
+        (istio("PeerAuthentication", "{mtls: {zzzzzz: 1}}"), "/$defs/IstioMtls"),
+    ] {
+        let said = loads(&text).expect_err("the field is unknown");
+        let known = said.split("known: ").nth(1).unwrap_or_else(|| panic!("{text}\n{said}"));
+        let known = known.lines().next().unwrap_or_default().trim_end_matches(')');
+        let known: BTreeSet<&str> = known.split(", ").filter(|field| !refused.contains(field)).collect();
         let described = schema.pointer(definition).and_then(|found| found["properties"].as_object());
         let described: BTreeSet<&str> = described.expect(definition).keys().map(String::as_str).collect();
         assert_eq!(known, described, "{definition}");

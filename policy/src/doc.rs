@@ -13,8 +13,12 @@ use crate::yaml::Span;
 
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
-/// All kinds there are.
+/// All kinds of our own.
 pub(crate) const KINDS: [&str; 4] = [ACCESS_POLICY, MESH_DEFAULTS, POLICY_TEST, SERVICE];
+/// All kinds that are read, Istio's among them.
+pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.into_iter().chain(crate::istio::doc::KINDS)
+}
 pub(crate) const ACCESS_POLICY: &str = "AccessPolicy";
 pub(crate) const MESH_DEFAULTS: &str = "MeshDefaults";
 pub(crate) const POLICY_TEST: &str = "PolicyTest";
@@ -375,6 +379,8 @@ pub(crate) struct ExpectDoc {
 
 /// A field that is written must have a value: `from:` with nothing behind it must not mean the same as no `from`,
 /// which matches more (CVE-2025-64715).
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use postern_svid::SpiffeId;
 
 use crate::fields;
+use crate::istio;
 use crate::pattern::PathPattern;
 use crate::rule::{
     self, Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods,
@@ -151,7 +152,10 @@ pub(crate) fn matches(
     view: Option<&str>,
     at: Option<i64>,
 ) -> Truth {
-    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, istio } = rule;
+    if let Some(clause) = istio {
+        return istio::matches(clause, *action, source, port, operation, view);
+    }
     let in_target = target_ports.as_ref().is_none_or(|ports| ports.contains(&port));
     let from = match from {
         Some(peers) => peers.iter().any(|entry| peer(entry, domains, source, *action)),

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
+use crate::istio;
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains, Peer, Rule, Target};
@@ -140,9 +141,14 @@ fn misfit(
     operation: Operation<'_>,
     views: &[&str],
 ) -> Misfit {
-    let Rule { action: _, tier: _, enforcement: _, target_ports, from, to, window } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, istio } = rule;
     let domains = &generation.engine.domains;
     let mut out = Misfit::default();
+    if let Some(clause) = istio {
+        out.failed = istio::failures(clause, *action, source, port, operation, views);
+        out.changes.push("add an alternative that means this request".to_owned());
+        return out;
+    }
     if let Some(ports) = target_ports
         && !ports.contains(&port)
     {

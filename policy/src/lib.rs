@@ -23,6 +23,7 @@ mod eval_ref;
 mod explain;
 mod fields;
 mod generation;
+mod istio;
 mod load;
 pub mod norm;
 mod pattern;

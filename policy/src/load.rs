@@ -16,6 +16,7 @@ use crate::check::{Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
+use crate::istio;
 use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PortsJudged, Rule};
 use crate::services::{Service, Services};
@@ -88,6 +89,8 @@ impl Terms {
 /// A set without mistakes.
 pub(crate) struct Checked {
     policies: Vec<Arc<Policy>>,
+    /// What Istio's namespaces mean without saying it.
+    implied: Vec<Policy>,
     services: Vec<Service>,
     pub(crate) tests: Vec<Arc<Test>>,
     /// Tests that name rules that are not there.
@@ -101,12 +104,13 @@ pub(crate) struct Checked {
 impl Checked {
     /// The names of all rules, whomever they concern.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &RuleName> {
-        self.policies.iter().flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name))
+        let written = self.policies.iter().map(|policy| &**policy);
+        written.chain(&self.implied).flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name))
     }
 
     /// What concerns a workload, without services and documents: it decides and explains.
     pub(crate) fn compiled(&self, workload: &Workload, number: u64) -> Generation {
-        self.assembled(applying(workload, &self.policies), number)
+        self.assembled(applying(workload, &self.policies, &self.implied), number)
     }
 
     fn assembled(&self, (names, applied): (Vec<Arc<RuleName>>, Vec<Arc<Rule>>), number: u64) -> Generation {
@@ -171,14 +175,16 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
     most(policies.iter().map(|policy| policy.rules.len()).sum(), "rules", MAX_RULES);
     most(tests.iter().map(|test| test.cases.len()).sum(), "cases of tests", MAX_CASES);
     let errors = std::mem::take(&mut set.errors);
+    let implied = istio::implied(policies.iter().map(|policy| &**policy));
     let checked = if errors.is_empty() {
         Ok(Checked {
             documents: set.summaries(scope),
-            misnamed: set.misnamed(),
+            misnamed: set.misnamed(&implied),
             policies,
             services: set.services(),
             tests,
-            warnings: set.warnings(),
+            warnings: set.warnings(&implied),
+            implied,
             settled,
             terms,
         })
@@ -237,8 +243,14 @@ fn bounds<'a>(files: impl IntoIterator<Item = &'a SourceFile>) -> Result<(), Dia
 }
 
 /// The rules that concern the workload, with their names: tier by tier, and within one in the order of the set.
-fn applying(workload: &Workload, policies: &[Arc<Policy>]) -> (Vec<Arc<RuleName>>, Vec<Arc<Rule>>) {
-    let applying = policies.iter().filter(|policy| policy.applies_to(workload));
+fn applying(
+    workload: &Workload,
+    policies: &[Arc<Policy>],
+    implied: &[Policy],
+) -> (Vec<Arc<RuleName>>, Vec<Arc<Rule>>) {
+    let policies = || policies.iter().map(|policy| &**policy);
+    let applying = policies().filter(|policy| policy.applies_to(workload));
+    let applying = applying.chain(istio::selected(workload, policies(), implied));
     let mut rules: Vec<(Arc<RuleName>, Arc<Rule>)> =
         applying.flat_map(|policy| policy.rules.iter().cloned()).collect();
     rules.sort_by_key(|(_, rule)| rule.tier);
@@ -252,15 +264,17 @@ fn ports_named(rules: &[Arc<Rule>]) -> BTreeSet<u16> {
         .flat_map(|rule| {
             let target = rule.target_ports.iter().flatten();
             let to = rule.to.iter().flatten().flat_map(|to| to.ports.iter().flatten());
-            target.chain(to).copied()
+            let istio = rule.istio.iter().flat_map(|clause| &clause.to).flat_map(|what| &what.ports);
+            target.chain(to).chain(istio.flat_map(|test| &test.values)).copied()
         })
         .collect()
 }
 
 fn headers_named(rules: &[Arc<Rule>]) -> Vec<Box<str>> {
     let targets = rules.iter().flat_map(|rule| rule.to.iter().flatten());
-    let names: BTreeSet<Box<str>> =
-        targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone())).collect();
+    let istio = rules.iter().flat_map(|rule| &rule.istio).flat_map(|clause| &clause.fields);
+    let own = targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone()));
+    let names: BTreeSet<Box<str>> = own.chain(istio.map(|field| field.name.clone())).collect();
     names.into_iter().collect()
 }
 

@@ -24,6 +24,10 @@ pub(crate) enum PathPattern {
         service: Box<str>,
         prefix: Box<str>,
     },
+    /// Whatever begins with these bytes, in the middle of a segment too (`/public*` of Istio).
+    Beginning(Box<str>),
+    /// Whatever ends with these bytes (`*.html` of Istio).
+    Ending(Box<str>),
 }
 
 impl PathPattern {
@@ -38,6 +42,54 @@ impl PathPattern {
             Self::Methods { service, prefix } => path
                 .strip_prefix(&**service)
                 .is_some_and(|method| method.starts_with(&**prefix) && !method.contains('/')),
+            Self::Beginning(text) => path.starts_with(&**text),
+            Self::Ending(text) => path.ends_with(&**text),
+        }
+    }
+
+    /// Parses an item of Istio's `paths`: `*`, `text*`, `*text`, a template, or one path. A star anywhere else is a star.
+    pub(crate) fn parse_istio(text: &str, slashes: EscapedSlashes) -> Result<Self, PatternError> {
+        if text.contains("{*}") || text.contains("{**}") {
+            let template = Self::parse(text, slashes)?;
+            // Envoy refuses such a template, so there is nothing that it could mean.
+            return match text.rsplit_once("{**}") {
+                Some((_, behind)) if behind.contains("{*}") => Err(PatternError::OneBehindMany),
+                _ => Ok(template),
+            };
+        }
+        if text.contains(['{', '}']) {
+            return Err(PatternError::Wildcard);
+        }
+        if let Some(end) = text.strip_prefix('*') {
+            if !end.is_empty() {
+                check_part(&format!("/x{end}"), slashes).map_err(|error| match error {
+                    PatternError::NotCanonical(canonical) => {
+                        PatternError::NotCanonical(format!("*{}", canonical.trim_start_matches("/x")))
+                    }
+                    other => other,
+                })?;
+            }
+            return Ok(if end.is_empty() { Self::Beginning("".into()) } else { Self::Ending(end.into()) });
+        }
+        if let Some(start) = text.strip_suffix('*') {
+            check_part(start, slashes).map_err(|error| match error {
+                PatternError::NotCanonical(canonical) => PatternError::NotCanonical(canonical + "*"),
+                other => other,
+            })?;
+            return Ok(Self::Beginning(start.into()));
+        }
+        check(text, slashes)?;
+        Ok(Self::Exact(text.into()))
+    }
+
+    /// A prefix in whole segments that covers whatever this one matches, for the index.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        match self {
+            Self::Beginning(text) => match text.rsplit_once('/') {
+                Some(("", _)) | None => None,
+                Some((parent, _)) => Some(Self::Prefix(parent.into())),
+            },
+            _ => None,
         }
     }
 
@@ -73,7 +125,9 @@ impl PathPattern {
                 let service = Segment::Literal(service.trim_matches('/').into());
                 Some(Template { segments: vec![service, Segment::One] })
             }
-            Self::Exact(_) | Self::Prefix(_) | Self::Template(_) => None,
+            Self::Exact(_) | Self::Prefix(_) | Self::Template(_) | Self::Beginning(_) | Self::Ending(_) => {
+                None
+            }
         }
     }
 
@@ -130,6 +184,8 @@ impl fmt::Display for PathPattern {
             Self::Prefix(path) => write!(f, "{path} and below"),
             Self::Template(template) => template.fmt(f),
             Self::Methods { service, prefix } => write!(f, "{service}{prefix}*"),
+            Self::Beginning(text) => write!(f, "{text}*"),
+            Self::Ending(text) => write!(f, "*{text}"),
         }
     }
 }
@@ -206,6 +262,7 @@ pub(crate) enum PatternError {
     Grpc,
     Never(NormError),
     NotCanonical(String),
+    OneBehindMany,
     PrefixSlash(String),
     Query,
     Star,
@@ -244,6 +301,10 @@ impl PatternError {
             Self::NotCanonical(canonical) => (
                 "this path is not in the form in which requests are judged".to_owned(),
                 Some(format!("write `{canonical}`")),
+            ),
+            Self::OneBehindMany => (
+                "`{*}` cannot stand behind `{**}`".to_owned(),
+                Some("put `{**}` last".to_owned()),
             ),
             Self::PrefixSlash(shorter) => (
                 "a prefix is written without the slash at its end".to_owned(),
@@ -309,6 +370,19 @@ fn check(text: &str, slashes: EscapedSlashes) -> Result<(), PatternError> {
         Ok(())
     } else {
         Err(PatternError::NotCanonical(canonical.path().to_owned()))
+    }
+}
+
+/// A part of a path, which may be cut in the middle of a segment but nowhere else.
+fn check_part(text: &str, slashes: EscapedSlashes) -> Result<(), PatternError> {
+    match check(text, slashes) {
+        // `/a/.` and `/a/..` can go on as `/a/.x`.
+        Err(PatternError::NotCanonical(_))
+            if text.rsplit('/').next().is_some_and(|end| end == "." || end == "..") =>
+        {
+            check(&format!("{text}x"), slashes)
+        }
+        other => other,
     }
 }
 

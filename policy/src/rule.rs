@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
+use crate::istio::Clause;
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::upgrade::Upgrades;
@@ -28,6 +29,24 @@ pub(crate) struct Rule {
     pub(crate) to: Option<Vec<Target>>,
     /// `None`: always.
     pub(crate) window: Option<Window>,
+    /// What a rule of Istio's asks, in its own words; everything above but action, tier and enforcement is empty then.
+    pub(crate) istio: Option<Clause>,
+}
+
+impl Rule {
+    /// A rule of Istio's.
+    pub(crate) fn of_istio(action: Action, tier: Tier, enforcement: Enforcement, clause: Clause) -> Self {
+        Self {
+            action,
+            tier,
+            enforcement,
+            target_ports: None,
+            from: None,
+            to: None,
+            window: None,
+            istio: Some(clause),
+        }
+    }
 }
 
 /// Who: every field that is given must hold, any value of a field will do.
@@ -247,7 +266,15 @@ impl PortsJudged {
         // Shadows and audits change nothing, so they make no request a bad one.
         let enforced =
             |rule: &&Arc<Rule>| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
-        Self::by(rules.iter().filter(enforced), Target::speaks_of_paths)
+        let mut judged = Self::by(rules.iter().filter(enforced), Target::speaks_of_paths);
+        let istio = rules.iter().filter(enforced).flat_map(|rule| &rule.istio).flat_map(|clause| &clause.to);
+        for what in istio.filter(|what| !what.paths.is_empty()) {
+            match what.ports.iter().find(|test| !test.values.is_empty()) {
+                Some(test) => judged.ports.extend(&test.values),
+                None => judged.everywhere = true,
+            }
+        }
+        judged
     }
 
     /// Ports for which rules of any kind speak of server names.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::{Page, Rules, peer, target, when};
+use crate::diagnostic::Place;
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
+use crate::istio::Part;
 use crate::norm::EscapedSlashes;
 use crate::rule::{Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
@@ -13,10 +15,14 @@ use crate::yaml;
 /// A checked AccessPolicy.
 #[derive(Clone)]
 pub(crate) struct Policy {
-    namespace: Box<str>,
-    all: bool,
-    selector: BTreeMap<String, String>,
+    pub(crate) namespace: Box<str>,
+    pub(crate) all: bool,
+    pub(crate) selector: BTreeMap<String, String>,
     pub(crate) rules: Vec<(Arc<RuleName>, Arc<Rule>)>,
+    /// If it is of Istio's kind.
+    pub(crate) istio: Option<Part>,
+    /// Where it stands. `None`: nowhere, it is implied.
+    pub(crate) place: Option<Place>,
 }
 
 impl Policy {
@@ -58,6 +64,8 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         all: false,
         selector: BTreeMap::new(),
         rules: Vec::with_capacity(written.value.len()),
+        istio: None,
+        place: Some(page.place(metadata.name.referenced)),
     };
     let mut ports = None;
     if let Some(target) = target {
@@ -82,6 +90,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
             to: to.as_ref().map(|list| targets(page, list, action, rules)),
             window: when.as_ref().and_then(|when| when::window(page, when)),
+            istio: None,
         };
         warn_about(page, rule, &checked);
         warn_of_kept_slashes(page, &rule.value, &checked, rules);

@@ -15,8 +15,10 @@ use serde_saphyr::Location;
 pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};
 pub(crate) use expect::{Expected, names_of_rules};
+pub(crate) use peer::networks;
 pub(crate) use policy_test::{Case, Request, Test, policy_test};
 pub(crate) use service::service;
+pub(crate) use target::field_name;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::doc::{List, Metadata, Sp};
@@ -98,7 +100,7 @@ impl Page<'_> {
 
     /// A list that is written must hold something: `[]` has meant "nothing" to its writer and "anything" to engines
     /// (CVE-2025-64715).
-    fn items<'d, T>(&mut self, list: &'d List<T>, field: &str) -> &'d [Sp<T>] {
+    pub(crate) fn items<'d, T>(&mut self, list: &'d List<T>, field: &str) -> &'d [Sp<T>] {
         if list.value.is_empty() {
             self.error_with(
                 list.referenced,
@@ -112,7 +114,7 @@ impl Page<'_> {
     }
 
     /// Parses each item of a list.
-    fn each<T, U, E: Into<Mistake>>(
+    pub(crate) fn each<T, U, E: Into<Mistake>>(
         &mut self,
         list: &List<T>,
         field: &str,
@@ -143,7 +145,7 @@ impl Page<'_> {
     }
 
     /// One of several words.
-    fn word<T: Copy>(&mut self, word: &Sp<String>, known: &[(&str, T)]) -> Option<T> {
+    pub(crate) fn word<T: Copy>(&mut self, word: &Sp<String>, known: &[(&str, T)]) -> Option<T> {
         let found = known.iter().find(|(name, _)| *name == word.value).map(|(_, value)| *value);
         if found.is_none() {
             let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
@@ -165,7 +167,7 @@ impl Page<'_> {
         self.name(namespace);
     }
 
-    fn name(&mut self, name: &Sp<String>) {
+    pub(crate) fn name(&mut self, name: &Sp<String>) {
         if !is_name(&name.value) {
             self.error_with(
                 name.referenced,

@@ -136,7 +136,7 @@ pub(super) fn bad_name(what: &str, text: &str) -> Mistake {
 }
 
 /// Networks and single addresses. Bits behind the mask are a mistake: the writer meant another network.
-pub(super) fn networks(page: &mut Page<'_>, list: &List<String>) -> Vec<IpNet> {
+pub(crate) fn networks(page: &mut Page<'_>, list: &List<String>) -> Vec<IpNet> {
     page.each(list, "cidrs", |text| network(text))
 }
 

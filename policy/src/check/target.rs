@@ -1,5 +1,7 @@
 //! `to`: what.
 
+use serde_saphyr::Location;
+
 use super::{Page, Rules, opaque};
 use crate::doc::{HeaderDoc, List, NotHeaderDoc, NotToDoc, Sp, ToDoc};
 use crate::fields::{self, FieldError};
@@ -213,22 +215,8 @@ fn header(page: &mut Page<'_>, entry: &Sp<HeaderDoc>, action: Action) -> Option<
             "names of header fields are written in lower case",
             format!("write `{}`", yaml::printable(&lower)),
         );
-    } else if let Err(error) = fields::check_name(&name.value) {
-        let help = match error {
-            FieldError::Underscore => {
-                format!("write `{}` if that is what is sent", name.value.replace('_', "-"))
-            }
-            FieldError::Name | FieldError::Value => "write a name such as `x-tenant`".to_owned(),
-        };
-        page.error_with(name.referenced, error.to_string(), help);
-    } else if let Some((_, way)) = NOT_FOR_RULES.iter().find(|(field, _)| *field == lower) {
-        page.error_with(name.referenced, format!("no rule can ask for the field `{lower}`"), *way);
-    } else if lower.starts_with("postern-") {
-        page.error_with(
-            name.referenced,
-            "fields of the mesh itself never come from a caller",
-            "they are stripped",
-        );
+    } else {
+        field_name(page, name.referenced, &lower);
     }
     let of = match list {
         None => ListOf::One,
@@ -281,6 +269,23 @@ fn header(page: &mut Page<'_>, entry: &Sp<HeaderDoc>, action: Action) -> Option<
             );
             None
         }
+    }
+}
+
+/// Whether rules can ask for a field, by its name in lower case.
+pub(crate) fn field_name(page: &mut Page<'_>, at: Location, lower: &str) {
+    if let Err(error) = fields::check_name(lower) {
+        let help = match error {
+            FieldError::Underscore => {
+                format!("write `{}` if that is what is sent", lower.replace('_', "-"))
+            }
+            FieldError::Name | FieldError::Value => "write a name such as `x-tenant`".to_owned(),
+        };
+        page.error_with(at, error.to_string(), help);
+    } else if let Some((_, way)) = NOT_FOR_RULES.iter().find(|(field, _)| *field == lower) {
+        page.error_with(at, format!("no rule can ask for the field `{lower}`"), *way);
+    } else if lower.starts_with("postern-") {
+        page.error_with(at, "fields of the mesh itself never come from a caller", "they are stripped");
     }
 }
 

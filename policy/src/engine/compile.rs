@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::clause;
 use super::clock::Clock;
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
@@ -30,15 +31,30 @@ pub(super) fn compile(rules: Vec<Arc<Rule>>, domains: OwnDomains, generation: u6
     let mut by_source = Vec::new();
     let (mut open_allow, mut open_deny) = ([None; 3], [None; 3]);
     for (id, rule) in (0_u32..).zip(&compiled) {
-        let source = rule.from.as_deref().and_then(|peers| source_keys(peers, anonymous));
-        let path = rule.to.as_deref().and_then(path_keys);
-        let port = match &rule.target_ports {
-            Some(list) => Some(ports(list, &mut keys)),
-            None => rule.to.as_deref().and_then(port_numbers).map(|list| ports(&list, &mut keys)),
+        let source = match &rule.istio {
+            Some(clause) => clause.source_keys(),
+            None => rule.from.as_deref().and_then(|peers| source_keys(peers, anonymous)),
         };
+        let path = match &rule.istio {
+            Some(clause) => clause.path_keys(),
+            None => rule.to.as_deref().and_then(path_keys),
+        };
+        let numbers = match &rule.istio {
+            Some(clause) => clause.ports(),
+            None => rule
+                .target_ports
+                .as_deref()
+                .map(Vec::from)
+                .or_else(|| rule.to.as_deref().and_then(port_numbers)),
+        };
+        let port = numbers.map(|list| ports(&list, &mut keys));
         let drawer = &mut drawers[drawer(rule)];
         let narrow = rule.to.as_deref().filter(|_| !rule.action.is_wide());
-        let host = narrow.and_then(|to| every(to, |target| target.hosts.as_deref()));
+        let host = match &rule.istio {
+            Some(clause) if !rule.action.is_wide() => clause.host_keys(),
+            Some(_) => None,
+            None => narrow.and_then(|to| every(to, |target| target.hosts.as_deref())),
+        };
         let sni = narrow.and_then(|to| every(to, |target| target.sni.as_deref()));
         drawer.http.push((id, [&source, &path, &host, &port].into_iter().flatten().cloned().collect()));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
@@ -49,6 +65,7 @@ pub(super) fn compile(rules: Vec<Arc<Rule>>, domains: OwnDomains, generation: u6
         let tier = rule.tier as usize;
         match (&rule.from, rule.action) {
             (_, Action::Audit) => {}
+            (None, _) if rule.istio.is_some() => by_source.push((id, source.into_iter().collect())),
             (Some(_), _) => by_source.push((id, source.into_iter().collect())),
             (None, Action::Allow) => open_allow[tier] = open_allow[tier].or(Some(id)),
             (None, Action::Deny) => open_deny[tier] = open_deny[tier].or(Some(id)),
@@ -144,11 +161,7 @@ fn source_keys(peers: &[PeerKeys], anonymous: u32) -> Option<Vec<u32>> {
 fn path_keys(targets: &[TargetKeys]) -> Option<Vec<u32>> {
     let mut out = Vec::new();
     for target in targets {
-        let paths = target.paths.as_ref()?;
-        out.extend_from_slice(&paths.keys);
-        for (_, wider) in &paths.loose {
-            out.push((*wider)?);
-        }
+        out.extend(target.paths.as_ref()?.all()?);
     }
     Some(sorted(out))
 }
@@ -174,7 +187,7 @@ fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
 }
 
 fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
-    let Rule { action, tier, enforcement, target_ports, from, to, window } = rule;
+    let Rule { action, tier, enforcement, target_ports, from, to, window, istio } = rule;
     Compiled {
         action: *action,
         tier: *tier,
@@ -183,6 +196,7 @@ fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
         from: from.as_ref().map(|peers| peers.iter().map(|peer| compile_peer(keys, peer)).collect()),
         to: to.as_ref().map(|targets| targets.iter().map(|target| compile_target(keys, target)).collect()),
         window: window.as_ref().map(|window| clock.add(window)),
+        istio: istio.as_ref().map(|clause| clause::compile(keys, clause)),
     }
 }
 
@@ -264,13 +278,14 @@ fn compile_hosts(keys: &mut Keys, hosts: &[HostPattern]) -> Box<[u32]> {
     sorted(hosts.iter().map(|host| keys.host(host)).collect()).into()
 }
 
-fn compile_paths(keys: &mut Keys, patterns: &[PathPattern]) -> PathKeys {
+pub(super) fn compile_paths(keys: &mut Keys, patterns: &[PathPattern]) -> PathKeys {
     let (mut found, mut loose) = (Vec::new(), Vec::new());
     for pattern in patterns {
         match keys.pattern(pattern) {
             Some(key) => found.push(key),
             None => {
-                let wider = pattern.wider().and_then(|template| keys.template(&template));
+                let parent = pattern.parent().and_then(|parent| keys.pattern(&parent));
+                let wider = parent.or_else(|| pattern.wider().and_then(|template| keys.template(&template)));
                 loose.push((pattern.clone(), wider));
             }
         }
@@ -278,7 +293,7 @@ fn compile_paths(keys: &mut Keys, patterns: &[PathPattern]) -> PathKeys {
     PathKeys { keys: sorted(found).into(), loose: loose.into() }
 }
 
-fn sorted(mut list: Vec<u32>) -> Vec<u32> {
+pub(super) fn sorted(mut list: Vec<u32>) -> Vec<u32> {
     list.sort_unstable();
     list.dedup();
     list

@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
+use crate::istio::{self, IdentityPattern};
 use crate::norm::CanonHost;
 use crate::pattern::{MAX_SEGMENTS, PathPattern, Segment, Template};
 use crate::rule::{HostPattern, MAX_LABELS, OwnDomains};
@@ -28,6 +29,8 @@ pub(super) enum SourceKey {
     Namespace(Option<TrustDomain>, Box<str>),
     Domain(TrustDomain),
     Net(IpNet),
+    /// Of Istio's kinds; ids are [`Id`](Self::Id).
+    Pattern(IdentityPattern),
 }
 
 /// All interned values.
@@ -35,6 +38,9 @@ pub(super) enum SourceKey {
 pub(super) struct Keys {
     count: u32,
     sources: HashMap<SourceKey, u32>,
+    /// Patterns that no lookup finds: with gaps, and accounts in ids of another shape than Kubernetes' own.
+    globs: Vec<(IdentityPattern, u32)>,
+    accounts: Vec<(IdentityPattern, u32)>,
     /// Prefix lengths that occur, IPv4 and IPv6.
     lengths: [Vec<u8>; 2],
     ports: HashMap<u16, u32>,
@@ -104,6 +110,22 @@ impl Keys {
         *self.sources.entry(key).or_insert_with(|| next(&mut self.count))
     }
 
+    pub(super) fn identity(&mut self, pattern: &IdentityPattern) -> u32 {
+        let key = match pattern {
+            IdentityPattern::Id(id) => return self.source(SourceKey::Id(id.clone())),
+            other => SourceKey::Pattern(other.clone()),
+        };
+        let known = self.sources.contains_key(&key);
+        let number = self.source(key);
+        match pattern {
+            _ if known => {}
+            IdentityPattern::Glob(_) => self.globs.push((pattern.clone(), number)),
+            IdentityPattern::Account { .. } => self.accounts.push((pattern.clone(), number)),
+            IdentityPattern::Id(_) | IdentityPattern::Namespace(_) => {}
+        }
+        number
+    }
+
     pub(super) fn add_port(&mut self, port: u16) -> u32 {
         *self.ports.entry(port).or_insert_with(|| next(&mut self.count))
     }
@@ -120,7 +142,7 @@ impl Keys {
                 Some(*self.prefix.entry(path.clone()).or_insert_with(|| next(&mut self.count)))
             }
             PathPattern::Template(template) => self.template(template),
-            PathPattern::Methods { .. } => None,
+            PathPattern::Methods { .. } | PathPattern::Beginning(_) | PathPattern::Ending(_) => None,
         }
     }
 
@@ -176,6 +198,19 @@ impl Keys {
                 }
                 add(SourceKey::Domain(td));
                 add(SourceKey::Id(id.clone()));
+                for namespace in istio::namespaces(id.as_str()) {
+                    add(SourceKey::Pattern(IdentityPattern::Namespace(namespace.into())));
+                }
+                let mut patterns = &*self.accounts;
+                if let Some((namespace, name)) = id.namespace_and_account() {
+                    let (namespace, name) = (namespace.into(), name.into());
+                    add(SourceKey::Pattern(IdentityPattern::Account { namespace, name }));
+                    patterns = &[];
+                }
+                let matching = self.globs.iter().chain(patterns).filter(|(pattern, _)| pattern.matches(id));
+                for (pattern, _) in matching {
+                    add(SourceKey::Pattern(pattern.clone()));
+                }
             }
         }
         for length in &self.lengths[usize::from(address.is_ipv6())] {
@@ -184,6 +219,7 @@ impl Keys {
             }
         }
         out.sort_unstable();
+        out.dedup();
         out.into()
     }
 

@@ -1,10 +1,11 @@
 //! Whether a candidate fires: the whole rule is checked, whatever key proposed it.
 
 use super::Connection;
+use super::clause::ClauseKeys;
 use super::clock::{Clock, Standing};
 use super::keys::Hits;
 use crate::fields::{self, HeaderLines};
-use crate::norm::CanonMethod;
+use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
 use crate::upgrade::{Upgrade, Upgrades};
@@ -26,6 +27,7 @@ pub(super) enum What<'a> {
 pub(super) struct Layer7<'a> {
     pub(super) method: &'a CanonMethod,
     pub(super) path: &'a str,
+    pub(super) host: Option<&'a CanonHost>,
     /// `None`: not known.
     pub(super) headers: Option<&'a dyn HeaderLines>,
     pub(super) knows_host: bool,
@@ -43,6 +45,7 @@ pub(super) struct Compiled {
     pub(super) from: Option<Box<[PeerKeys]>>,
     pub(super) to: Option<Box<[TargetKeys]>>,
     pub(super) window: Option<u32>,
+    pub(super) istio: Option<ClauseKeys>,
 }
 
 /// An alternative of `from`. All lists are sorted.
@@ -109,6 +112,9 @@ impl What<'_> {
 
 impl Compiled {
     pub(super) fn fires(&self, connection: &Connection, question: &Question<'_>, clock: &Clock) -> bool {
+        if let Some(clause) = &self.istio {
+            return clause.fires(connection, question, self.action);
+        }
         let holds = match self.window.map(|window| clock.standing(window)) {
             None | Some(Standing::Open) => true,
             Some(Standing::Closed) => false,
@@ -138,6 +144,7 @@ impl Compiled {
         let to = self.to.as_deref().unwrap_or_default();
         self.target_ports.is_none()
             && self.window.is_none()
+            && self.istio.is_none()
             && match self.action {
                 Action::Audit => false,
                 Action::Deny => {
@@ -161,6 +168,9 @@ impl Compiled {
 
     /// Whether `from` means this peer.
     pub(super) fn means(&self, connection: &Connection) -> bool {
+        if let Some(clause) = &self.istio {
+            return clause.means(connection, self.action);
+        }
         match &self.from {
             Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
             None => self.action.is_wide() || connection.authenticated,
@@ -276,12 +286,18 @@ impl Hits {
 }
 
 impl PathKeys {
+    /// Keys one of which is true wherever one of the patterns matches, if there are such.
+    pub(super) fn all(&self) -> Option<Vec<u32>> {
+        let wider: Option<Vec<u32>> = self.loose.iter().map(|(_, wider)| *wider).collect();
+        Some(self.keys.iter().copied().chain(wider?).collect())
+    }
+
     pub(super) fn match_any(&self, layer7: &Layer7<'_>) -> bool {
         layer7.hits.has_any(&self.keys) || self.loose.iter().any(|(pattern, _)| pattern.matches(layer7.path))
     }
 }
 
 /// Whether two sorted lists share a key; the first is short.
-fn intersect(few: &[u32], many: &[u32]) -> bool {
+pub(super) fn intersect(few: &[u32], many: &[u32]) -> bool {
     few.iter().any(|key| many.binary_search(key).is_ok())
 }

@@ -6,6 +6,7 @@
 //! every hit compares the stored bytes.
 
 mod answer;
+mod clause;
 mod clock;
 mod compile;
 mod index;
@@ -158,7 +159,7 @@ impl Engine {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
-                    let layer7 = Layer7 { method, path: view, headers, knows_host, upgrade, hits };
+                    let layer7 = Layer7 { method, path: view, host, headers, knows_host, upgrade, hits };
                     judge(&Question { port, what: What::Http(layer7) });
                 }
             }

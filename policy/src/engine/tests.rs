@@ -420,6 +420,7 @@ fn rule(written: &Written) -> Rule {
             not_before: None,
             not_after: None,
         }),
+        istio: None,
     }
 }
 
@@ -756,6 +757,7 @@ fn one_rule_for_everything_is_certain() {
         from: Some(vec![anyone.clone()]),
         to,
         window: None,
+        istio: None,
     };
     let allow = everything(Action::Allow, Some(vec![Target::default(), named]));
     let ports = Rule { target_ports: Some(vec![80]), ..allow.clone() };

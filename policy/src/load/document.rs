@@ -4,6 +4,8 @@ use serde::de::DeserializeOwned;
 
 use crate::diagnostic::Diagnostic;
 use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec, TestSpec};
+use crate::istio::doc as istio;
+use crate::istio::doc::{AuthorizationSpec, PeerAuthenticationSpec};
 use crate::text::{self, Text};
 use crate::yaml;
 
@@ -12,6 +14,8 @@ pub(super) enum Body {
     Defaults(Document<DefaultsSpec>),
     Service(Document<ServiceSpec>),
     Test(Document<TestSpec>),
+    Authorization(Document<AuthorizationSpec>),
+    PeerAuthentication(Document<PeerAuthenticationSpec>),
 }
 
 impl Body {
@@ -21,6 +25,8 @@ impl Body {
             Self::Defaults(_) => doc::MESH_DEFAULTS,
             Self::Service(_) => doc::SERVICE,
             Self::Test(_) => doc::POLICY_TEST,
+            Self::Authorization(_) => istio::AUTHORIZATION_POLICY,
+            Self::PeerAuthentication(_) => istio::PEER_AUTHENTICATION,
         }
     }
 
@@ -30,6 +36,8 @@ impl Body {
             Self::Defaults(document) => &document.metadata,
             Self::Service(document) => &document.metadata,
             Self::Test(document) => &document.metadata,
+            Self::Authorization(document) => &document.metadata,
+            Self::PeerAuthentication(document) => &document.metadata,
         }
     }
 }
@@ -66,14 +74,20 @@ fn is_empty(piece: &str) -> bool {
 pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Body, Diagnostic> {
     // A glance at the text saves parsing nearly every document twice; the parsed `kind` is what counts.
     let glance = text::lines(piece).find_map(|line| line.strip_prefix("kind:")).map(str::trim).unwrap_or("");
-    let kind = match doc::KINDS.iter().find(|kind| **kind == glance) {
-        Some(kind) => (*kind).to_owned(),
+    let kind = match doc::kinds().find(|kind| *kind == glance) {
+        Some(kind) => kind.to_owned(),
         None => kind(text, piece, first_line)?,
     };
     match kind.as_str() {
         doc::ACCESS_POLICY => typed(text, piece, first_line, doc::ACCESS_POLICY).map(Body::Access),
         doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS).map(Body::Defaults),
         doc::POLICY_TEST => typed(text, piece, first_line, doc::POLICY_TEST).map(Body::Test),
+        istio::AUTHORIZATION_POLICY => {
+            typed(text, piece, first_line, istio::AUTHORIZATION_POLICY).map(Body::Authorization)
+        }
+        istio::PEER_AUTHENTICATION => {
+            typed(text, piece, first_line, istio::PEER_AUTHENTICATION).map(Body::PeerAuthentication)
+        }
         _ => typed(text, piece, first_line, doc::SERVICE).map(Body::Service),
     }
 }
@@ -82,21 +96,22 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
 fn kind(text: &Text<'_>, piece: &str, first_line: usize) -> Result<String, Diagnostic> {
     let header: Header = yaml::parse_piece(text, piece, first_line)?;
     let Header { api_version, kind } = header;
+    let named = kind.as_ref().map_or("", |kind| kind.value.as_str());
     if let Some(version) = &api_version {
-        check_version(text, first_line, version)?;
+        check_version(text, first_line, version, named)?;
     }
     let Some(kind) = kind else {
         let start = serde_saphyr::Location::UNKNOWN;
         let message = "this document has no `kind`".to_owned();
         return Err(yaml::located(text, first_line, start, message)
-            .with_help(format!("known kinds: {}", doc::KINDS.join(", "))));
+            .with_help(format!("known kinds: {}", doc::kinds().collect::<Vec<_>>().join(", "))));
     };
-    if doc::KINDS.contains(&kind.value.as_str()) {
+    if doc::kinds().any(|known| known == kind.value) {
         return Ok(kind.value);
     }
     let message = format!("unknown kind `{}`", yaml::printable(&kind.value));
     Err(yaml::located(text, first_line, kind.referenced, message)
-        .with_help(yaml::suggest(&kind.value, &doc::KINDS)))
+        .with_help(yaml::suggest(&kind.value, &doc::kinds().collect::<Vec<_>>())))
 }
 
 fn typed<S: DeserializeOwned>(
@@ -106,7 +121,7 @@ fn typed<S: DeserializeOwned>(
     expected: &str,
 ) -> Result<Document<S>, Diagnostic> {
     let document: Document<S> = yaml::parse_piece(text, piece, first_line)?;
-    check_version(text, first_line, &document.api_version)?;
+    check_version(text, first_line, &document.api_version, expected)?;
     if document.kind.value != expected {
         // Only a document in flow style can mislead the glance.
         let message =
@@ -117,11 +132,17 @@ fn typed<S: DeserializeOwned>(
     Ok(document)
 }
 
-fn check_version(text: &Text<'_>, first_line: usize, version: &doc::Sp<String>) -> Result<(), Diagnostic> {
-    if version.value == doc::API_VERSION {
+fn check_version(
+    text: &Text<'_>,
+    first_line: usize,
+    version: &doc::Sp<String>,
+    kind: &str,
+) -> Result<(), Diagnostic> {
+    let known: &[&str] = if istio::KINDS.contains(&kind) { &istio::VERSIONS } else { &[doc::API_VERSION] };
+    if known.contains(&version.value.as_str()) {
         return Ok(());
     }
     let message = format!("unknown apiVersion `{}`", yaml::printable(&version.value));
     Err(yaml::located(text, first_line, version.referenced, message)
-        .with_help(format!("write `{}`", doc::API_VERSION)))
+        .with_help(format!("write `{}`", known[0])))
 }

@@ -12,6 +12,7 @@ use super::{MAX_DOCUMENTS, Terms};
 use crate::check::{self, Page, Policy, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{DefaultsSpec, Document};
+use crate::istio;
 use crate::norm::EscapedSlashes;
 use crate::services::Service;
 use crate::text::Text;
@@ -76,6 +77,13 @@ impl<'a> ReadFile<'a> {
                 Body::Access(body) => Content::Policy(Arc::new(check::policy(&mut page, &body, &rules))),
                 Body::Service(body) => Content::Service(check::service(&mut page, &body, &rules)),
                 Body::Test(body) => Content::Test(Arc::new(check::policy_test(&mut page, &body, &rules))),
+                Body::Authorization(body) => {
+                    Content::Policy(Arc::new(istio::authorization(&mut page, &body, &rules)))
+                }
+                Body::PeerAuthentication(body) => {
+                    istio::peer_authentication(&mut page, &body);
+                    Content::PeerAuthentication
+                }
                 // Settled already: others are checked in their light.
                 Body::Defaults(body) => Content::Defaults(Box::new(body)),
             };
@@ -102,6 +110,8 @@ pub(super) enum Content {
     Service(Service),
     Test(Arc<Test>),
     Defaults(Box<Document<DefaultsSpec>>),
+    /// It changes nothing.
+    PeerAuthentication,
 }
 
 impl Head {
@@ -114,7 +124,11 @@ impl Head {
                 let words = ports.filter_map(|port| port.value.escaped_slashes.as_ref());
                 words.filter_map(|word| EscapedSlashes::parse(&word.value)).max()
             }
-            Body::Access(_) | Body::Test(_) | Body::Defaults(_) => None,
+            Body::Access(_)
+            | Body::Test(_)
+            | Body::Defaults(_)
+            | Body::Authorization(_)
+            | Body::PeerAuthentication(_) => None,
         };
         Self {
             kind: body.kind(),

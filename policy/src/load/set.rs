@@ -8,6 +8,7 @@ use super::{Known, MAX_DOCUMENTS, Terms, no_documents, parallel, read_all};
 use crate::check::{self, Policy, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{self, DefaultsSpec, Document};
+use crate::istio;
 use crate::norm::EscapedSlashes;
 use crate::services::Service;
 use crate::text::Text;
@@ -223,16 +224,30 @@ impl<'a> CheckedSet<'a> {
         self.documents().filter_map(|(_, _, content)| test(content)).collect()
     }
 
-    pub(super) fn warnings(&self) -> Diagnostics {
+    pub(super) fn warnings(&self, implied: &[Policy]) -> Diagnostics {
         let mut warnings = Diagnostics::new();
         for (_, checked, _) in &self.files {
             warnings.extend(checked.warnings.clone());
         }
+        for (file, head, finding) in istio::findings(self.written_policies(), implied) {
+            let text = text(file);
+            let mut page = head.page(&text);
+            page.warn(head.at, finding.message, finding.help);
+            warnings.extend(page.warnings);
+        }
         warnings
     }
 
+    fn written_policies(&self) -> Vec<((&'a SourceFile, &Head), &Policy)> {
+        let policy = |(file, head, content)| match content {
+            &Content::Policy(ref policy) => Some(((file, head), &**policy)),
+            _ => None,
+        };
+        self.documents().filter_map(policy).collect()
+    }
+
     /// Names in tests that no rule has.
-    pub(super) fn misnamed(&self) -> Diagnostics {
+    pub(super) fn misnamed(&self, implied: &[Policy]) -> Diagnostics {
         let mut found = Diagnostics::new();
         let tests: Vec<_> = self
             .documents()
@@ -245,7 +260,8 @@ impl<'a> CheckedSet<'a> {
             return found;
         }
         let policies = self.policies();
-        let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name));
+        let policies = policies.iter().map(|policy| &**policy).chain(implied);
+        let rules = policies.flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name));
         let rules: HashMap<String, &RuleName> = rules.map(|name| (name.to_string(), name)).collect();
         for (file, head, test) in tests {
             let text = text(file);
@@ -264,14 +280,17 @@ impl<'a> CheckedSet<'a> {
             place: head.place.clone(),
             rules: match content {
                 Content::Policy(policy) => policy.rules.len(),
-                Content::Service(_) | Content::Test(_) | Content::Defaults(_) => 0,
+                Content::Service(_)
+                | Content::Test(_)
+                | Content::Defaults(_)
+                | Content::PeerAuthentication => 0,
             },
             applies: match (content, &scope.workload) {
                 // A test is about a workload of its own choice, and about nobody's traffic.
                 (Content::Test(_), _) => Some(false),
                 (Content::Policy(policy), Some(workload)) => Some(policy.applies_to(workload)),
                 (Content::Policy(_), None) => None,
-                (Content::Service(_) | Content::Defaults(_), _) => Some(true),
+                (Content::Service(_) | Content::Defaults(_) | Content::PeerAuthentication, _) => Some(true),
             },
         };
         self.documents().map(summary).collect()

@@ -242,6 +242,9 @@ fn near_path(pattern: &PathPattern, out: &mut Vec<String>) {
             out.extend(["", "x", "/x", "/"].map(|end| format!("{service}{prefix}{end}")));
             out.push(format!("{service}{}", &prefix[..prefix.len().saturating_sub(1)]));
         }
+        // Of Istio's rules, which have questions of their own.
+        PathPattern::Beginning(text) => out.push(format!("{text}x")),
+        PathPattern::Ending(text) => out.push(format!("/x{text}")),
     }
 }
 
