@@ -8,93 +8,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement")]
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Connection, Generation, Operation, Scope, Source, SourceFile, Workload, load};
-use postern_svid::{SpiffeId, TrustDomain};
+use postern_policy::{Connection, Generation, Operation, Source, load};
+use postern_svid::SpiffeId;
+
+mod rules;
+
+use rules::{PORT, documents, scope};
 
 const SIZES: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
-/// Rules in a document.
-const IN_DOCUMENT: usize = 5;
 const HOT: usize = 64;
 /// Decisions timed together: one alone is too short for the clock.
 const BATCH: usize = 32;
 const FOR: Duration = Duration::from_millis(400);
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const PORT: u16 = 8080;
-
-/// The text of rule `n`, and whether it denies.
-fn rule(n: usize) -> (String, bool) {
-    match n % 20 {
-        16 | 17 => (
-            format!(
-                "{{name: r{n}, from: [{{namespaces: [ns{n}]}}], to: [{{methods: [GET], pathPrefix: [/n{n}]}}]}}"
-            ),
-            false,
-        ),
-        18 => (format!("{{name: r{n}, to: [{{pathPrefix: [/admin{n}]}}]}}"), true),
-        19 => (
-            format!(
-                "{{name: r{n}, from: [{{not: {{namespaces: [ops]}}}}], to: [{{pathPrefix: [/internal{n}]}}]}}"
-            ),
-            true,
-        ),
-        _ => (
-            format!(
-                "{{name: r{n}, from: [{{serviceAccounts: [a{n}, b{}]}}], to: [{{methods: [GET, HEAD], paths: [/v1/p{n}, '/v1/q{n}/{{*}}'], ports: [{PORT}]}}]}}",
-                n % 97
-            ),
-            false,
-        ),
-    }
-}
-
-/// Documents with that many rules, all for one workload.
-fn documents(rules: usize) -> Vec<SourceFile> {
-    let mut files = Vec::new();
-    let mut texts: [Vec<String>; 2] = Default::default();
-    for n in 0..rules {
-        let (text, denies) = rule(n);
-        let group = &mut texts[usize::from(denies)];
-        group.push(text);
-        if group.len() == IN_DOCUMENT || n + 2 >= rules {
-            let mut out = String::new();
-            let action = if denies { "Deny" } else { "Allow" };
-            let _ = write!(
-                out,
-                "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: shop}}\nspec:\n  action: {action}\n  rules:\n"
-            );
-            for rule in group.drain(..) {
-                let _ = writeln!(out, "  - {rule}");
-            }
-            files.push(out);
-        }
-    }
-    // Many documents in a file: the number of files is bounded too.
-    let at_once = files.len().div_ceil(2_000).max(1);
-    let chunk = |(n, texts): (usize, &[String])| SourceFile {
-        name: format!("{n}.yaml"),
-        text: texts.join("---\n").into_bytes(),
-    };
-    files.chunks(at_once).enumerate().map(chunk).collect()
-}
-
-fn scope() -> Scope {
-    Scope {
-        trust_domain: TrustDomain::parse("td").unwrap(),
-        root_namespace: "root".into(),
-        workload: Some(Workload {
-            namespace: "shop".into(),
-            service_account: "orders".into(),
-            labels: BTreeMap::new(),
-        }),
-    }
-}
 
 /// A caller and what it asks for; the rule number says which rule answers.
 struct Question {

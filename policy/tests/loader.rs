@@ -1,7 +1,6 @@
 //! A set that is loaded again, file by file, is what it would be if it were loaded for the first time.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use postern_policy::norm::{CanonMethod, CanonPath};
 use postern_policy::{Diagnostics, Generation, Loader, Operation, Scope, Source, SourceFile, Workload, load};
@@ -136,24 +135,23 @@ fn a_set_that_is_loaded_again_is_what_it_would_be_at_first() {
     let loads = std::cell::Cell::new((0, 0));
     let result = runner.run(&edits, |edits| {
         let mut loader = Loader::new();
-        let mut files: BTreeMap<usize, Arc<SourceFile>> = BTreeMap::new();
+        let mut files: BTreeMap<usize, SourceFile> = BTreeMap::new();
         for (number, (place, content, is_other)) in (1..).zip(edits) {
             match contents.get(content) {
                 Some(text) => {
                     let file = SourceFile { name: format!("{place}.yaml"), text: text.clone().into_bytes() };
-                    files.insert(place, Arc::new(file));
+                    files.insert(place, file);
                 }
                 None => {
                     files.remove(&place);
                 }
             }
             let scope = scope(if is_other { "shop" } else { "root" });
-            let set: Vec<Arc<SourceFile>> = files.values().cloned().collect();
-            let plain: Vec<SourceFile> = set.iter().map(|file| SourceFile::clone(file)).collect();
+            let set: Vec<SourceFile> = files.values().cloned().collect();
             let again = loader.load(&set, &scope, number);
             let (all, good) = loads.get();
             loads.set((all + 1, good + usize::from(again.is_ok())));
-            prop_assert_eq!(answers(&again), answers(&load(&plain, &scope, number)));
+            prop_assert_eq!(answers(&again), answers(&load(&set, &scope, number)));
         }
         Ok(())
     });

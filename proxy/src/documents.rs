@@ -1,8 +1,8 @@
 //! The directory of documents: watched, read as one set, loaded whole or not at all, published, and judged again.
 //!
 //! Editors write in place, tools rename, Kubernetes swaps the symbolic link `..data`. So events only say *when* to look;
-//! what is there is told by reading everything, and by reading it twice until two readings agree. A slow poll backs the
-//! events up, because a watch on a directory that is replaced goes silent.
+//! what is there is told by reading, and by reading it twice until two readings agree. A slow poll reads everything and
+//! backs the events up, because a watch on a directory that is replaced goes silent.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use notify::{RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
 use postern_policy::{Diagnostics, Generation, Scope, SourceFile, Workload};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::rejudge;
 use crate::sidecar::Sidecar;
 use keeper::{Disk, Keeper, OVERDUE};
-use read::{digest, read_stable};
+use read::{Readings, digest};
 use store::{Store, Stored};
 
 mod keeper;
@@ -145,8 +146,14 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
                 loader.take_stored(answer);
                 continue;
             }
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(POLL) => {
+                watcher.renew(&directory);
+                loader.poll().await;
+                continue;
+            }
         }
+        // The first of the two readings is done while more events may come, so it costs no time.
+        loader.glance();
         let deadline = Instant::now() + AT_MOST;
         while timeout_at(deadline.min(Instant::now() + QUIET), changed.changed()).await.is_ok() {}
         watcher.renew(&directory);
@@ -213,6 +220,8 @@ impl Watched {
 
 struct Loader {
     sidecar: Arc<Sidecar>,
+    readings: Arc<Mutex<Readings>>,
+    policies: Arc<Mutex<postern_policy::Loader>>,
     disk: Arc<dyn Disk>,
     keeper: Keeper,
     number: u64,
@@ -232,21 +241,45 @@ type Found = (String, Result<(Arc<Generation>, Vec<SourceFile>), Diagnostics>);
 impl Loader {
     fn new(sidecar: Arc<Sidecar>, disk: Arc<dyn Disk>) -> Self {
         let keeper = Keeper::start(Arc::clone(&sidecar), Arc::clone(&disk));
-        Self { sidecar, disk, keeper, number: 0, digest: None, asked_store: false, asking: None }
+        let readings = Arc::new(Mutex::new(Readings::new(sidecar.config.documents.clone())));
+        let policies = Arc::default();
+        Self {
+            sidecar,
+            readings,
+            policies,
+            disk,
+            keeper,
+            number: 0,
+            digest: None,
+            asked_store: false,
+            asking: None,
+        }
+    }
+
+    /// Reads what is there at the first sign of a change; the next load waits for it.
+    fn glance(&self) {
+        let readings = Arc::clone(&self.readings);
+        drop(tokio::task::spawn_blocking(move || readings.lock().glance()));
+    }
+
+    /// Loads although nothing said that anything changed.
+    async fn poll(&mut self) {
+        self.readings.lock().poll();
+        self.load().await;
     }
 
     async fn load(&mut self) {
-        let directory = self.sidecar.config.documents.clone();
+        let (readings, policies) = (Arc::clone(&self.readings), Arc::clone(&self.policies));
         let scope = scope(&self.sidecar);
         let (number, known) = (self.number + 1, self.digest.clone());
         let task = tokio::task::spawn_blocking(move || -> Option<Found> {
-            let set = read_stable(&directory)?;
+            let set = readings.lock().stable(known.as_deref())?;
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
                 return None;
             }
             let loaded =
-                set.and_then(|files| Ok((Arc::new(postern_policy::load(&files, &scope, number)?), files)));
+                set.and_then(|files| Ok((Arc::new(policies.lock().load(&files, &scope, number)?), files)));
             Some((digest, loaded))
         });
         match task.await {

@@ -20,7 +20,7 @@ const MAX_WARNINGS: usize = 4_096;
 /// hold.
 #[derive(Default)]
 pub struct Loader {
-    kept: HashMap<String, (Arc<SourceFile>, Arc<CheckedFile>)>,
+    kept: HashMap<String, (Vec<u8>, Arc<CheckedFile>)>,
 }
 
 impl Loader {
@@ -32,13 +32,13 @@ impl Loader {
     /// Checks a set and compiles what concerns the scope's workload, as [`load`](crate::load()) does.
     pub fn load(
         &mut self,
-        files: &[Arc<SourceFile>],
+        files: &[SourceFile],
         scope: &Scope,
         number: u64,
     ) -> Result<Generation, Diagnostics> {
         let known = |file: &SourceFile| {
             let (as_it_was, checked) = self.kept.get(&file.name)?;
-            (std::ptr::eq(&**as_it_was, file) || as_it_was.text == file.text).then(|| Arc::clone(checked))
+            (*as_it_was == file.text).then(|| Arc::clone(checked))
         };
         let mut good = Vec::new();
         let checked = checked_with(files, scope, &known, &mut good);
@@ -49,17 +49,21 @@ impl Loader {
         Ok(assemble(checked?, scope, number))
     }
 
-    fn keep(&mut self, files: &[Arc<SourceFile>], good: Vec<Known>) {
+    fn keep(&mut self, files: &[SourceFile], good: Vec<Known>) {
         let mut warnings = 0;
-        self.kept = files
-            .iter()
-            .zip(good)
-            .filter_map(|(file, checked)| {
-                let checked = checked?;
-                warnings += checked.warnings.len();
-                (warnings <= MAX_WARNINGS).then(|| (file.name.clone(), (Arc::clone(file), checked)))
-            })
-            .collect();
+        let mut before = std::mem::take(&mut self.kept);
+        for (file, checked) in files.iter().zip(good) {
+            let Some(checked) = checked else { continue };
+            warnings += checked.warnings.len();
+            if warnings > MAX_WARNINGS {
+                break;
+            }
+            let text = match before.remove(&file.name) {
+                Some((text, _)) if text == file.text => text,
+                _ => file.text.clone(),
+            };
+            self.kept.insert(file.name.clone(), (text, checked));
+        }
     }
 }
 

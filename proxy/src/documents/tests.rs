@@ -210,3 +210,59 @@ async fn what_a_loaded_set_warns_about_is_one_line() {
     assert!(text.contains("have 5 warnings"), "{text}");
     assert_eq!(text.matches("admits authenticated peers only").count(), 3, "{text}");
 }
+
+/// A set as large as a mesh's, and one file of it changed: from the write to the verdict that follows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_file_of_two_thousand_is_soon_enforced() {
+    const FILES: usize = 2_000;
+    let long = std::env::var_os("POSTERN_TEST_LONG").is_some();
+    let rules = if long { 5 } else { 1 };
+    let (directory, sidecar) = Directory::new();
+    let write = |n: usize, path: &str| {
+        let rule = |r: usize| {
+            format!(
+                "  - {{name: r{r}, from: [{{serviceAccounts: [web, a{n}]}}], to: [{{methods: [GET, HEAD], paths: ['{path}/{n}/{r}', '{path}/{n}/{r}/{{*}}'], ports: [8080]}}]}}\n"
+            )
+        };
+        let rules: String = (0..rules).map(rule).collect();
+        let text = format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p{n}, namespace: shop}}\nspec:\n  action: Allow\n  rules:\n{rules}"
+        );
+        fs::write(directory.0.path().join(format!("{n}.yaml")), text).expect("the directory is ours");
+    };
+    (0..FILES).for_each(|n| write(n, "/old"));
+    let (loaded, mut is_loaded) = watch::channel(false);
+    let (_stop, stopped) = watch::channel(false);
+    let following = tokio::spawn(follow(Arc::clone(&sidecar), loaded, stopped));
+    is_loaded.changed().await.expect("it follows");
+    assert_eq!(in_force(&sidecar), Some(1));
+    // Until polls have read everything twice: from then on an event costs what changed.
+    tokio::time::sleep(3 * POLL).await;
+    let peer = testing::connection(&sidecar, crate::connections::Direction::Inbound);
+    let is_allowed = |path: &str| {
+        let generation = sidecar.snapshots.load().policy.clone().expect("it is loaded");
+        let get = postern_policy::norm::CanonMethod::get();
+        let path = postern_policy::norm::CanonPath::parse(path, &generation.defaults().path).expect("a path");
+        let connection = generation.connection(peer.connection().source());
+        generation.decide(&connection, 8080, postern_policy::Operation::http(&get, &path)).is_allowed()
+    };
+    let mut times = Vec::new();
+    for round in 0..5 {
+        let n = round * 397;
+        let (before, after) = (format!("/old/{n}/0"), format!("/new/{n}/0"));
+        assert!(is_allowed(&before) && !is_allowed(&after));
+        let start = std::time::Instant::now();
+        write(n, "/new");
+        while !is_allowed(&after) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(start.elapsed() < Duration::from_secs(20), "it never came");
+        }
+        times.push(start.elapsed());
+        assert!(!is_allowed(&before) && is_allowed("/old/1/0"));
+    }
+    times.sort();
+    println!("one file of {FILES} ({} rules) changed: enforced after {times:?}", FILES * rules);
+    // Other tests run beside this one; 50 ms is what it takes in release on a machine of its own.
+    assert!(times[2] < Duration::from_millis(1_500), "{times:?}");
+    following.abort();
+}
