@@ -237,7 +237,7 @@ prop_compose! {
     ) -> WrittenTarget {
         // In an Allow nothing about HTTP stands beside a server name.
         if sni.is_some() {
-            let not = not.map(|not| WrittenNot { ports: not.ports.or(Some(vec![81])), ..not });
+            let not = not.map(|not| WrittenNot { ports: not.ports.or_else(|| Some(vec![81])), ..not });
             return WrittenTarget { sni, ports, not, ..WrittenTarget::default() };
         }
         let (kind, paths) = match paths {

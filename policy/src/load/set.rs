@@ -239,11 +239,11 @@ impl<'a> CheckedSet<'a> {
     }
 
     fn written_policies(&self) -> Vec<((&'a SourceFile, &Head), &Policy)> {
-        let policy = |(file, head, content)| match content {
-            &Content::Policy(ref policy) => Some(((file, head), &**policy)),
+        let documents = self.documents().filter_map(|(file, head, content)| match content {
+            Content::Policy(policy) => Some(((file, head), &**policy)),
             _ => None,
-        };
-        self.documents().filter_map(policy).collect()
+        });
+        documents.collect()
     }
 
     /// Names in tests that no rule has.
