@@ -17,6 +17,7 @@ use crate::say;
 /// As the library bounds a file; one byte more is read so that it can say so.
 const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
 
+pub(crate) use explain::claims;
 #[cfg(test)]
 pub(crate) use schema::schema;
 
@@ -33,7 +34,7 @@ enum Verb {
     Check(check::Args),
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
-    Explain(explain::Args),
+    Explain(Box<explain::Args>),
     /// Print the JSON Schema of documents, for editors and pipelines.
     Schema(schema::Args),
     /// Run the PolicyTests of a set against its rules. Exit code 0: every case passes; 1: one fails, there is none, a

@@ -66,6 +66,10 @@ enum Verb {
         /// A header field, as often as there are; without any, none is known.
         #[arg(long = "header", value_name = "NAME: VALUE")]
         headers: Vec<String>,
+        /// The claims of the token that the request carries, as JSON or in a file of JSON; `unverified` for a token that could
+        /// not be verified; without it, there is none.
+        #[arg(long, value_name = "JSON|FILE|unverified")]
+        claims: Option<String>,
         /// `METHOD PATH` of a request; nothing for opaque TCP.
         #[arg(num_args = 0..=2)]
         request: Vec<String>,
@@ -123,11 +127,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ask(&socket, "PUT", "/v1/log", &serde_json::json!({ "level": level }).to_string())
         }
         Verb::Drain => ask(&socket, "POST", "/v1/drain", ""),
-        Verb::Explain { from, address, port, host, headers, request } => {
+        Verb::Explain { from, address, port, host, headers, claims, request } => {
             let (method, path) = match request.as_slice() {
-                [] if host.is_some() || !headers.is_empty() => {
+                [] if host.is_some() || !headers.is_empty() || claims.is_some() => {
                     eprintln!(
-                        "postern proxy explain: opaque TCP has no host and no header fields: give METHOD and PATH too, or leave them out"
+                        "postern proxy explain: opaque TCP has no host, no header fields and no token: give METHOD and PATH too, or leave them out"
                     );
                     return ExitCode::from(2);
                 }
@@ -142,10 +146,17 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 eprintln!("postern proxy explain: --header is a name, a colon and a value");
                 return ExitCode::from(2);
             };
+            let claims = match claims.as_deref().map(crate::policy::claims).transpose() {
+                Ok(claims) => claims,
+                Err(error) => {
+                    eprintln!("postern proxy explain: --claims: {error}");
+                    return ExitCode::from(2);
+                }
+            };
             caller(&socket, from).and_then(|from| {
                 let question = serde_json::json!({
                     "from": from, "address": address, "port": port, "method": method, "path": path,
-                    "host": host, "headers": fields,
+                    "host": host, "headers": fields, "claims": claims,
                 });
                 ask(&socket, "POST", "/v1/policy/explain", &question.to_string())
             })

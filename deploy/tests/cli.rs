@@ -336,3 +336,52 @@ fn a_directory_without_documents_is_refused() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stdout).contains("holds no documents"), "{}", text(&refused.stdout));
 }
+
+const ISSUER: &str = "\
+apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {name: default, namespace: postern-system}
+spec:
+  jwt: {issuers: [{issuer: 'https://id.example.com', audiences: [orders], jwks: {file: /keys.json}}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - name: users
+    from: [{jwt: {issuer: 'https://id.example.com', claims: {scope: {has: 'orders:write'}}}}]
+";
+
+/// A question states the claims that a sidecar would have verified.
+#[test]
+fn an_explanation_takes_claims() {
+    let ask = |claims: &[&str]| {
+        explained(
+            ISSUER,
+            &[&["--trust-domain", "td", "--to", "shop/orders:8080", "GET", "/"], claims].concat(),
+        )
+    };
+    let (code, said) = ask(&[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no token of https://id.example.com"), "{said}");
+    let good = r#"{"iss": "https://id.example.com", "scope": "orders:read orders:write"}"#;
+    assert_eq!(ask(&["--claims", good]).0, Some(0));
+    let (_directory, path) = file("claims.json", good);
+    assert_eq!(ask(&["--claims", &path]).0, Some(0));
+    let (code, said) = ask(&["--claims", r#"{"iss": "https://id.example.com", "scope": "a"}"#]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the token's `scope` has no `orders:write`"), "{said}");
+    let (code, said) = ask(&["--claims", "unverified"]);
+    assert!(code == Some(1) && said.contains("could not be verified"), "{said}");
+    // An end in the past is an end.
+    let ended = r#"{"iss": "https://id.example.com", "scope": "orders:write", "exp": 10}"#;
+    assert_eq!(ask(&["--claims", ended]).0, Some(1));
+    for (claims, says) in
+        [("{", "no JSON"), ("{}", "`iss` is missing"), ("/nowhere/claims", "/nowhere/claims")]
+    {
+        let (code, said) = ask(&["--claims", claims]);
+        assert!(code == Some(2) && said.contains(says), "{claims}: {said}");
+    }
+}

@@ -125,6 +125,10 @@ fn rule(fields: &str) -> String {
     document("AccessPolicy", &format!("{{action: Allow, rules: [{{name: r, {fields}}}]}}"))
 }
 
+fn issuer(fields: &str) -> String {
+    document("MeshDefaults", &format!("{{jwt: {{issuers: [{{issuer: i, audiences: [o], {fields}}}]}}}}"))
+}
+
 fn case(request: &str, expect: &str) -> String {
     document(
         "PolicyTest",
@@ -160,6 +164,13 @@ fn typical_mistakes_do_not_validate() {
         rule("from: [{unauthenticated: true, namespaces: [a]}]"),
         rule("from: [{trustDomain: td, spiffe: ['spiffe://td/a']}]"),
         rule("from: [{not: {}}]"),
+        rule("from: [{jwt: {}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {}}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {a: {}}}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {sub: {exact: [a]}}}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {a: {has: 'b c'}}}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {a: {has: []}}}}]"),
+        rule("from: [{jwt: {issuer: i, claims: {a: {not: {}}}}}]"),
         rule("to: [{ports: [0]}]"),
         rule("to: [{ports: [65536]}]"),
         rule("to: [{paths: [a]}]"),
@@ -177,6 +188,23 @@ fn typical_mistakes_do_not_validate() {
         rule("when: {time: {notAfter: tomorrow}}"),
         document("MeshDefaults", "{http: {escapedSlashes: Refuse}}"),
         document("MeshDefaults", "{onChange: {grace: 5 seconds}}"),
+        document("MeshDefaults", "{jwt: {issuers: []}}"),
+        issuer("jwks: {file: /k}").replace("audiences: [o], ", ""),
+        issuer("jwks: {}"),
+        issuer("jwks: {file: k}"),
+        issuer("jwks: {file: /k, url: 'https://i/'}"),
+        issuer("jwks: {file: /k, caFile: /c}"),
+        issuer("jwks: {url: 'ftp://i/'}"),
+        issuer("jwks: {url: 'https://u@i/'}"),
+        issuer("jwks: {inline: {keys: []}}"),
+        issuer("jwks: {inline: {keys: [{kty: RSA, d: x}]}}"),
+        issuer("jwks: {inline: {keys: [{kty: RSA}]}, maxStale: 1h}"),
+        issuer("jwks: {file: /k}, algorithms: [none]"),
+        issuer("jwks: {file: /k}, algorithms: [HS256]"),
+        issuer("jwks: {file: /k}, algorithms: []"),
+        issuer("jwks: {file: /k}, clockSkew: soon"),
+        issuer("jwks: {file: /k}, header: {name: X-Token}"),
+        issuer("jwks: {file: /k}, header: {prefix: Bearer}"),
         document("Service", "{ports: [{port: 80, protocol: https}], endpoints: [{address: 10.0.0.1}]}"),
         document(
             "Service",
@@ -187,6 +215,10 @@ fn typical_mistakes_do_not_validate() {
         case("from: a", "allow: true"),
         case("from: a, path: /, rawPath: /", "allow: true"),
         case("from: a, tcp: true, method: GET", "allow: true"),
+        case("from: a, tcp: true, jwt: {issuer: i}", "allow: true"),
+        case("from: a, path: /, jwt: {}", "allow: true"),
+        case("from: a, path: /, jwt: {issuer: i, unverified: true}", "allow: true"),
+        case("from: a, path: /, jwt: {issuer: i, claims: {sub: a}}", "allow: true"),
         case("from: a, path: /", "allow: false"),
         case("from: a, path: /", "allow: rule"),
         case("from: a, path: /", "allow: true, deny: true"),
@@ -225,6 +257,14 @@ fn the_checker_and_the_schema_know_the_same_fields() {
         ),
         (document("MeshDefaults", "{http: {zzzzzz: 1}}"), "/$defs/DefaultsSpec/properties/http"),
         (document("MeshDefaults", "{onChange: {zzzzzz: 1}}"), "/$defs/DefaultsSpec/properties/onChange"),
+        (document("MeshDefaults", "{jwt: {zzzzzz: 1}}"), "/$defs/DefaultsSpec/properties/jwt"),
+        (document("MeshDefaults", "{jwt: {issuers: [{zzzzzz: 1}]}}"), "/$defs/Issuer"),
+        (issuer("jwks: {zzzzzz: 1}"), "/$defs/Issuer/properties/jwks"),
+        (issuer("header: {zzzzzz: 1}"), "/$defs/Issuer/properties/header"),
+        (rule("from: [{jwt: {zzzzzz: 1}}]"), "/$defs/Jwt"),
+        (rule("from: [{jwt: {claims: {a: {zzzzzz: 1}}}}]"), "/$defs/Claim"),
+        (rule("from: [{jwt: {claims: {a: {not: {zzzzzz: 1}}}}}]"), "/$defs/Claim/properties/not"),
+        (case("jwt: {zzzzzz: 1}", ""), "/$defs/Request/properties/jwt"),
         (document("Service", "{zzzzzz: 1}"), "/$defs/ServiceSpec"),
         (document("Service", "{ports: [{zzzzzz: 1}]}"), "/$defs/ServicePort"),
         (document("Service", "{endpoints: [{zzzzzz: 1}]}"), "/$defs/Endpoint"),

@@ -4,12 +4,18 @@
 //! here must not compile until the checker has an opinion about it (a matcher field that one enforcement point forgot
 //! widens every rule that uses it).
 
+mod jwt;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
 use crate::yaml::Span;
+
+pub(crate) use jwt::{
+    ClaimDoc, IssuerDoc, JwksDoc, JwtDefaults, JwtDoc, NotClaimDoc, TokenDoc, TokenHeaderDoc, Words,
+};
 
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
@@ -133,6 +139,8 @@ pub(crate) struct FromDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) unauthenticated: Option<Sp<bool>>,
     #[serde(default, deserialize_with = "present")]
+    pub(crate) jwt: Option<Sp<JwtDoc>>,
+    #[serde(default, deserialize_with = "present")]
     pub(crate) not: Option<Sp<NotDoc>>,
 }
 
@@ -149,6 +157,8 @@ pub(crate) struct NotDoc {
     pub(crate) trust_domain: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) cidrs: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) jwt: Option<Sp<JwtDoc>>,
 }
 
 #[derive(Deserialize)]
@@ -229,6 +239,8 @@ pub(crate) struct DefaultsSpec {
     pub(crate) http: Option<Sp<HttpDefaults>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) on_change: Option<Sp<OnChangeDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) jwt: Option<Sp<JwtDefaults>>,
 }
 
 #[derive(Deserialize)]
@@ -353,6 +365,8 @@ pub(crate) struct RequestDoc {
     pub(crate) tcp: Option<Sp<bool>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) sni: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) jwt: Option<Sp<TokenDoc>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) at: Option<Sp<String>>,
 }

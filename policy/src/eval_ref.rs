@@ -3,6 +3,8 @@
 //! Facts have three values. *Unknown* is a fact about layer 7 on a stream of opaque bytes: it will never be known. A
 //! Deny fires on true or unknown, an Allow needs true. So a rule that cannot be judged never opens anything.
 
+pub(crate) mod jwt;
+
 use std::borrow::Borrow;
 use std::net::IpAddr;
 
@@ -158,8 +160,13 @@ pub(crate) fn matches(
     }
     let in_target = target_ports.as_ref().is_none_or(|ports| ports.contains(&port));
     let from = match from {
-        Some(peers) => peers.iter().any(|entry| peer(entry, domains, source, *action)),
-        None => action.is_wide() || source.identity.is_some(),
+        Some(peers) => peers
+            .iter()
+            .map(|entry| {
+                Truth::from(peer(entry, domains, source, *action)).and(token(entry, *action, operation))
+            })
+            .fold(Truth::False, Truth::or),
+        None => (action.is_wide() || source.identity.is_some()).into(),
     };
     let to = match to {
         Some(targets) => targets
@@ -173,7 +180,7 @@ pub(crate) fn matches(
         (Some(window), Some(at)) => window.is_open(at).into(),
         (Some(_), None) => Truth::Unknown,
     };
-    Truth::from(in_target && from).and(to).and(when)
+    Truth::from(in_target).and(from).and(to).and(when)
 }
 
 /// An Allow that does not say what covers everything but TRACE and CONNECT.
@@ -184,9 +191,17 @@ fn anything(action: Action, operation: Operation<'_>) -> Truth {
     }
 }
 
-/// Whether the source is one of those that an alternative of `from` means.
+/// Whether the tokens are what an alternative of `from` asks for.
+fn token(entry: &Peer, action: Action, operation: Operation<'_>) -> Truth {
+    let tokens = jwt::tokens(operation);
+    let asked = entry.jwt.as_ref().map_or(Truth::True, |jwt| jwt::is_there(jwt, action, tokens));
+    let excluded = entry.not.as_ref().and_then(|not| not.jwt.as_ref());
+    asked.and(excluded.map_or(Truth::True, |not| jwt::is_excluded(not, action, tokens).not()))
+}
+
+/// Whether the source is one of those that an alternative of `from` means, whatever tokens are asked for beside it.
 pub(crate) fn peer(entry: &Peer, domains: &OwnDomains, source: Source<'_>, action: Action) -> bool {
-    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, not } = entry;
+    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _, not } = entry;
     let address = |nets: &Vec<ipnet::IpNet>| in_any(nets, source.address);
     let Some(id) = source.identity else {
         let identity =
@@ -206,7 +221,7 @@ pub(crate) fn peer(entry: &Peer, domains: &OwnDomains, source: Source<'_>, actio
 }
 
 fn excludes(entry: &Excluded, domains: &OwnDomains, id: &SpiffeId, address: IpAddr) -> bool {
-    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs } = entry;
+    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _ } = entry;
     let own = in_domain(id, trust_domain.as_ref(), domains);
     // A trust domain beside names says where the names are meant; alone it means everybody of it.
     let whole_domain = trust_domain

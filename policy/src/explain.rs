@@ -1,5 +1,7 @@
 //! Why a question is answered as it is, for people.
 
+mod jwt;
+
 use std::fmt;
 
 use serde::Serialize;
@@ -162,12 +164,13 @@ fn misfit(
         out.failed.push("it does not hold at this time".to_owned());
         out.changes.push("wait, or add hours to `when`".to_owned());
     }
-    let who = match from {
-        Some(peers) => least(peers.iter().map(|peer| peer_failures(peer, domains, source))),
-        None if source.identity.is_none() => vec![unauthenticated()],
-        None => Vec::new(),
+    let each = |peer| (peer_failures(peer, domains, source, operation), peer.asks_tokens());
+    let (who, with_token) = match from {
+        Some(peers) => peers.iter().map(each).min_by_key(|(failed, _)| failed.len()).unwrap_or_default(),
+        None if source.identity.is_none() => (vec![unauthenticated()], false),
+        None => (Vec::new(), false),
     };
-    out.add(who, || from_alternative(from.as_deref(), source));
+    out.add(who, || from_alternative(from.as_deref(), source, with_token));
     let slashes = generation.nameable;
     let nameable = views.iter().all(|path| PathPattern::parse(path, slashes).is_ok());
     let paths = nameable.then_some(views);
@@ -183,15 +186,17 @@ fn misfit(
 
 /// The alternative of `from` that means this peer and nobody else. A list that is not there means more than any that is:
 /// an alternative is never proposed for it.
-fn from_alternative(from: Option<&[Peer]>, source: Source<'_>) -> String {
+fn from_alternative(from: Option<&[Peer]>, source: Source<'_>, with_token: bool) -> String {
     let address = source.address.to_canonical();
     let alternative = match source.identity {
         Some(id) => format!("{{spiffe: [\"{id}\"]}}"),
         None => format!("{{unauthenticated: true, cidrs: [\"{address}\"]}}"),
     };
     let lead = if source.identity.is_none() { "call through a sidecar, or " } else { "" };
+    // Without it the alternative would open more than the rule does.
+    let token = if with_token { ", with the same demands on tokens (`jwt`)" } else { "" };
     match from {
-        Some(_) => format!("{lead}add an alternative `{alternative}` to `from`"),
+        Some(_) => format!("{lead}add an alternative `{alternative}` to `from`{token}"),
         None => format!("{lead}add a copy of it under another name with `from: [{alternative}]`"),
     }
 }
@@ -233,10 +238,23 @@ fn unauthenticated() -> Failure {
 }
 
 /// Field by field: each is asked of the interpreter as a peer with that field alone.
-fn peer_failures(peer: &Peer, domains: &OwnDomains, source: Source<'_>) -> Vec<Failure> {
-    let Peer { unauthenticated: only_strangers, spiffe, accounts, namespaces, trust_domain, cidrs, not } =
-        peer;
-    let mut out = Vec::new();
+fn peer_failures(
+    peer: &Peer,
+    domains: &OwnDomains,
+    source: Source<'_>,
+    operation: Operation<'_>,
+) -> Vec<Failure> {
+    let Peer {
+        unauthenticated: only_strangers,
+        spiffe,
+        accounts,
+        namespaces,
+        trust_domain,
+        cidrs,
+        jwt: _,
+        not,
+    } = peer;
+    let mut out = jwt::failures(peer, operation);
     if let Some(nets) = cidrs
         && !nets.iter().any(|net| crate::rule::contains(net, source.address))
     {

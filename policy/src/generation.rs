@@ -25,6 +25,7 @@ pub struct Generation {
     pub(crate) headers_named: Vec<Box<str>>,
     pub(crate) paths_judged: PortsJudged,
     pub(crate) sni_judged: PortsJudged,
+    pub(crate) asks_tokens: bool,
     /// The mode under which the rules' paths were written.
     pub(crate) nameable: EscapedSlashes,
     pub(crate) names: Vec<Arc<RuleName>>,
@@ -71,6 +72,11 @@ impl Generation {
     /// Whether rules ask for the server name of TLS at a port of the workload: then it must be read before they are asked.
     pub fn asks_sni(&self, port: u16) -> bool {
         self.sni_judged.at(port)
+    }
+
+    /// Whether some rule for this workload asks for tokens: without one nobody needs to read them.
+    pub fn asks_tokens(&self) -> bool {
+        self.asks_tokens
     }
 
     /// The rules that concern the workload, in the order of their numbers.

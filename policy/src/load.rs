@@ -16,6 +16,7 @@ use crate::check::{Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
+use crate::issuers::Issuer;
 use crate::istio;
 use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PortsJudged, Rule};
@@ -75,14 +76,15 @@ pub(crate) struct Terms {
     domains: OwnDomains,
     slashes: EscapedSlashes,
     widest: EscapedSlashes,
+    issuers: Arc<[Issuer]>,
 }
 
 impl Terms {
     /// The only place where checks get their terms: what is not here cannot be looked at by them, so what was checked
     /// under equal terms is the same.
     fn rules(&self) -> Rules<'_> {
-        let Self { root_namespace, domains, slashes, widest } = self;
-        Rules { root_namespace, domains, slashes: *slashes, widest: *widest }
+        let Self { root_namespace, domains, slashes, widest, issuers } = self;
+        Rules { root_namespace, domains, slashes: *slashes, widest: *widest, issuers }
     }
 }
 
@@ -121,6 +123,7 @@ impl Checked {
                 path: PathOptions { escaped_slashes: self.settled.slashes, ..PathOptions::default() },
                 on_change: self.settled.on_change,
                 aliases: self.settled.aliases.clone(),
+                jwt: self.settled.jwt.clone(),
             },
             documents: Vec::new(),
             warnings: Diagnostics::new(),
@@ -128,6 +131,7 @@ impl Checked {
             headers_named: headers_named(&applied),
             paths_judged: PortsJudged::by_path(&applied),
             sni_judged: PortsJudged::by_sni(&applied),
+            asks_tokens: applied.iter().any(|rule| rule.asks_tokens()),
             nameable: self.terms.widest,
             names,
             engine: Engine::new(applied, self.terms.domains.clone(), number),
@@ -163,6 +167,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
         domains: OwnDomains { canonical: scope.trust_domain.clone(), aliases: settled.aliases.clone() },
         slashes: settled.slashes,
         widest: set.widest(settled.slashes),
+        issuers: Arc::clone(&settled.jwt.issuers),
     });
     let mut set = set.check(&terms);
     let (policies, tests) = (set.policies(), set.tests());

@@ -706,7 +706,7 @@ fn a_caret_under_the_place() {
 10 |     from: [{serviceAcounts: [web]}]
    |             ^^^^^^^^^^^^^^
    |
-   = help: did you mean `serviceAccounts`? (known: spiffe, serviceAccounts, namespaces, trustDomain, cidrs, unauthenticated, not)";
+   = help: did you mean `serviceAccounts`? (known: spiffe, serviceAccounts, namespaces, trustDomain, cidrs, unauthenticated, jwt, not)";
     assert_eq!(shown, expected);
 }
 

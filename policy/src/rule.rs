@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
 use crate::istio::Clause;
+use crate::jwt::JwtMatch;
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::upgrade::Upgrades;
@@ -49,6 +50,13 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Whether it asks for tokens.
+    pub(crate) fn asks_tokens(&self) -> bool {
+        self.from.iter().flatten().any(Peer::asks_tokens)
+    }
+}
+
 /// Who: every field that is given must hold, any value of a field will do.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
@@ -61,7 +69,15 @@ pub(crate) struct Peer {
     /// every id of that trust domain.
     pub(crate) trust_domain: Option<TrustDomain>,
     pub(crate) cidrs: Option<Vec<IpNet>>,
+    pub(crate) jwt: Option<JwtMatch>,
     pub(crate) not: Option<Excluded>,
+}
+
+impl Peer {
+    /// Whether it asks for tokens.
+    pub(crate) fn asks_tokens(&self) -> bool {
+        self.jwt.is_some() || self.not.as_ref().is_some_and(|not| not.jwt.is_some())
+    }
 }
 
 /// Who not: a peer that matches any of these is excluded.
@@ -73,6 +89,7 @@ pub(crate) struct Excluded {
     /// As in [`Peer`].
     pub(crate) trust_domain: Option<TrustDomain>,
     pub(crate) cidrs: Vec<IpNet>,
+    pub(crate) jwt: Option<JwtMatch>,
 }
 
 /// A service account.

@@ -2,6 +2,7 @@
 //! case is put to the engine and to the reference interpreter, which must agree.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -10,7 +11,6 @@ use crate::diagnostic::{Diagnostics, Place, SourceFile};
 use crate::fields::HeaderLines;
 use crate::generation::Generation;
 use crate::load;
-use crate::tokens::Tokens;
 use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Workload};
 
 /// What the tests of a set have shown.
@@ -122,13 +122,13 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
     let operation = match &case.request {
         Request::Tcp => Operation::Tcp,
         Request::Tls(sni) => Operation::Tls { sni: sni.as_ref() },
-        Request::Http { method, path, host, fields, upgrade } => Operation::Http {
+        Request::Http { method, path, host, fields, upgrade, tokens } => Operation::Http {
             method,
             path,
             host: host.as_ref(),
             headers: Some(fields as &dyn HeaderLines),
             upgrade: upgrade.as_ref(),
-            tokens: Tokens::Absent,
+            tokens: tokens.at(case.at.unwrap_or(SystemTime::UNIX_EPOCH)),
         },
         Request::Bad(error) => {
             let passed = matches!(case.expected, Expected::BadRequest | Expected::Denied)

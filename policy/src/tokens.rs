@@ -71,6 +71,18 @@ impl TokenSet {
         Self { is_unknown: false, claims: claims.into() }
     }
 
+    /// As a person puts a question: a JSON object of claims, which need not say `exp`, or the word `"unverified"`.
+    pub fn of_question(question: Value) -> Result<Self, BadClaims> {
+        match question {
+            Value::Object(mut object) => {
+                object.entry("exp").or_insert_with(|| u32::MAX.into());
+                Ok(Self::verified(vec![Arc::new(Claims::from_object(object)?)]))
+            }
+            Value::String(word) if word == "unverified" => Ok(Self::unknown()),
+            _ => Err(BadClaims::NotJson),
+        }
+    }
+
     /// What holds at `now`: an expired token counts as absent.
     pub fn at(&self, now: SystemTime) -> Tokens<'_> {
         if self.is_unknown {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::diagnostic::Place;
 use crate::fields::HeaderLines;
+use crate::issuers::Jwt;
 use crate::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
 use crate::tokens::Tokens;
 use crate::upgrade::Upgrade;
@@ -45,6 +46,8 @@ pub struct Defaults {
     pub on_change: OnChange,
     /// Trust domains whose namespaces and service accounts count as the mesh's own.
     pub aliases: Vec<TrustDomain>,
+    /// Who issues tokens.
+    pub jwt: Jwt,
 }
 
 /// What happens to live things that lost permission: TCP connections close and streams are reset, after a grace.

@@ -1,15 +1,21 @@
 //! A decision allocates nothing, whatever it looks at: it is asked for every request.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use allocation_counter::measure;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Workload, load,
+    Claims, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, TokenSet, Workload, load,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
 const DOCUMENTS: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {name: d, namespace: root}
+spec: {jwt: {issuers: [{issuer: i, audiences: [o], jwks: {file: /keys}}]}}
+---
 apiVersion: postern.dev/v1alpha1
 kind: AccessPolicy
 metadata: {name: a, namespace: shop}
@@ -17,6 +23,17 @@ spec:
   action: Allow
   rules:
   - name: accounts
+    from: [{serviceAccounts: [web], cidrs: [10.0.0.0/8]}, {not: {namespaces: [ops]}}]
+    to:
+    - {paths: [/never]}
+  - name: tokens
+    from:
+    - {jwt: {issuer: i, audiences: [x]}}
+    - {jwt: {issuer: i, audiences: [o], subjects: [s], claims: {scope: {has: [a, w]}, r.s: {any: [x, "y"]}, t: {exact: [7, u], prefix: [v]}}}}
+    - {not: {jwt: {issuer: i, claims: {scope: {not: {has: b}}}}}}
+    to:
+    - {pathPrefix: [/other]}
+  - name: more
     from: [{serviceAccounts: [web], cidrs: [10.0.0.0/8]}, {not: {namespaces: [ops]}}]
     to:
     - {methods: [GET], paths: ["/v1/{*}", "/v1/{**}/x"], hosts: ["*.shop"], headers: [{name: x-a, exact: [v], list: any}]}
@@ -63,6 +80,8 @@ fn a_decision_allocates_nothing() {
     for (name, value) in [("x-a", "u, v"), ("x-a", "w"), ("x-b", "1")] {
         fields.push(name, value).expect("a literal");
     }
+    let claims = br#"{"iss":"i","aud":["p","o"],"sub":"s","exp":9,"scope":"a w","r":{"s":["z","y"]},"t":7}"#;
+    let tokens = TokenSet::verified(vec![Arc::new(Claims::from_json(claims).expect("good claims"))]);
     let mut verdicts = Vec::with_capacity(64);
     for path in ["/v1/a", "/v1/a/b/x", "/v2", "/other", "/v1/a;p=1/b", "/v1/%2561", "/shop.Orders/GetIt"] {
         let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
@@ -74,7 +93,7 @@ fn a_decision_allocates_nothing() {
                 host: Some(&host),
                 headers: Some(&fields as &dyn HeaderLines),
                 upgrade: None,
-                tokens: Tokens::Absent,
+                tokens: tokens.at(std::time::UNIX_EPOCH),
             };
             let counted = measure(|| verdicts.push(generation.decide(&connection, 8080, operation)));
             assert_eq!(counted.count_total, 0, "{method} {path}");

@@ -9,10 +9,11 @@ use std::time::SystemTime;
 
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
 use postern_policy::{
-    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, Tokens,
+    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, TokenSet,
     Upgrade, Workload, load,
 };
 use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
+use serde_json::Value;
 
 use super::{Failure, Set, question, read};
 use time::OffsetDateTime;
@@ -52,6 +53,10 @@ pub(super) struct Args {
     /// With `tcp`: TLS whose handshake asks for this server name; empty for none.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
+    /// The claims of the token that the request carries, as JSON or in a file of JSON; `unverified` for a token that could
+    /// not be verified; without it, there is none.
+    #[arg(long, value_name = "JSON|FILE|unverified")]
+    claims: Option<String>,
     /// At this time, for rules that hold at some times only [default: now].
     #[arg(long, value_name = "2026-11-27T10:00:00Z")]
     at: Option<String>,
@@ -81,7 +86,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         CanonHost::parse(host).map_err(|error| question(format!("--host: {error}")))?;
     }
     let fields = fields(&args.headers)?;
-    let _ = generation.tell_time(at(args.at.as_deref())?);
+    let now = at(args.at.as_deref())?;
+    let tokens = args.claims.as_deref().map(tokens).transpose()?.unwrap_or_default();
+    let _ = generation.tell_time(now);
     let upgrade = args.upgrade.as_deref().map(Upgrade::parse).transpose();
     let upgrade = upgrade.map_err(|error| question(format!("--upgrade: {error}: {}", error.help())))?;
     let sni = args.sni.as_deref().map(server_name).transpose()?;
@@ -89,6 +96,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         [tcp] if tcp.eq_ignore_ascii_case("tcp") => {
             if upgrade.is_some() {
                 return Err(question("opaque TCP has no upgrade: leave out --upgrade, or say METHOD /path"));
+            }
+            if args.claims.is_some() {
+                return Err(question("opaque TCP carries no token: leave --claims out, or say METHOD /path"));
             }
             let operation = match &sni {
                 Some(sni) => Operation::Tls { sni: sni.as_ref() },
@@ -111,7 +121,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
                     host: host.as_ref(),
                     headers: fields.as_ref().map(|fields| fields as &dyn HeaderLines),
                     upgrade: upgrade.as_ref(),
-                    tokens: Tokens::Absent,
+                    tokens: tokens.at(now),
                 };
                 generation.explain(source, judged.port, operation)
             }
@@ -143,6 +153,23 @@ fn at(text: Option<&str>) -> Result<SystemTime, Failure> {
     OffsetDateTime::parse(text, &Rfc3339)
         .map(SystemTime::from)
         .map_err(|_| question("--at is a point in time like 2026-11-27T10:00:00Z"))
+}
+
+/// What `--claims` says.
+fn tokens(text: &str) -> Result<TokenSet, Failure> {
+    let bad = |error: &dyn fmt::Display| question(format!("--claims: {error}"));
+    let value = claims(text).map_err(|error| bad(&error))?;
+    TokenSet::of_question(value).map_err(|error| bad(&error))
+}
+
+/// Claims as JSON: written here, or in a file.
+pub(crate) fn claims(text: &str) -> Result<Value, String> {
+    let written = match text.trim_start() {
+        "unverified" => return Ok(text.into()),
+        json if json.starts_with('{') => text.to_owned(),
+        file => std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?,
+    };
+    serde_json::from_str(&written).map_err(|error| format!("this is no JSON: {error}"))
 }
 
 fn fields(lines: &[String]) -> Result<Option<HeaderFields>, Failure> {

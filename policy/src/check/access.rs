@@ -87,7 +87,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             tier,
             enforcement,
             target_ports: ports.clone(),
-            from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action)),
+            from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action, rules)),
             to: to.as_ref().map(|list| targets(page, list, action, rules)),
             window: when.as_ref().and_then(|when| when::window(page, when)),
             istio: None,
@@ -167,8 +167,9 @@ fn peers(
     list: &List<crate::doc::FromDoc>,
     namespace: &str,
     action: Action,
+    rules: &Rules<'_>,
 ) -> Vec<Peer> {
-    page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action)).collect()
+    page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action, rules)).collect()
 }
 
 fn targets(page: &mut Page<'_>, list: &List<ToDoc>, action: Action, rules: &Rules<'_>) -> Vec<Target> {
@@ -184,7 +185,9 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             let only_cidrs = |peer: &Peer| {
                 never(peer) && peer.spiffe.is_none() && peer.accounts.is_none() && peer.namespaces.is_none()
             };
-            if rule.from.iter().flatten().any(|peer| only_cidrs(peer) && peer.trust_domain.is_none()) {
+            let only_cidrs =
+                |peer: &Peer| only_cidrs(peer) && peer.trust_domain.is_none() && peer.jwt.is_none();
+            if rule.from.iter().flatten().any(only_cidrs) {
                 page.warn(
                     at,
                     "an alternative with `cidrs` alone admits authenticated peers only",
@@ -207,7 +210,9 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
                     "name the ports with TLS with `ports` if that is not meant",
                 );
             }
-            if open(Target::asks_layer7) {
+            let tokens =
+                rule.asks_tokens() && (open(|_| true) || (rule.target_ports.is_none() && rule.to.is_none()));
+            if tokens || open(Target::asks_layer7) {
                 page.warn(
                     at,
                     "on ports that carry opaque TCP this denies every connection: what is inside is never known there",

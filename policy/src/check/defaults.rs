@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use postern_svid::TrustDomain;
 
-use super::Page;
+use super::{Page, issuers};
 use crate::doc::{DefaultsSpec, Document, HttpDefaults, OnChangeDoc, TrustDomains};
+use crate::issuers::Jwt;
 use crate::norm::EscapedSlashes;
 use crate::verdict::OnChange;
 use crate::yaml::Span;
@@ -19,6 +20,7 @@ pub(crate) struct Settled {
     pub(crate) aliases: Vec<TrustDomain>,
     pub(crate) slashes: EscapedSlashes,
     pub(crate) on_change: OnChange,
+    pub(crate) jwt: Jwt,
 }
 
 /// Checks a MeshDefaults document.
@@ -37,8 +39,11 @@ pub(crate) fn defaults(
             format!("write `namespace: {root_namespace}` if the whole mesh is meant"),
         );
     }
-    let DefaultsSpec { trust_domains, http, on_change } = &spec.value;
+    let DefaultsSpec { trust_domains, http, on_change, jwt } = &spec.value;
     let mut settled = Settled::default();
+    if let Some(section) = jwt {
+        settled.jwt = issuers::jwt(page, section);
+    }
     if let Some(section) = trust_domains {
         let TrustDomains { canonical, aliases } = &section.value;
         if let Some(name) = canonical

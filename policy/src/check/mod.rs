@@ -3,6 +3,8 @@
 mod access;
 mod defaults;
 mod expect;
+mod issuers;
+mod jwt;
 mod opaque;
 mod peer;
 mod policy_test;
@@ -22,6 +24,7 @@ pub(crate) use target::field_name;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::doc::{List, Metadata, Sp};
+use crate::issuers::Issuer;
 use crate::norm::EscapedSlashes;
 use crate::rule::OwnDomains;
 use crate::text::Text;
@@ -35,6 +38,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) slashes: EscapedSlashes,
     /// The mode that lets rules name most paths, of the default and those that Services' ports name.
     pub(crate) widest: EscapedSlashes,
+    /// Who issues tokens.
+    pub(crate) issuers: &'a [Issuer],
 }
 
 /// What is wrong with a value, and the way out if there is one to tell.

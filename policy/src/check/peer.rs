@@ -3,24 +3,36 @@
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
-use super::{Mistake, Page, is_name, no_spiffe_id, no_trust_domain};
+use super::{Mistake, Page, Rules, is_name, jwt, no_spiffe_id, no_trust_domain};
 use crate::doc::{FromDoc, List, NotDoc, Sp};
 use crate::rule::{Account, Excluded, Peer};
 use crate::verdict::Action;
 use crate::yaml;
 
 /// Checks one alternative of `from` in a document of `namespace`.
-pub(super) fn peer(page: &mut Page<'_>, entry: &Sp<FromDoc>, namespace: &str, action: Action) -> Peer {
-    let FromDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, unauthenticated, not } =
+pub(super) fn peer(
+    page: &mut Page<'_>,
+    entry: &Sp<FromDoc>,
+    namespace: &str,
+    action: Action,
+    rules: &Rules<'_>,
+) -> Peer {
+    let FromDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, unauthenticated, jwt, not } =
         &entry.value;
     let names = service_accounts.is_some() || namespaces.is_some();
     let identity = spiffe.is_some() || names || trust_domain.is_some();
-    if !identity && cidrs.is_none() && unauthenticated.is_none() && not.is_none() {
+    if !identity && cidrs.is_none() && unauthenticated.is_none() && jwt.is_none() && not.is_none() {
         page.error_with(entry.referenced, "this alternative is empty", "say who is meant, or leave it out");
     }
     check_scoping(page, trust_domain.as_ref(), spiffe.is_some(), names);
     if let Some(flag) = unauthenticated {
-        check_unauthenticated(page, flag, identity || not.is_some(), cidrs.is_some(), action);
+        check_unauthenticated(
+            page,
+            flag,
+            identity || not.is_some(),
+            cidrs.is_some() || jwt.is_some(),
+            action,
+        );
     }
     Peer {
         unauthenticated: unauthenticated.as_ref().is_some_and(|flag| flag.value),
@@ -29,14 +41,15 @@ pub(super) fn peer(page: &mut Page<'_>, entry: &Sp<FromDoc>, namespace: &str, ac
         namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)),
         trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
         cidrs: cidrs.as_ref().map(|list| networks(page, list)),
-        not: not.as_ref().map(|not| excluded(page, not, namespace)),
+        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)),
+        not: not.as_ref().map(|not| excluded(page, not, namespace, rules)),
     }
 }
 
-fn excluded(page: &mut Page<'_>, entry: &Sp<NotDoc>, namespace: &str) -> Excluded {
-    let NotDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs } = &entry.value;
+fn excluded(page: &mut Page<'_>, entry: &Sp<NotDoc>, namespace: &str, rules: &Rules<'_>) -> Excluded {
+    let NotDoc { spiffe, service_accounts, namespaces, trust_domain, cidrs, jwt } = &entry.value;
     let names = service_accounts.is_some() || namespaces.is_some();
-    if spiffe.is_none() && !names && trust_domain.is_none() && cidrs.is_none() {
+    if spiffe.is_none() && !names && trust_domain.is_none() && cidrs.is_none() && jwt.is_none() {
         page.error_with(entry.referenced, "`not` is empty", "say who is excluded, or leave it out");
     }
     check_scoping(page, trust_domain.as_ref(), spiffe.is_some(), names);
@@ -46,6 +59,7 @@ fn excluded(page: &mut Page<'_>, entry: &Sp<NotDoc>, namespace: &str) -> Exclude
         namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)).unwrap_or_default(),
         trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
         cidrs: cidrs.as_ref().map(|list| networks(page, list)).unwrap_or_default(),
+        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)),
     }
 }
 
@@ -74,7 +88,7 @@ fn check_unauthenticated(page: &mut Page<'_>, flag: &Sp<bool>, other: bool, cidr
         page.error_with(
             flag.referenced,
             "a peer without an identity has no name to compare",
-            "only `cidrs` may stand beside `unauthenticated`; write two alternatives",
+            "only `cidrs` and `jwt` may stand beside `unauthenticated`; write two alternatives",
         );
     } else if action == Action::Allow && !cidrs {
         page.warn(

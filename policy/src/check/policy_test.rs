@@ -10,11 +10,12 @@ use serde_saphyr::Location;
 
 use super::expect::{Expected, Named, expectation};
 use super::peer::{bad_name, is_account};
-use super::{NO_PORT, Page, Rules, is_name, no_spiffe_id};
+use super::{NO_PORT, Page, Rules, is_name, jwt, no_spiffe_id};
 use crate::diagnostic::Place;
 use crate::doc::{CaseDoc, Document, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
 use crate::fields::{HeaderFields, HeaderLines};
 use crate::norm::{self, CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
+use crate::tokens::TokenSet;
 use crate::upgrade::Upgrade;
 use crate::verdict::Workload;
 use crate::yaml;
@@ -54,6 +55,7 @@ pub(crate) enum Request {
         host: Option<CanonHost>,
         fields: HeaderFields,
         upgrade: Option<Upgrade>,
+        tokens: TokenSet,
     },
     /// A sidecar answers 400 before any rule is asked.
     Bad(NormError),
@@ -238,6 +240,7 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
         upgrade,
         tcp,
         sni,
+        jwt,
         at: _,
     } = request;
     if let (Some(sni), None) = (sni, tcp) {
@@ -252,10 +255,11 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
             page.error_with(tcp.referenced, "`tcp` can only be true", "leave it out");
         }
         let words = [method, path, raw_path, host, upgrade].into_iter().flatten().map(|word| word.referenced);
-        if let Some(other) = words.chain(headers.iter().map(|list| list.referenced)).next() {
+        let words = words.chain(headers.iter().map(|list| list.referenced));
+        if let Some(other) = words.chain(jwt.iter().map(|jwt| jwt.referenced)).next() {
             page.error_with(
                 other,
-                "opaque TCP has no method, path, host, header fields or upgrade",
+                "opaque TCP has no method, path, host, header fields, upgrade or token",
                 "leave it out, or leave `tcp` out",
             );
         }
@@ -288,6 +292,10 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
         Err(error) => return Some(Request::Bad(error)),
     };
     let fields = fields(page, headers.as_ref())?;
+    let tokens = match jwt {
+        Some(jwt) => jwt::tested(page, jwt)?,
+        None => TokenSet::absent(),
+    };
     let (written, is_raw) = match (path, raw_path) {
         (Some(path), None) => (path, false),
         (None, Some(raw)) => (raw, true),
@@ -324,7 +332,7 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
     {
         return Some(Request::Bad(error));
     }
-    Some(Request::Http { method, path, host, fields, upgrade })
+    Some(Request::Http { method, path, host, fields, upgrade, tokens })
 }
 
 /// The inner `None` is a handshake that asks for no server name.

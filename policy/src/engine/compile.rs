@@ -145,7 +145,7 @@ fn file(keys: usize, rules: Vec<(u32, Dimensions)>) -> Index {
 /// One positive field of every alternative, or `None` if an alternative has none (`not` alone).
 fn source_keys(peers: &[PeerKeys], anonymous: u32) -> Option<Vec<u32>> {
     let mut out = HashSet::new();
-    for PeerKeys { unauthenticated, identity, cidrs, not: _ } in peers {
+    for PeerKeys { unauthenticated, identity, cidrs, not: _, jwt: _, not_jwt: _ } in peers {
         // The shortest list is the most specific field.
         match (identity.iter().chain(cidrs).min_by_key(|list| list.len()), unauthenticated) {
             (Some(list), _) => out.extend(list.iter().copied()),
@@ -201,7 +201,7 @@ fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
 }
 
 fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
-    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, not } = peer;
+    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, jwt, not } = peer;
     let mut identity: Vec<Box<[u32]>> = Vec::new();
     let mut field = |list: Vec<SourceKey>, keys: &mut Keys| {
         identity.push(sorted(list.into_iter().map(|key| keys.source(key)).collect()).into());
@@ -228,11 +228,13 @@ fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
             .as_ref()
             .map(|nets| sorted(nets.iter().map(|net| keys.source(SourceKey::Net(*net))).collect()).into()),
         not: not.as_ref().map(|not| compile_excluded(keys, not)),
+        jwt: jwt.clone().map(Box::new),
+        not_jwt: not.as_ref().and_then(|not| not.jwt.clone()).map(Box::new),
     }
 }
 
 fn compile_excluded(keys: &mut Keys, excluded: &Excluded) -> Box<[u32]> {
-    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs } = excluded;
+    let Excluded { spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _ } = excluded;
     let mut out: Vec<SourceKey> = spiffe.iter().cloned().map(SourceKey::Id).collect();
     out.extend(accounts.iter().map(|account| account_key(trust_domain.as_ref(), account)));
     out.extend(namespaces.iter().map(|name| SourceKey::Namespace(trust_domain.clone(), name.clone())));

@@ -5,9 +5,11 @@ use super::clause::ClauseKeys;
 use super::clock::{Clock, Standing};
 use super::keys::Hits;
 use crate::fields::{self, HeaderLines};
+use crate::jwt::{self, JwtMatch};
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
+use crate::tokens::Tokens;
 use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{Action, Enforcement, Tier};
 
@@ -15,6 +17,7 @@ use crate::verdict::{Action, Enforcement, Tier};
 pub(super) struct Question<'a> {
     pub(super) port: u16,
     pub(super) what: What<'a>,
+    pub(super) tokens: Tokens<'a>,
 }
 
 pub(super) enum What<'a> {
@@ -56,6 +59,8 @@ pub(super) struct PeerKeys {
     pub(super) identity: Box<[Box<[u32]>]>,
     pub(super) cidrs: Option<Box<[u32]>>,
     pub(super) not: Option<Box<[u32]>>,
+    pub(super) jwt: Option<Box<JwtMatch>>,
+    pub(super) not_jwt: Option<Box<JwtMatch>>,
 }
 
 /// An alternative of `to`.
@@ -122,7 +127,12 @@ impl Compiled {
         };
         holds
             && self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
-            && self.means(connection)
+            && match &self.from {
+                Some(peers) => peers.iter().any(|peer| {
+                    peer.means(connection, self.action) && peer.admits(self.action, question.tokens)
+                }),
+                None => self.action.is_wide() || connection.authenticated,
+            }
             && match &self.to {
                 Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
                 None => match &question.what {
@@ -142,9 +152,12 @@ impl Compiled {
             !layer7 && sni.is_none() && ports.is_none() && not.is_none()
         };
         let to = self.to.as_deref().unwrap_or_default();
+        // What tokens a stream carries is the stream's.
+        let asks_tokens = |peer: &PeerKeys| peer.jwt.is_some() || peer.not_jwt.is_some();
         self.target_ports.is_none()
             && self.window.is_none()
             && self.istio.is_none()
+            && !self.from.iter().flatten().any(asks_tokens)
             && match self.action {
                 Action::Audit => false,
                 Action::Deny => {
@@ -166,7 +179,7 @@ impl Compiled {
             }
     }
 
-    /// Whether `from` means this peer.
+    /// Whether `from` means this peer, with whatever tokens.
     pub(super) fn means(&self, connection: &Connection) -> bool {
         if let Some(clause) = &self.istio {
             return clause.means(connection, self.action);
@@ -179,6 +192,11 @@ impl Compiled {
 }
 
 impl PeerKeys {
+    /// Whether the alternative takes these tokens.
+    fn admits(&self, action: Action, tokens: Tokens<'_>) -> bool {
+        jwt::admits(self.jwt.as_deref(), self.not_jwt.as_deref(), tokens, action.is_wide())
+    }
+
     pub(super) fn means(&self, connection: &Connection, action: Action) -> bool {
         let has = |list: &[u32]| intersect(&connection.keys, list);
         if !self.cidrs.as_ref().is_none_or(|list| has(list)) {

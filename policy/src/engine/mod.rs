@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::rule::{OwnDomains, Rule};
+use crate::tokens::Tokens;
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, RuleId, Source, Stage, Verdict, Would,
 };
@@ -153,14 +154,17 @@ impl Engine {
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, what: What::Tcp }),
-            Operation::Tls { sni } => judge(&Question { port, what: What::Tls(self.keys.of_sni(sni)) }),
-            Operation::Http { method, path, host, headers, upgrade, tokens: _ } => {
+            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown }),
+            Operation::Tls { sni } => {
+                let what = What::Tls(self.keys.of_sni(sni));
+                judge(&Question { port, what, tokens: Tokens::Unknown });
+            }
+            Operation::Http { method, path, host, headers, upgrade, tokens } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
                     let layer7 = Layer7 { method, path: view, host, headers, knows_host, upgrade, hits };
-                    judge(&Question { port, what: What::Http(layer7) });
+                    judge(&Question { port, what: What::Http(layer7), tokens });
                 }
             }
         }

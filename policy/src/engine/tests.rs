@@ -1,5 +1,7 @@
 //! The engine against its specification, on random rules and questions.
 
+mod jwt;
+
 use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,7 +15,7 @@ use crate::rule::{
     Account, Excluded, ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains,
     Peer, Rule, Target, ValuePattern,
 };
-use crate::tokens::Tokens;
+use crate::tokens::TokenSet;
 use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{
     Action, DenyReason, Effect, Enforcement, Operation, Scope, Source, Stage, Tier, Workload,
@@ -121,6 +123,7 @@ struct Fields {
     namespaces: Option<Vec<&'static str>>,
     domain: Option<&'static str>,
     cidrs: Option<Vec<&'static str>>,
+    jwt: Option<jwt::Written>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -167,8 +170,9 @@ prop_compose! {
         namespaces in maybe(some(&NAMES)),
         domain in maybe(prop::sample::select(&DOMAINS)),
         cidrs in maybe(some(&NETS)),
+        jwt in prop::option::weighted(0.2, jwt::jwt()),
     ) -> Fields {
-        let mut fields = Fields { spiffe, accounts, namespaces, domain, cidrs };
+        let mut fields = Fields { spiffe, accounts, namespaces, domain, cidrs, jwt };
         if fields.spiffe.is_some() {
             fields.domain = None;
         }
@@ -178,8 +182,9 @@ prop_compose! {
 
 impl Fields {
     fn is_empty(&self) -> bool {
-        let Self { spiffe, accounts, namespaces, domain, cidrs } = self;
-        spiffe.is_none() && accounts.is_none() && namespaces.is_none() && domain.is_none() && cidrs.is_none()
+        let Self { spiffe, accounts, namespaces, domain, cidrs, jwt } = self;
+        let names = spiffe.is_some() || accounts.is_some() || namespaces.is_some() || domain.is_some();
+        !names && cidrs.is_none() && jwt.is_none()
     }
 
     fn yaml(&self) -> Vec<String> {
@@ -198,6 +203,7 @@ impl Fields {
         out.extend(self.namespaces.as_ref().map(|names| format!("namespaces: {names:?}")));
         out.extend(self.domain.map(|td| format!("trustDomain: {td}")));
         out.extend(self.cidrs.as_ref().map(|nets| format!("cidrs: {nets:?}")));
+        out.extend(self.jwt.as_ref().map(jwt::Written::yaml));
         out
     }
 }
@@ -210,7 +216,7 @@ prop_compose! {
     ) -> WrittenPeer {
         let mut not = not.filter(|not| !not.is_empty());
         if unauthenticated {
-            fields = Fields { cidrs: fields.cidrs, ..Fields::default() };
+            fields = Fields { cidrs: fields.cidrs, jwt: fields.jwt, ..Fields::default() };
             not = None;
         } else if fields.is_empty() && not.is_none() {
             fields.namespaces = Some(vec!["a"]);
@@ -307,8 +313,9 @@ prop_compose! {
 }
 
 fn documents(rules: &[Written]) -> String {
-    let mut out = String::from(
-        "apiVersion: postern.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: d, namespace: a}\nspec: {trustDomains: {aliases: [alias]}}\n",
+    let mut out = format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {{name: d, namespace: a}}\nspec: {{trustDomains: {{aliases: [alias]}}, {}}}\n",
+        jwt::DEFAULTS
     );
     for (n, rule) in rules.iter().enumerate() {
         let mut parts = vec![format!("name: r{n}")];
@@ -433,6 +440,7 @@ fn rule_peer(peer: &WrittenPeer) -> Peer {
         namespaces: peer.fields.namespaces.is_some().then_some(fields.namespaces),
         trust_domain: fields.trust_domain,
         cidrs: peer.fields.cidrs.is_some().then_some(fields.cidrs),
+        jwt: fields.jwt,
         not: peer.not.as_ref().map(parsed),
     }
 }
@@ -449,6 +457,7 @@ fn parsed(fields: &Fields) -> Excluded {
         namespaces: fields.namespaces.iter().flatten().map(|name| (*name).into()).collect(),
         trust_domain: fields.domain.map(|td| TrustDomain::parse(td).unwrap()),
         cidrs: fields.cidrs.iter().flatten().map(|net| net.parse::<IpNet>().unwrap()).collect(),
+        jwt: fields.jwt.as_ref().map(jwt::Written::rule),
     }
 }
 
@@ -545,6 +554,7 @@ struct Asked {
     host: Option<CanonHost>,
     headers: Option<HeaderFields>,
     upgrade: Option<Upgrade>,
+    tokens: TokenSet,
 }
 
 prop_compose! {
@@ -555,6 +565,7 @@ prop_compose! {
         lines in prop::collection::vec((prop::sample::select(&FIELDS), prop::sample::select(&LINES)), 0..4),
         known in 0..10,
         upgrade in prop::option::weighted(0.3, prop::sample::select(vec!["websocket", "tcp", "other"])),
+        tokens in jwt::tokens(),
     ) -> Asked {
         let mut fields = HeaderFields::new();
         for (name, value) in lines {
@@ -571,6 +582,7 @@ prop_compose! {
             host: host.map(|host| CanonHost::parse(host).unwrap()),
             headers,
             upgrade: upgrade.map(|name| Upgrade::parse(name).unwrap()),
+            tokens,
         }
     }
 }
@@ -596,13 +608,13 @@ impl Question {
 
     fn operation(&self) -> Operation<'_> {
         match &self.request {
-            Some(Asked { method, path, host, headers, upgrade }) => Operation::Http {
+            Some(Asked { method, path, host, headers, upgrade, tokens }) => Operation::Http {
                 method,
                 path,
                 host: host.as_ref(),
                 headers: headers.as_ref().map(|fields| fields as &dyn HeaderLines),
                 upgrade: upgrade.as_ref(),
-                tokens: Tokens::Absent,
+                tokens: tokens.at(jwt::now()),
             },
             None => match &self.sni {
                 Some(sni) => Operation::Tls { sni: sni.as_ref() },
@@ -819,6 +831,7 @@ fn templates_beyond_the_index() {
             host: None,
             headers: None,
             upgrade: None,
+            tokens: TokenSet::absent(),
         };
         let address = ADDRESSES[0].parse().unwrap();
         let question = Question { id: None, address, port: 1, request: Some(request), sni: None };

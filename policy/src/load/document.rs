@@ -11,7 +11,7 @@ use crate::yaml;
 
 pub(super) enum Body {
     Access(Document<AccessSpec>),
-    Defaults(Document<DefaultsSpec>),
+    Defaults(Box<Document<DefaultsSpec>>),
     Service(Document<ServiceSpec>),
     Test(Document<TestSpec>),
     Authorization(Document<AuthorizationSpec>),
@@ -80,7 +80,8 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
     };
     match kind.as_str() {
         doc::ACCESS_POLICY => typed(text, piece, first_line, doc::ACCESS_POLICY).map(Body::Access),
-        doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS).map(Body::Defaults),
+        doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS)
+            .map(|document| Body::Defaults(Box::new(document))),
         doc::POLICY_TEST => typed(text, piece, first_line, doc::POLICY_TEST).map(Body::Test),
         istio::AUTHORIZATION_POLICY => {
             typed(text, piece, first_line, istio::AUTHORIZATION_POLICY).map(Body::Authorization)

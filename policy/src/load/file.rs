@@ -85,7 +85,7 @@ impl<'a> ReadFile<'a> {
                     Content::PeerAuthentication
                 }
                 // Settled already: others are checked in their light.
-                Body::Defaults(body) => Content::Defaults(Box::new(body)),
+                Body::Defaults(body) => Content::Defaults(body),
             };
             let Page { text: _, first_line: _, errors: found, warnings } = page;
             errors.extend(found);

@@ -47,7 +47,7 @@ impl State<'_> {
             _ => None,
         });
         known.chain(read.into_iter().flatten().filter_map(|(head, body)| match body {
-            super::Body::Defaults(body) => Some((head, body)),
+            super::Body::Defaults(body) => Some((head, &**body)),
             _ => None,
         }))
     }

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use postern_agent::{Attestation, Trust};
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, Tokens, Upgrade, UpgradeName,
+    Effect, HeaderFields, HeaderLines, Operation, RuleId, Source, TokenSet, Upgrade, UpgradeName,
 };
 use postern_svid::SpiffeId;
 use serde::Deserialize;
@@ -365,6 +365,8 @@ struct ExplainQuestion {
     /// Not known if it is not given; so are the fields.
     host: Option<String>,
     headers: Option<Vec<(String, String)>>,
+    /// Claims of a token, or the word `unverified`; without it there is none.
+    claims: Option<serde_json::Value>,
     #[serde(default)]
     websocket: bool,
     /// Another upgrade than `websocket`.
@@ -424,13 +426,17 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
                     return bad(format!("headers: {name:?}: {error}"));
                 }
             }
+            let tokens = match asked.claims.map(TokenSet::of_question).transpose() {
+                Ok(tokens) => tokens.unwrap_or_default(),
+                Err(error) => return bad(format!("claims: {error}")),
+            };
             let operation = Operation::Http {
                 method: &method,
                 path: &path,
                 host: host.as_ref(),
                 headers: asked.headers.as_ref().map(|_| &fields as &dyn HeaderLines),
                 upgrade: upgrade.as_ref(),
-                tokens: Tokens::Absent,
+                tokens: tokens.at(sidecar.clock.wall()),
             };
             generation.explain(source, asked.port, operation)
         }

@@ -120,6 +120,7 @@ struct Pools {
     hosts: Vec<Option<CanonHost>>,
     /// Server names of TLS.
     names: Vec<Option<CanonHost>>,
+    tokens: Vec<TokenSet>,
 }
 
 impl Pools {
@@ -180,6 +181,7 @@ impl Pools {
             paths: paths.iter().filter_map(|path| CanonPath::parse(path, &options).ok()).collect(),
             hosts,
             names,
+            tokens: jwt::samples(),
         }
     }
 
@@ -205,6 +207,7 @@ impl Pools {
             headers,
             upgrade: (draw.below(4) == 0)
                 .then(|| Upgrade::parse(["websocket", "tcp", "other"][draw.below(3)]).unwrap()),
+            tokens: draw.one_of(&self.tokens).clone(),
         };
         Question { id, address, port, request: Some(request), sni: None }
     }
