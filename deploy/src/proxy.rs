@@ -94,6 +94,8 @@ enum Show {
     Connections,
     /// The last verdicts.
     Decisions,
+    /// The rate limits in force, and what they have counted.
+    Limits,
     /// The log's level.
     Log,
     /// Its metrics.
@@ -112,6 +114,7 @@ impl Show {
             Self::Services => "/v1/services",
             Self::Connections => "/v1/connections",
             Self::Decisions => "/v1/decisions",
+            Self::Limits => "/v1/limits",
             Self::Log => "/v1/log",
             Self::Metrics => "/metrics",
             Self::Ready => "/ready",

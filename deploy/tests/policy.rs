@@ -43,10 +43,29 @@ fn the_example_loads_without_a_warning_and_its_tests_reach_every_rule() {
     let checked = policy(&["check", SHOP]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
     let said = text(&checked.stdout);
-    assert!(said.contains("20 services, 20 policy tests") && !said.contains("warning"), "{said}");
+    assert!(
+        said.contains("20 services, 1 rate limit policy, 20 policy tests") && !said.contains("warning"),
+        "{said}"
+    );
     let (code, said) = tested(Path::new(SHOP), &["--coverage", "--min-coverage", "100"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("coverage: 100%") && !said.contains('✗'), "{said}");
+}
+
+#[test]
+fn a_limit_that_counts_something_else_fails_its_cases() {
+    let change =
+        ("match: {methods: [POST], paths: [\"/v1/charges/{*}/refunds\"]}", "match: {methods: [PUT]}");
+    let shop = shop_with("pay.yaml", &[change]);
+    let (code, said) = tested(shop.path(), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    for words in [
+        "✗ a refund (",
+        "under the limits pay/payments-limits/per-caller, pay/payments-limits/refunds, pay/payments-limits/total",
+        "counted by limit pay/payments-limits/total (",
+    ] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
 }
 
 #[test]

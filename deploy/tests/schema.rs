@@ -91,9 +91,15 @@ fn each_kind_has_a_file_that_takes_no_other() {
         .expect("the binary starts");
     assert!(written.success());
     let examples: Vec<Value> = examples().iter().map(|text| value(text)).collect();
-    for kind in
-        ["AccessPolicy", "AuthorizationPolicy", "MeshDefaults", "PeerAuthentication", "PolicyTest", "Service"]
-    {
+    for kind in [
+        "AccessPolicy",
+        "AuthorizationPolicy",
+        "MeshDefaults",
+        "PeerAuthentication",
+        "PolicyTest",
+        "RateLimitPolicy",
+        "Service",
+    ] {
         let path = directory.path().join(format!("{kind}.schema.json"));
         let text = std::fs::read_to_string(path).expect("it was written");
         let schema: Value = serde_json::from_str(&text).expect("it is JSON");
@@ -136,6 +142,10 @@ fn case(request: &str, expect: &str) -> String {
             "{{workload: {{port: 80}}, cases: [{{name: c, request: {{{request}}}, expect: {{{expect}}}}}]}}"
         ),
     )
+}
+
+fn limit(fields: &str) -> String {
+    document("RateLimitPolicy", &format!("{{limits: [{{name: a, {fields}}}]}}"))
 }
 
 /// The checker refuses each of these, and so does the schema.
@@ -210,6 +220,24 @@ fn typical_mistakes_do_not_validate() {
             "Service",
             "{identity: web, ports: [{port: 80, protocol: http}], endpoints: [{address: 10.0.0.1}]}",
         ),
+        limit(""),
+        limit("rate: 10"),
+        limit("rate: 10/d"),
+        limit("rate: 0/s"),
+        limit("rate: 1/s, burst: 0"),
+        limit("rate: 1/s, burst: 1000001"),
+        limit("rate: 1/s, key: []"),
+        limit("rate: 1/s, key: [source.ip]"),
+        limit("rate: 1/s, key: [request.header.X-Tenant]"),
+        limit("rate: 1/s, maxKeys: 10"),
+        limit("rate: 1/s, key: [source.identity], maxKeys: 100001"),
+        limit("rate: 1/s, match: {}"),
+        limit("rate: 1/s, match: {paths: [/a], pathPrefix: [/b]}"),
+        document("RateLimitPolicy", "{limits: []}"),
+        document("RateLimitPolicy", "{onLimit: {http: 503}, limits: [{name: a, rate: 1/s}]}"),
+        document("RateLimitPolicy", "{onLimit: {}, limits: [{name: a, rate: 1/s}]}"),
+        document("RateLimitPolicy", "{overrides: [{rate: 1/s}], limits: [{name: a, rate: 1/s}]}"),
+        case("from: a, path: /", "allow: true, limits: []"),
         case("path: /", "allow: true"),
         case("from: a, unauthenticated: true, path: /", "allow: true"),
         case("from: a", "allow: true"),
@@ -227,7 +255,13 @@ fn typical_mistakes_do_not_validate() {
         assert!(!validator.is_valid(&value(&text)), "the schema takes:\n{text}");
         assert!(loads(&text).is_err(), "a sidecar takes:\n{text}");
     }
-    for text in [rule("to: [{ports: [80]}]"), case("from: a, path: /", "deny: true")] {
+    for text in [
+        limit(
+            "rate: 10/s, key: [source.identity, request.header.x-tenant], maxKeys: 10, match: {from: [{namespaces: [a]}]}",
+        ),
+        rule("to: [{ports: [80]}]"),
+        case("from: a, path: /", "deny: true"),
+    ] {
         assert!(validator.is_valid(&value(&text)) && loads(&text).is_ok(), "{text}");
     }
 }
@@ -268,6 +302,14 @@ fn the_checker_and_the_schema_know_the_same_fields() {
         (document("Service", "{zzzzzz: 1}"), "/$defs/ServiceSpec"),
         (document("Service", "{ports: [{zzzzzz: 1}]}"), "/$defs/ServicePort"),
         (document("Service", "{endpoints: [{zzzzzz: 1}]}"), "/$defs/Endpoint"),
+        (document("RateLimitPolicy", "{zzzzzz: 1}"), "/$defs/RateLimitSpec"),
+        (limit("zzzzzz: 1"), "/$defs/Limit"),
+        (limit("match: {zzzzzz: 1}"), "/$defs/LimitMatch"),
+        (
+            document("RateLimitPolicy", "{overrides: [{zzzzzz: 1}]}"),
+            "/$defs/RateLimitSpec/properties/overrides/items",
+        ),
+        (document("RateLimitPolicy", "{onLimit: {zzzzzz: 1}}"), "/$defs/RateLimitSpec/properties/onLimit"),
         (document("PolicyTest", "{zzzzzz: 1}"), "/$defs/TestSpec"),
         (document("PolicyTest", "{workload: {zzzzzz: 1}}"), "/$defs/TestSpec/properties/workload"),
         (document("PolicyTest", "{cases: [{zzzzzz: 1}]}"), "/$defs/TestSpec/properties/cases/items"),

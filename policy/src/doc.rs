@@ -5,6 +5,7 @@
 //! widens every rule that uses it).
 
 mod jwt;
+mod limit;
 
 use std::collections::BTreeMap;
 
@@ -16,11 +17,12 @@ use crate::yaml::Span;
 pub(crate) use jwt::{
     ClaimDoc, IssuerDoc, JwksDoc, JwtDefaults, JwtDoc, NotClaimDoc, TokenDoc, TokenHeaderDoc, Words,
 };
+pub(crate) use limit::{LimitDoc, MatchDoc, OnLimitDoc, OverrideDoc, RateLimitSpec};
 
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
 /// All kinds of our own.
-pub(crate) const KINDS: [&str; 4] = [ACCESS_POLICY, MESH_DEFAULTS, POLICY_TEST, SERVICE];
+pub(crate) const KINDS: [&str; 5] = [ACCESS_POLICY, MESH_DEFAULTS, POLICY_TEST, RATE_LIMIT_POLICY, SERVICE];
 /// All kinds that are read, Istio's among them.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
     KINDS.into_iter().chain(crate::istio::doc::KINDS)
@@ -28,6 +30,7 @@ pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
 pub(crate) const ACCESS_POLICY: &str = "AccessPolicy";
 pub(crate) const MESH_DEFAULTS: &str = "MeshDefaults";
 pub(crate) const POLICY_TEST: &str = "PolicyTest";
+pub(crate) const RATE_LIMIT_POLICY: &str = "RateLimitPolicy";
 pub(crate) const SERVICE: &str = "Service";
 
 /// A value with its place.
@@ -186,7 +189,7 @@ pub(crate) struct ToDoc {
     pub(crate) not: Option<Sp<NotToDoc>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NotToDoc {
     #[serde(default, deserialize_with = "present")]
@@ -205,7 +208,7 @@ pub(crate) struct NotToDoc {
     pub(crate) ports: Option<List<u16>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct HeaderDoc {
     pub(crate) name: Sp<String>,
@@ -221,7 +224,7 @@ pub(crate) struct HeaderDoc {
     pub(crate) not: Option<Sp<NotHeaderDoc>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NotHeaderDoc {
     #[serde(default, deserialize_with = "present")]
@@ -389,6 +392,8 @@ pub(crate) struct ExpectDoc {
     pub(crate) shadow: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) audit: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) limits: Option<List<String>>,
 }
 
 /// A field that is written must have a value: `from:` with nothing behind it must not mean the same as no `from`,

@@ -144,6 +144,21 @@ pub(crate) fn fires(rule: &Rule, matches: Truth) -> bool {
     if rule.action.is_wide() { matches != Truth::False } else { matches == Truth::True }
 }
 
+/// Whether a wide rule fires in any reading of the path: a limit counts what it cannot be sure about.
+pub(crate) fn matches_any_view(
+    rule: &Rule,
+    domains: &OwnDomains,
+    source: Source<'_>,
+    port: u16,
+    operation: Operation<'_>,
+    at: Option<i64>,
+) -> bool {
+    operation
+        .views()
+        .iter()
+        .any(|view| fires(rule, matches(rule, domains, source, port, operation, *view, at)))
+}
+
 /// Whether a rule matches, in one reading of the path.
 pub(crate) fn matches(
     rule: &Rule,
@@ -192,7 +207,7 @@ fn anything(action: Action, operation: Operation<'_>) -> Truth {
 }
 
 /// Whether the tokens are what an alternative of `from` asks for.
-fn token(entry: &Peer, action: Action, operation: Operation<'_>) -> Truth {
+pub(crate) fn token(entry: &Peer, action: Action, operation: Operation<'_>) -> Truth {
     let tokens = jwt::tokens(operation);
     let asked = entry.jwt.as_ref().map_or(Truth::True, |jwt| jwt::is_there(jwt, action, tokens));
     let excluded = entry.not.as_ref().and_then(|not| not.jwt.as_ref());

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::istio;
+use crate::limits::LimitName;
 use crate::norm::CanonMethod;
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains, Peer, Rule, Target};
@@ -36,6 +37,9 @@ pub struct Explanation {
     /// If nothing allowed it: the Allow rule that came closest. None if no Allow rule concerns this workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest: Option<Miss>,
+    /// Rate limits that count it, obeyed or in the shadow, if it is allowed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitName>,
 }
 
 /// What a shadow rule would do.
@@ -72,7 +76,8 @@ pub(crate) fn explain(
     port: u16,
     operation: Operation<'_>,
 ) -> Explanation {
-    let verdict = generation.decide(&generation.connection(source), port, operation);
+    let connection = generation.connection(source);
+    let verdict = generation.decide(&connection, port, operation);
     let rule = verdict.rule.map(|id| generation.rule(id).clone());
     let readings = match operation {
         Operation::Http { path, .. } => path.views().skip(1).map(str::to_owned).collect(),
@@ -87,7 +92,12 @@ pub(crate) fn explain(
         rule: generation.rule(would.rule).clone(),
     });
     let audit = verdict.audit.map(|id| generation.rule(id).clone());
-    Explanation { verdict, rule, readings, shadow, audit, nearest }
+    let limits = match verdict.effect {
+        Effect::Allow => generation.limits_of(&connection, source, port, operation),
+        Effect::Deny(_) => Vec::new(),
+    };
+    let limits = limits.into_iter().cloned().collect();
+    Explanation { verdict, rule, readings, shadow, audit, nearest, limits }
 }
 
 /// The Allow rule with the fewest failing fields; of several, the first. With several readings of the path the miss is
@@ -505,6 +515,10 @@ impl fmt::Display for Explanation {
         }
         if let Some(rule) = &self.audit {
             write!(f, "\naudited by rule {rule} ({})", rule.place)?;
+        }
+        for limit in &self.limits {
+            let shadow = if limit.enforcement == Enforcement::Shadow { " in the shadow" } else { "" };
+            write!(f, "\ncounted by limit {limit}{shadow} ({})", limit.place)?;
         }
         let Some(miss) = &self.nearest else {
             return match self.verdict.effect {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::diagnostic::Diagnostics;
 use crate::engine::{Connection, Engine};
 use crate::eval_ref;
 use crate::explain::{self, Explanation};
+use crate::limits::{Asked, Limit, LimitId, LimitName, Limits, Refused};
 use crate::norm::{CanonPath, EscapedSlashes, NormError};
 use crate::rule::PortsJudged;
 use crate::services::Services;
@@ -30,6 +31,7 @@ pub struct Generation {
     pub(crate) nameable: EscapedSlashes,
     pub(crate) names: Vec<Arc<RuleName>>,
     pub(crate) engine: Engine,
+    pub(crate) limits: Limits,
 }
 
 impl Generation {
@@ -120,6 +122,70 @@ impl Generation {
     /// [`StaleContext`](crate::DenyReason::StaleContext): resolve it again and ask again.
     pub fn decide(&self, connection: &Connection, port: u16, operation: Operation<'_>) -> Verdict {
         self.engine.decide(connection, port, operation)
+    }
+
+    /// Asks the rate limits about a stream that is allowed, and takes it in unless one of them refuses. `now` is counted
+    /// from an origin that all generations of a process share, and never goes backwards.
+    pub fn admit(
+        &self,
+        connection: &Connection,
+        source: Source<'_>,
+        port: u16,
+        operation: Operation<'_>,
+        now: Duration,
+    ) -> Option<Refused> {
+        self.limits.admit(Asked { engine: &self.engine, connection, source, port, operation }, now)
+    }
+
+    /// The rate limits that match a stream, obeyed or in the shadow; nothing is counted.
+    pub fn limits_of(
+        &self,
+        connection: &Connection,
+        source: Source<'_>,
+        port: u16,
+        operation: Operation<'_>,
+    ) -> Vec<&LimitName> {
+        let asked = Asked { engine: &self.engine, connection, source, port, operation };
+        self.limits.matching(asked).map(|(_, limit)| limit.name()).collect()
+    }
+
+    /// The same, by the reference interpreter.
+    pub fn limits_by_reference(
+        &self,
+        source: Source<'_>,
+        port: u16,
+        operation: Operation<'_>,
+    ) -> Vec<&LimitName> {
+        let Engine { domains, .. } = &self.engine;
+        let at = self.engine.told();
+        let matching = |rule| eval_ref::matches_any_view(rule, domains, source, port, operation, at);
+        let matching = self.limits.rules().filter(|limit| matching(&limit.rule));
+        matching.map(|limit| &limit.name).collect()
+    }
+
+    /// The rate limits that concern the workload, with what they have counted.
+    pub fn limits(&self) -> impl Iterator<Item = &Limit> {
+        self.limits.all.iter()
+    }
+
+    /// A limit's name and place.
+    ///
+    /// # Panics
+    ///
+    /// If the id comes from another generation.
+    pub fn limit(&self, id: LimitId) -> &LimitName {
+        self.limits.name(id)
+    }
+
+    /// Takes over the buckets of limits that `previous`, which this replaces, has with the same definition; and the counts
+    /// of those that it has by the same name. Buckets that nothing takes over are forgotten.
+    pub fn inherit_limits(&mut self, previous: &Self) {
+        self.limits.inherit(&previous.limits);
+    }
+
+    /// Forgets buckets that are full again, so that memory follows traffic: to be called every second or so.
+    pub fn tidy_limits(&self, now: Duration) {
+        self.limits.sweep(now);
     }
 
     /// What the reference interpreter answers, rule by rule and slowly. It is the specification: tests, fuzzers and

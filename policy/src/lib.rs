@@ -7,7 +7,8 @@
 //! 2. [`Generation::connection`] resolves a peer once per connection.
 //! 3. [`Generation::decide`] answers for one stream, from canonical forms only ([`norm`]).
 //! 4. [`Generation::explain`] tells a person which rule decided, or what is missing.
-//! 5. [`run_tests`] holds the PolicyTests of a set against its rules.
+//! 5. [`Generation::admit`] asks the rate limits about a stream that is allowed.
+//! 6. [`run_tests`] holds the PolicyTests of a set against its rules.
 //!
 //! The crate is pure: no sockets, no async, no file system and no clock.
 //!
@@ -26,6 +27,7 @@ mod generation;
 mod issuers;
 mod istio;
 mod jwt;
+mod limits;
 mod load;
 pub mod norm;
 mod pattern;
@@ -47,6 +49,7 @@ pub use explain::{Explanation, Miss, Shadow};
 pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use generation::Generation;
 pub use issuers::{Algorithm, Issuer, Jwt, KeySource, OtherTokens, TokenHeader};
+pub use limits::{Limit, LimitCounts, LimitId, LimitName, Refused};
 pub use load::{Loader, load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};

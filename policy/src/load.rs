@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use postern_svid::{SpiffeId, TrustDomain};
 
-use crate::check::{Policy, Rules, Settled, Test};
+use crate::check::{LimitPolicy, Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, SourceFile};
 use crate::engine::Engine;
 use crate::generation::Generation;
 use crate::issuers::Issuer;
 use crate::istio;
+use crate::limits::{self, LimitRule, Limits};
 use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PortsJudged, Rule};
 use crate::services::{Service, Services};
@@ -48,7 +49,7 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
 fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
     let mut generation = match &scope.workload {
         Some(workload) => checked.compiled(workload, number),
-        None => checked.assembled((Vec::new(), Vec::new()), number),
+        None => checked.assembled((Vec::new(), Vec::new()), Vec::new(), number),
     };
     let Checked { services, documents, mut warnings, misnamed, .. } = checked;
     // A test that has been left behind by its rules is no reason to keep new rules out of the mesh.
@@ -93,6 +94,7 @@ pub(crate) struct Checked {
     policies: Vec<Arc<Policy>>,
     /// What Istio's namespaces mean without saying it.
     implied: Vec<Policy>,
+    limits: Vec<Arc<LimitPolicy>>,
     services: Vec<Service>,
     pub(crate) tests: Vec<Arc<Test>>,
     /// Tests that name rules that are not there.
@@ -112,10 +114,17 @@ impl Checked {
 
     /// What concerns a workload, without services and documents: it decides and explains.
     pub(crate) fn compiled(&self, workload: &Workload, number: u64) -> Generation {
-        self.assembled(applying(workload, &self.policies, &self.implied), number)
+        let limits = limits_of(workload, &self.limits).cloned().collect();
+        self.assembled(applying(workload, &self.policies, &self.implied), limits, number)
     }
 
-    fn assembled(&self, (names, applied): (Vec<Arc<RuleName>>, Vec<Arc<Rule>>), number: u64) -> Generation {
+    fn assembled(
+        &self,
+        (names, applied): (Vec<Arc<RuleName>>, Vec<Arc<Rule>>),
+        limits: Vec<Arc<LimitRule>>,
+        number: u64,
+    ) -> Generation {
+        let counted = limits.iter().map(|limit| &limit.rule);
         Generation {
             number,
             services: Services::new(Vec::new()),
@@ -128,13 +137,20 @@ impl Checked {
             documents: Vec::new(),
             warnings: Diagnostics::new(),
             ports_named: ports_named(&applied),
-            headers_named: headers_named(&applied),
+            headers_named: headers_named(&applied, &limits),
             paths_judged: PortsJudged::by_path(&applied),
-            sni_judged: PortsJudged::by_sni(&applied),
-            asks_tokens: applied.iter().any(|rule| rule.asks_tokens()),
+            sni_judged: PortsJudged::by_sni(applied.iter().chain(counted)),
+            asks_tokens: applied.iter().any(|rule| rule.asks_tokens())
+                || limits.iter().any(|limit| limit.asks_tokens()),
             nameable: self.terms.widest,
             names,
-            engine: Engine::new(applied, self.terms.domains.clone(), number),
+            engine: Engine::with_limits(
+                applied,
+                limits.iter().map(|limit| &**limit),
+                self.terms.domains.clone(),
+                number,
+            ),
+            limits: Limits::new(limits),
         }
     }
 }
@@ -170,7 +186,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
         issuers: Arc::clone(&settled.jwt.issuers),
     });
     let mut set = set.check(&terms);
-    let (policies, tests) = (set.policies(), set.tests());
+    let (policies, limits, tests) = (set.policies(), set.limits(), set.tests());
     let mut most = |count: usize, what: &str, most: usize| {
         if count > most {
             let message = format!("the set has {count} {what}; at most {most} are taken");
@@ -179,6 +195,10 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
     };
     most(policies.iter().map(|policy| policy.rules.len()).sum(), "rules", MAX_RULES);
     most(tests.iter().map(|test| test.cases.len()).sum(), "cases of tests", MAX_CASES);
+    if let Some(workload) = &scope.workload {
+        let count = limits_of(workload, &limits).count();
+        most(count, "rate limits that concern this workload", limits::MAX_LIMITS);
+    }
     let errors = std::mem::take(&mut set.errors);
     let implied = istio::implied(policies.iter().map(|policy| &**policy));
     let checked = if errors.is_empty() {
@@ -186,6 +206,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
             documents: set.summaries(scope),
             misnamed: set.misnamed(&implied),
             policies,
+            limits,
             services: set.services(),
             tests,
             warnings: set.warnings(&implied),
@@ -262,6 +283,13 @@ fn applying(
     rules.into_iter().unzip()
 }
 
+fn limits_of<'p>(
+    workload: &'p Workload,
+    policies: &'p [Arc<LimitPolicy>],
+) -> impl Iterator<Item = &'p Arc<LimitRule>> {
+    policies.iter().filter(|policy| policy.applies_to(workload)).flat_map(|policy| &policy.limits)
+}
+
 fn ports_named(rules: &[Arc<Rule>]) -> BTreeSet<u16> {
     let allows =
         rules.iter().filter(|rule| rule.action == Action::Allow && rule.enforcement == Enforcement::Enforce);
@@ -275,11 +303,13 @@ fn ports_named(rules: &[Arc<Rule>]) -> BTreeSet<u16> {
         .collect()
 }
 
-fn headers_named(rules: &[Arc<Rule>]) -> Vec<Box<str>> {
-    let targets = rules.iter().flat_map(|rule| rule.to.iter().flatten());
+fn headers_named(rules: &[Arc<Rule>], limits: &[Arc<LimitRule>]) -> Vec<Box<str>> {
     let istio = rules.iter().flat_map(|rule| &rule.istio).flat_map(|clause| &clause.fields);
+    let rules = rules.iter().chain(limits.iter().map(|limit| &limit.rule));
+    let targets = rules.flat_map(|rule| rule.to.iter().flatten());
     let own = targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone()));
-    let names: BTreeSet<Box<str>> = own.chain(istio.map(|field| field.name.clone())).collect();
+    let mut names: BTreeSet<Box<str>> = own.chain(istio.map(|field| field.name.clone())).collect();
+    names.extend(limits.iter().flat_map(|limit| limit.headers_in_key()).cloned());
     names.into_iter().collect()
 }
 

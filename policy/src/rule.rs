@@ -295,8 +295,8 @@ impl PortsJudged {
     }
 
     /// Ports for which rules of any kind speak of server names.
-    pub(crate) fn by_sni(rules: &[Arc<Rule>]) -> Self {
-        Self::by(rules.iter(), Target::asks_sni)
+    pub(crate) fn by_sni<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>) -> Self {
+        Self::by(rules, Target::asks_sni)
     }
 
     fn by<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>, wanted: fn(&Target) -> bool) -> Self {

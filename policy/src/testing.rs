@@ -1,7 +1,7 @@
 //! Runs the PolicyTests of a set against its rules. Each workload that they are about gets its own generation, and each
 //! case is put to the engine and to the reference interpreter, which must agree.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -132,14 +132,17 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
         },
         Request::Bad(error) => {
             let passed = matches!(case.expected, Expected::BadRequest | Expected::Denied)
-                && case.shadow.is_none()
-                && case.audit.is_none();
+                && case.beside.shadow.is_none()
+                && case.beside.audit.is_none()
+                && case.beside.limits.is_none();
             let why = format!("the sidecar answers 400 before any rule is asked: {error}");
             return result(passed, Expected::BadRequest.to_string(), Some(why));
         }
     };
     let source = Source { identity: case.identity.as_ref(), address: case.address };
-    let verdict = generation.decide(&generation.connection(source), case.port, operation);
+    let connection = generation.connection(source);
+    let verdict = generation.decide(&connection, case.port, operation);
+    let limits = generation.limits_of(&connection, source, case.port, operation);
     let reference = generation.decide_by_reference(source, case.port, operation);
     let name = |id: RuleId| generation.rule(id).to_string();
     let (rule, audit) = (verdict.rule.map(name), verdict.audit.map(name));
@@ -154,23 +157,27 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
         (Expected::Allow(None), Effect::Allow) | (Expected::Denied, Effect::Deny(_)) => true,
         _ => false,
     };
-    let beside = [(&case.shadow, &shadow), (&case.audit, &audit)];
+    let beside = [(&case.beside.shadow, &shadow), (&case.beside.audit, &audit)];
     let beside = beside
         .iter()
         .all(|(expected, got)| expected.as_ref().is_none_or(|named| got.as_deref() == Some(&*named.rule)));
+    let named: BTreeSet<String> = limits.iter().map(ToString::to_string).collect();
+    let wanted = case.beside.limits.as_ref();
+    let wanted = wanted.map(|names| names.iter().map(|name| name.rule.to_string()).collect::<BTreeSet<_>>());
+    let limited = wanted.as_ref().is_none_or(|wanted| *wanted == named);
     let mut got = match (verdict.effect, &rule) {
         (Effect::Allow, Some(rule)) => format!("allowed by {rule}"),
         (Effect::Allow, None) => "allowed".to_owned(),
         (Effect::Deny(_), Some(rule)) => format!("denied by {rule}"),
         (Effect::Deny(_), None) => "denied by default".to_owned(),
     };
-    add_beside(&mut got, shadow.as_deref(), audit.as_deref());
-    if verdict != reference {
+    add_beside(&mut got, shadow.as_deref(), audit.as_deref(), wanted.is_some().then_some(&named));
+    if verdict != reference || limits != generation.limits_by_reference(source, case.port, operation) {
         let why = "the engine and the reference interpreter do not agree about this request: this is a mistake of \
                    the program, not of the rules; please report it";
         return result(false, got, Some(format!("{why}\nreference: {reference:?}")));
     }
-    let passed = decided && beside;
+    let passed = decided && beside && limited;
     let why = (!passed).then(|| generation.explain(source, case.port, operation).to_string());
     result(passed, got, why)
 }
@@ -179,17 +186,32 @@ fn expected(case: &Case) -> String {
     let mut out = case.expected.to_string();
     add_beside(
         &mut out,
-        case.shadow.as_ref().map(|named| &*named.rule),
-        case.audit.as_ref().map(|named| &*named.rule),
+        case.beside.shadow.as_ref().map(|named| &*named.rule),
+        case.beside.audit.as_ref().map(|named| &*named.rule),
+        case.beside
+            .limits
+            .as_ref()
+            .map(|names| names.iter().map(|name| name.rule.to_string()).collect())
+            .as_ref(),
     );
     out
 }
 
-fn add_beside(text: &mut String, shadow: Option<&str>, audit: Option<&str>) {
+fn add_beside(
+    text: &mut String,
+    shadow: Option<&str>,
+    audit: Option<&str>,
+    limits: Option<&BTreeSet<String>>,
+) {
     for (word, rule) in [("in the shadow of", shadow), ("audited by", audit)] {
         if let Some(rule) = rule {
             text.push_str(&format!(", {word} {rule}"));
         }
+    }
+    match limits.map(|names| names.iter().map(String::as_str).collect::<Vec<_>>()) {
+        None => {}
+        Some(names) if names.is_empty() => text.push_str(", under no limit"),
+        Some(names) => text.push_str(&format!(", under the limits {}", names.join(", "))),
     }
 }
 

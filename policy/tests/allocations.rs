@@ -107,3 +107,62 @@ fn a_decision_allocates_nothing() {
     assert!(verdicts.iter().all(|verdict| verdict.audit.is_some()));
     assert!(measure(|| drop(std::hint::black_box(vec![1_u8]))).count_total > 0, "nothing is counted");
 }
+
+/// The second request of a caller finds its bucket; the first one's place is the only thing that is ever allocated.
+#[test]
+fn an_admission_under_a_known_key_allocates_nothing() {
+    let text = r#"
+apiVersion: postern.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: a, namespace: shop}
+spec:
+  limits:
+  - {name: total, rate: 1000/s, burst: 100}
+  - {name: each, rate: 10/s, burst: 5, key: [source.identity, source.namespace, source.address, request.header.x-a]}
+  - {name: some, rate: 10/s, burst: 5, match: {pathPrefix: [/v1], hosts: ["*.shop"], headers: [{name: x-a, prefix: [v]}]}, key: [source.identity]}
+  overrides: [{from: [{serviceAccounts: [web]}], rate: 20/s}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: b, namespace: shop}
+spec: {enforcement: Shadow, limits: [{name: tried, rate: 1/s, key: [request.header.x-a]}]}
+"#;
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::new(),
+        }),
+    };
+    let file = SourceFile { name: "p.yaml".into(), text: text.into() };
+    let generation = load(&[file], &scope, 1).unwrap_or_else(|errors| panic!("{errors}"));
+    let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
+    let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+    let connection = generation.connection(source);
+    let host = CanonHost::parse("orders.shop").expect("a literal");
+    let (method, path) =
+        (CanonMethod::get(), CanonPath::parse("/v1/a;p=1", &Default::default()).expect("a literal"));
+    let mut fields = HeaderFields::new();
+    fields.push("x-a", "v").expect("a literal");
+    let operation = Operation::Http {
+        method: &method,
+        path: &path,
+        host: Some(&host),
+        headers: Some(&fields as &dyn HeaderLines),
+        upgrade: None,
+        tokens: postern_policy::Tokens::Absent,
+    };
+    let admit = |millis| {
+        generation.admit(&connection, source, 80, operation, std::time::Duration::from_millis(millis))
+    };
+    assert!(admit(0).is_none());
+    let mut refused = 0;
+    for millis in 1..100 {
+        let counted = measure(|| refused += u32::from(admit(millis).is_some()));
+        assert_eq!(counted.count_total, 0, "{millis}");
+    }
+    assert!((1..99).contains(&refused), "{refused}");
+    assert_eq!(generation.limits().map(|limit| limit.counts().keys).sum::<usize>(), 3);
+}

@@ -89,7 +89,8 @@ fn remember(
     verdict: Option<Verdict>,
     rule: Option<String>,
 ) {
-    let decision = Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule };
+    let decision =
+        Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule, limit: None };
     let allowed = decision.is_allowed();
     sidecar.metrics.decision(verdict);
     if !allowed && log::DENIALS.admits("denied") {

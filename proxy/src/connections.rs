@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Endpoint, Generation, HeaderFields, Source, Stage, Upgrade, Verdict};
+use postern_policy::{Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
 
@@ -96,6 +96,14 @@ impl Connection {
             Stage::Allow(verdict) | Stage::Deny(verdict) => verdict,
             Stage::Defer => generation.decide(&resolved, facts.port, facts.policy_operation()),
         }
+    }
+
+    /// Asks the rate limits about a stream that is allowed.
+    pub fn admit(&self, generation: &Generation, facts: &Facts, now: Duration) -> Option<Refused> {
+        // Most workloads have none.
+        generation.limits().next()?;
+        let resolved = self.resolved(generation);
+        generation.admit(&resolved, self.source(), facts.port, facts.policy_operation(), now)
     }
 
     /// Whether nothing at all can be allowed here, whatever a stream may turn out to be.

@@ -51,12 +51,14 @@ pub struct Decision {
     /// The rule's full name: for denials, and for allowances of generations that are not kept any more. Other allowances
     /// resolve theirs when they are looked at.
     pub rule: Option<String>,
+    /// The rate limit that refused what the policy allows.
+    pub limit: Option<String>,
 }
 
 impl Decision {
     /// Whether it was allowed.
     pub fn is_allowed(&self) -> bool {
-        self.verdict.is_some_and(|verdict| verdict.is_allowed())
+        self.limit.is_none() && self.verdict.is_some_and(|verdict| verdict.is_allowed())
     }
 }
 
@@ -150,6 +152,18 @@ impl DecisionLog {
         kept.push_back(decision);
         drop(kept);
         drop(forgotten);
+    }
+
+    /// Notes that a rate limit refused what had been allowed a moment ago.
+    pub fn limited(&self, id: DecisionId, limit: String) {
+        let mut allowed = self.allowed.lock();
+        // Among the latest: only what other threads decided in between stands after it.
+        let at = allowed.iter().rposition(|decision| decision.id == id);
+        let decision = at.and_then(|at| allowed.remove(at));
+        drop(allowed);
+        if let Some(decision) = decision {
+            self.record(Decision { limit: Some(limit), ..decision });
+        }
     }
 
     /// Writes the rules' names to the allowances of a generation that is about to be forgotten, and their names with it.

@@ -316,7 +316,15 @@ impl Loader {
         if let Some(forgotten) = forgotten {
             sidecar.decisions.name_rules(&forgotten);
         }
+        let mut generation = generation;
+        // Nobody else has it yet; one that comes into force again still has what did not change.
+        if let (Some(next), Some(previous)) =
+            (Arc::get_mut(&mut generation), &sidecar.snapshots.load().policy)
+        {
+            next.inherit_limits(previous);
+        }
         let _ = generation.tell_time(sidecar.clock.wall());
+        sidecar.metrics.rate_limits.follow(&generation);
         let rule_counts = sidecar.metrics.rules.follow(&generation);
         sidecar.snapshots.publish(|snapshot| {
             snapshot.policy = Some(Arc::clone(&generation));

@@ -4,6 +4,7 @@
 //! into an HTTP status, a gRPC status, a sentence for the caller and a metric label.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -43,6 +44,8 @@ pub enum Reason {
     PortNotDeclared,
     /// The policy said no.
     PolicyDenied,
+    /// A rate limit refused for now.
+    RateLimited,
     /// No policy set is in force.
     NoPolicy,
     /// An upgrade that is not allowed here.
@@ -87,12 +90,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
         Self::PortNotDeclared,
         Self::PolicyDenied,
+        Self::RateLimited,
         Self::NoPolicy,
         Self::UpgradeRefused,
         Self::ConnectToHttp,
@@ -133,6 +137,9 @@ impl Reason {
                 (421, UNAVAILABLE, "port_not_declared", "The workload does not serve this port to the mesh.")
             }
             Self::PolicyDenied => (403, PERMISSION_DENIED, "policy_denied", "This call is not allowed."),
+            Self::RateLimited => {
+                (429, RESOURCE_EXHAUSTED, "rate_limited", "Too many calls: try again later.")
+            }
             Self::NoPolicy => (403, PERMISSION_DENIED, "no_policy", "This call is not allowed."),
             Self::UpgradeRefused => {
                 (403, PERMISSION_DENIED, "upgrade_refused", "This upgrade is not allowed.")
@@ -235,17 +242,24 @@ pub struct Error {
     pub retry: Retry,
     /// What exactly happened, for the log; never sent to a caller.
     pub detail: String,
+    /// When the caller may come again.
+    pub wait: Option<Duration>,
 }
 
 impl Error {
     /// An error after which the request must not be repeated.
     pub fn new(side: Side, reason: Reason, detail: impl Into<String>) -> Self {
-        Self { side, reason, retry: Retry::Never, detail: detail.into() }
+        Self { side, reason, retry: Retry::Never, detail: detail.into(), wait: None }
     }
 
     /// An error of which it is proven that the other side saw nothing of the request.
     pub fn unsent(side: Side, reason: Reason, detail: impl Into<String>) -> Self {
-        Self { side, reason, retry: Retry::Unsent, detail: detail.into() }
+        Self { side, reason, retry: Retry::Unsent, detail: detail.into(), wait: None }
+    }
+
+    /// The same, with what a caller is told about when to come again.
+    pub fn until(self, wait: Option<Duration>) -> Self {
+        Self { wait, ..self }
     }
 }
 

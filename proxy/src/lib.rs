@@ -16,6 +16,7 @@
 //!     facts            canonical form                 loop: balance::pick, pool, send, retry::should_retry
 //!     authorize::register      registered first       Body::guarded         accounted when the body ENDS
 //!     authorize::stream        judged second
+//!     rate_limits::admit       429 for now
 //!     headers          strip first, add after
 //!     workload         nowhere else
 //!     Body::guarded    accounted when the body ENDS
@@ -42,6 +43,7 @@ pub mod observe;
 pub mod outbound;
 pub mod pool;
 pub mod pressure;
+pub mod rate_limits;
 pub mod rejudge;
 pub mod retry;
 pub mod runtime;

@@ -19,6 +19,7 @@ pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
     loop {
         tokio::time::sleep(TICK).await;
         let Some(generation) = sidecar.snapshots.load().policy.clone() else { continue };
+        generation.tidy_limits(sidecar.age());
         if generation.depends_on_time() && generation.tell_time(sidecar.clock.wall()) {
             tracing::info!(
                 generation = generation.number(),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use postern_svid::Clock;
@@ -46,6 +47,7 @@ pub struct Sidecar {
     pub heavy_page: Arc<Semaphore>,
     /// What is in flight.
     pub admission: Admission,
+    started: Instant,
     lost_worker: AtomicBool,
 }
 
@@ -58,6 +60,7 @@ impl fmt::Debug for Sidecar {
 impl Sidecar {
     /// A sidecar that knows its configuration and nothing else.
     pub fn new(config: Config, clock: Arc<dyn Clock>, instance: u32) -> Self {
+        let started = clock.monotonic();
         let drain = Drain::new(config.limits.drain_min, config.limits.drain_max);
         let snapshots = Snapshots::new(config.limits.clone());
         Self {
@@ -73,8 +76,14 @@ impl Sidecar {
             pressure: Pressure::default(),
             heavy_page: Arc::new(Semaphore::new(1)),
             admission: Admission::default(),
+            started,
             lost_worker: AtomicBool::new(false),
         }
+    }
+
+    /// How long it runs: the time of rate limits, which never goes backwards.
+    pub fn age(&self) -> Duration {
+        self.clock.monotonic().saturating_duration_since(self.started)
     }
 
     /// Whether a worker accepts no longer although it should.

@@ -60,6 +60,10 @@ fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> Stri
         plural(rules, "rule"),
         plural(generation.services().len(), "service"),
     );
+    let limits = documents.iter().filter(|document| document.kind == "RateLimitPolicy").count();
+    if limits > 0 {
+        out.push_str(&format!(", {}", plural(limits, "rate limit policies")));
+    }
     let tests = documents.iter().filter(|document| document.kind == "PolicyTest").count();
     if tests > 0 {
         out.push_str(&format!(", {}", plural(tests, "policy test")));

@@ -26,10 +26,34 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Whether it concerns `workload`: a policy acts in its own namespace only, unless the root namespace says `all`.
+    /// Whether it concerns `workload`.
     pub(crate) fn applies_to(&self, workload: &Workload) -> bool {
-        (self.all || *self.namespace == *workload.namespace)
-            && self.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+        concerns(&self.namespace, self.all, &self.selector, workload)
+    }
+}
+
+/// Whether a document concerns `workload`: it acts in its own namespace only, unless the root namespace says `all`.
+fn concerns(namespace: &str, all: bool, selector: &BTreeMap<String, String>, workload: &Workload) -> bool {
+    (all || namespace == workload.namespace)
+        && selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+}
+
+/// The workloads that a document's `target` selects.
+pub(super) struct Selection {
+    namespace: Box<str>,
+    all: bool,
+    selector: BTreeMap<String, String>,
+}
+
+impl Selection {
+    /// Every workload of the document's namespace, until its target says otherwise.
+    pub(super) fn of_namespace(namespace: &str) -> Self {
+        Self { namespace: namespace.into(), all: false, selector: BTreeMap::new() }
+    }
+
+    /// Whether the document concerns `workload`.
+    pub(super) fn applies_to(&self, workload: &Workload) -> bool {
+        concerns(&self.namespace, self.all, &self.selector, workload)
     }
 }
 
@@ -59,18 +83,20 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         );
     }
     let action = allowed;
+    let mut selection = Selection::of_namespace(&metadata.namespace.value);
+    let mut ports = None;
+    if let Some(target) = target {
+        ports = check_target(page, target, &mut selection, is_root, &only_root);
+    }
+    let Selection { namespace, all, selector } = selection;
     let mut policy = Policy {
-        namespace: metadata.namespace.value.as_str().into(),
-        all: false,
-        selector: BTreeMap::new(),
+        namespace,
+        all,
+        selector,
         rules: Vec::with_capacity(written.value.len()),
         istio: None,
         place: Some(page.place(metadata.name.referenced)),
     };
-    let mut ports = None;
-    if let Some(target) = target {
-        ports = check_target(page, target, &mut policy, is_root, &only_root);
-    }
     let mut seen = HashSet::new();
     for rule in page.items(written, "rules") {
         let RuleDoc { name, from, to, when } = &rule.value;
@@ -122,10 +148,10 @@ fn check_tier(page: &mut Page<'_>, word: &Sp<String>, is_root: bool, only_root: 
     tier
 }
 
-fn check_target(
+pub(super) fn check_target(
     page: &mut Page<'_>,
     target: &Sp<TargetDoc>,
-    policy: &mut Policy,
+    selection: &mut Selection,
     is_root: bool,
     only_root: &str,
 ) -> Option<Vec<u16>> {
@@ -147,7 +173,7 @@ fn check_target(
                 "leave `target` out to mean every workload of this namespace",
             );
         }
-        policy.all = all.value;
+        selection.all = all.value;
     }
     if let Some(selector) = selector {
         if selector.value.is_empty() {
@@ -157,12 +183,12 @@ fn check_target(
                 "name a label, or leave it out to mean every workload of the namespace",
             );
         }
-        policy.selector.clone_from(&selector.value);
+        selection.selector.clone_from(&selector.value);
     }
     ports.as_ref().map(|list| page.ports(list))
 }
 
-fn peers(
+pub(super) fn peers(
     page: &mut Page<'_>,
     list: &List<crate::doc::FromDoc>,
     namespace: &str,

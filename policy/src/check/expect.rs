@@ -1,6 +1,6 @@
 //! `expect` of a PolicyTest's case, and whether the rules that it names are there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use serde_saphyr::Location;
@@ -11,6 +11,7 @@ use crate::verdict::{Action, Enforcement, RuleName};
 use crate::yaml;
 
 const RULE_FORM: &str = "a rule is named `document/rule`, or `namespace/document/rule`";
+const LIMIT_FORM: &str = "a limit is named `document/limit`, or `namespace/document/limit`";
 
 /// The verdict that a case expects.
 pub(crate) enum Expected {
@@ -41,30 +42,27 @@ impl fmt::Display for Expected {
     }
 }
 
-/// The verdict that is expected, and the shadow and the audit beside it; `tested` is the workload's namespace.
+/// What is expected beside the verdict.
+#[derive(Default)]
+pub(crate) struct Beside {
+    pub(crate) shadow: Option<Named>,
+    pub(crate) audit: Option<Named>,
+    /// All limits that match, if it is said.
+    pub(crate) limits: Option<Vec<Named>>,
+}
+
+/// The verdict that is expected, and what stands beside it; `tested` is the workload's namespace.
 pub(super) fn expectation(
     page: &mut Page<'_>,
     entry: &Sp<ExpectDoc>,
     tested: &str,
-) -> (Option<Expected>, Option<Named>, Option<Named>) {
-    let ExpectDoc { allow, deny, shadow, audit } = &entry.value;
-    let mut named = |word: &Sp<String>, words: &str| {
-        let parts: Vec<&str> = word.value.split('/').collect();
-        let full = match parts.as_slice() {
-            [document, rule] => [tested, *document, *rule],
-            [namespace, document, rule] => [*namespace, *document, *rule],
-            _ => ["", "", ""],
-        };
-        if full.iter().all(|part| is_name(part)) {
-            return Some(Named { rule: full.join("/").into(), at: word.referenced });
-        }
-        page.error_with(
-            word.referenced,
-            format!("`{}` names no rule", yaml::printable(&word.value)),
-            format!("{RULE_FORM}{words}"),
-        );
-        None
-    };
+) -> (Option<Expected>, Beside) {
+    let ExpectDoc { allow, deny, shadow, audit, limits } = &entry.value;
+    let limits = limits.as_ref().map(|list| {
+        let names = page.items(list, "limits");
+        names.iter().filter_map(|word| name(page, word, tested, "limit", LIMIT_FORM, "")).collect()
+    });
+    let mut named = |word: &Sp<String>, words: &str| name(page, word, tested, "rule", RULE_FORM, words);
     let shadow = shadow.as_ref().and_then(|word| named(word, ""));
     let audit = audit.as_ref().and_then(|word| named(word, ""));
     let expected = match (allow, deny) {
@@ -87,7 +85,43 @@ pub(super) fn expectation(
             None
         }
     };
-    (expected, shadow, audit)
+    (expected, Beside { shadow, audit, limits })
+}
+
+/// A rule's or limit's name in full.
+fn name(
+    page: &mut Page<'_>,
+    word: &Sp<String>,
+    tested: &str,
+    what: &str,
+    form: &str,
+    words: &str,
+) -> Option<Named> {
+    let parts: Vec<&str> = word.value.split('/').collect();
+    let full = match parts.as_slice() {
+        [document, rule] => [tested, *document, *rule],
+        [namespace, document, rule] => [*namespace, *document, *rule],
+        _ => ["", "", ""],
+    };
+    if full.iter().all(|part| is_name(part)) {
+        return Some(Named { rule: full.join("/").into(), at: word.referenced });
+    }
+    page.error_with(
+        word.referenced,
+        format!("`{}` names no {what}", yaml::printable(&word.value)),
+        format!("{form}{words}"),
+    );
+    None
+}
+
+/// Whether each limit that a test names is there.
+pub(crate) fn names_of_limits(page: &mut Page<'_>, test: &Test, limits: &BTreeSet<String>) {
+    let named = test.cases.iter().flat_map(|case| case.beside.limits.iter().flatten());
+    for named in named.filter(|named| !limits.contains(&*named.rule)) {
+        let known: Vec<&str> = limits.iter().map(String::as_str).collect();
+        let help = yaml::nearest(&named.rule, &known).unwrap_or_else(|| LIMIT_FORM.to_owned());
+        page.error_with(named.at, format!("there is no limit {}", named.rule), help);
+    }
 }
 
 /// Whether each rule that a test names is there and can do what is expected of it.
@@ -117,10 +151,10 @@ pub(crate) fn names_of_rules(page: &mut Page<'_>, test: &Test, rules: &HashMap<S
             Expected::Deny(named) => check(named, Some(Action::Deny), Enforcement::Enforce),
             Expected::Allow(None) | Expected::Denied | Expected::Default | Expected::BadRequest => {}
         }
-        if let Some(named) = &case.shadow {
+        if let Some(named) = &case.beside.shadow {
             check(named, None, Enforcement::Shadow);
         }
-        if let Some(named) = &case.audit {
+        if let Some(named) = &case.beside.audit {
             check(named, Some(Action::Audit), Enforcement::Enforce);
         }
     }

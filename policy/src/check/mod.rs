@@ -5,6 +5,7 @@ mod defaults;
 mod expect;
 mod issuers;
 mod jwt;
+mod limit;
 mod opaque;
 mod peer;
 mod policy_test;
@@ -16,7 +17,8 @@ use serde_saphyr::Location;
 
 pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};
-pub(crate) use expect::{Expected, names_of_rules};
+pub(crate) use expect::{Expected, names_of_limits, names_of_rules};
+pub(crate) use limit::{LimitPolicy, limit_policy};
 pub(crate) use peer::networks;
 pub(crate) use policy_test::{Case, Request, Test, policy_test};
 pub(crate) use service::service;

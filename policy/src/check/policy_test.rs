@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use postern_svid::SpiffeId;
 use serde_saphyr::Location;
 
-use super::expect::{Expected, Named, expectation};
+use super::expect::{Beside, Expected, expectation};
 use super::peer::{bad_name, is_account};
 use super::{NO_PORT, Page, Rules, is_name, jwt, no_spiffe_id};
 use crate::diagnostic::Place;
@@ -41,8 +41,7 @@ pub(crate) struct Case {
     pub(crate) request: Request,
     pub(crate) at: Option<SystemTime>,
     pub(crate) expected: Expected,
-    pub(crate) shadow: Option<Named>,
-    pub(crate) audit: Option<Named>,
+    pub(crate) beside: Beside,
 }
 
 pub(crate) enum Request {
@@ -138,7 +137,7 @@ fn case(
     }
     let time = sent.at.as_ref().map(|text| time(page, text));
     let what = what(page, at, sent, rules);
-    let (expected, shadow, audit) = expectation(page, expect, tested);
+    let (expected, beside) = expectation(page, expect, tested);
     Some(Case {
         name: name.value.trim().into(),
         place: page.place(name.referenced),
@@ -151,8 +150,7 @@ fn case(
             None => None,
         },
         expected: expected?,
-        shadow,
-        audit,
+        beside,
     })
 }
 

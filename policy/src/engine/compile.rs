@@ -7,8 +7,10 @@ use super::clause;
 use super::clock::Clock;
 use super::index::Index;
 use super::keys::{Keys, SourceKey};
+use super::limits;
 use super::matching::{Compiled, ExcludedKeys, PathKeys, PeerKeys, TargetKeys};
 use super::{Audit, Engine, Layers, Sides, StageIndex};
+use crate::limits::LimitRule;
 use crate::pattern::PathPattern;
 use crate::rule::{Account, Excluded, ExcludedTarget, HostPattern, OwnDomains, Peer, Rule, Target};
 use crate::verdict::{Action, Enforcement};
@@ -19,12 +21,19 @@ const MANY_KEYS: usize = 64;
 /// Ways to file a rule: for each dimension, keys one of which is true whenever the rule fires.
 type Dimensions = Vec<Vec<u32>>;
 
-pub(super) fn compile(rules: Vec<Arc<Rule>>, domains: OwnDomains, generation: u64, instance: u64) -> Engine {
+pub(super) fn compile<'a>(
+    rules: Vec<Arc<Rule>>,
+    limits: impl Iterator<Item = &'a LimitRule>,
+    domains: OwnDomains,
+    generation: u64,
+    instance: u64,
+) -> Engine {
     let mut keys = Keys::default();
     let anonymous = keys.source(SourceKey::Anonymous);
     let mut clock = Clock::default();
     let compiled: Vec<Compiled> =
         rules.iter().map(|rule| compile_rule(&mut keys, &mut clock, rule)).collect();
+    let limits = limits::compile(&mut keys, &mut clock, limits);
     let ports =
         |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
     let mut drawers: [Drawer; DRAWERS] = std::array::from_fn(|_| Drawer::default());
@@ -99,6 +108,7 @@ pub(super) fn compile(rules: Vec<Arc<Rule>>, domains: OwnDomains, generation: u6
         audit: has_audit.then_some(Audit { http, tcp }),
         stage: StageIndex { index: file(count, by_source), open_allow, open_deny },
         clock,
+        limits,
     }
 }
 
@@ -186,7 +196,7 @@ fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
     Some(out)
 }
 
-fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
+pub(super) fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
     let Rule { action, tier, enforcement, target_ports, from, to, window, istio } = rule;
     Compiled {
         action: *action,
@@ -200,7 +210,7 @@ fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
     }
 }
 
-fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
+pub(super) fn compile_peer(keys: &mut Keys, peer: &Peer) -> PeerKeys {
     let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, jwt, not } = peer;
     let mut identity: Vec<Box<[u32]>> = Vec::new();
     let mut field = |list: Vec<SourceKey>, keys: &mut Keys| {

@@ -193,7 +193,7 @@ impl Compiled {
 
 impl PeerKeys {
     /// Whether the alternative takes these tokens.
-    fn admits(&self, action: Action, tokens: Tokens<'_>) -> bool {
+    pub(super) fn admits(&self, action: Action, tokens: Tokens<'_>) -> bool {
         jwt::admits(self.jwt.as_deref(), self.not_jwt.as_deref(), tokens, action.is_wide())
     }
 

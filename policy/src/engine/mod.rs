@@ -11,6 +11,7 @@ mod clock;
 mod compile;
 mod index;
 mod keys;
+mod limits;
 mod matching;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use crate::limits::LimitRule;
 use crate::rule::{OwnDomains, Rule};
 use crate::tokens::Tokens;
 use crate::verdict::{
@@ -28,6 +30,7 @@ use answer::{Found, Gathered};
 use clock::Clock;
 use index::Index;
 use keys::Keys;
+use limits::CompiledLimit;
 use matching::{Compiled, Layer7, Question, What};
 
 #[cfg(test)]
@@ -55,6 +58,7 @@ pub(crate) struct Engine {
     audit: Option<Audit>,
     stage: StageIndex,
     clock: Clock,
+    limits: Box<[CompiledLimit]>,
 }
 
 /// With layer 7 and without it: what a rule is filed under differs.
@@ -118,9 +122,20 @@ struct Lists<'a> {
 }
 
 impl Engine {
+    #[cfg(test)]
     pub(crate) fn new<R: Into<Arc<Rule>>>(rules: Vec<R>, domains: OwnDomains, generation: u64) -> Self {
         let rules = rules.into_iter().map(Into::into).collect();
-        compile::compile(rules, domains, generation, NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed))
+        Self::with_limits(rules, std::iter::empty(), domains, generation)
+    }
+
+    pub(crate) fn with_limits<'a>(
+        rules: Vec<Arc<Rule>>,
+        limits: impl Iterator<Item = &'a LimitRule>,
+        domains: OwnDomains,
+        generation: u64,
+    ) -> Self {
+        let instance = NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed);
+        compile::compile(rules, limits, domains, generation, instance)
     }
 
     pub(crate) fn connection(&self, source: Source<'_>) -> Connection {

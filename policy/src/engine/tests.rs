@@ -26,6 +26,7 @@ use crate::{HeaderFields, HeaderLines, SourceFile, eval_ref, load};
 use super::{Connection, Engine};
 
 mod boundaries;
+mod limits;
 
 // Few words, so that rules and questions meet.
 const DOMAINS: [&str; 3] = ["home", "alias", "else"];

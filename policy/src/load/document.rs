@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use crate::diagnostic::Diagnostic;
-use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, ServiceSpec, TestSpec};
+use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, RateLimitSpec, ServiceSpec, TestSpec};
 use crate::istio::doc as istio;
 use crate::istio::doc::{AuthorizationSpec, PeerAuthenticationSpec};
 use crate::text::{self, Text};
@@ -12,6 +12,7 @@ use crate::yaml;
 pub(super) enum Body {
     Access(Document<AccessSpec>),
     Defaults(Box<Document<DefaultsSpec>>),
+    Limit(Document<RateLimitSpec>),
     Service(Document<ServiceSpec>),
     Test(Document<TestSpec>),
     Authorization(Document<AuthorizationSpec>),
@@ -23,6 +24,7 @@ impl Body {
         match self {
             Self::Access(_) => doc::ACCESS_POLICY,
             Self::Defaults(_) => doc::MESH_DEFAULTS,
+            Self::Limit(_) => doc::RATE_LIMIT_POLICY,
             Self::Service(_) => doc::SERVICE,
             Self::Test(_) => doc::POLICY_TEST,
             Self::Authorization(_) => istio::AUTHORIZATION_POLICY,
@@ -34,6 +36,7 @@ impl Body {
         match self {
             Self::Access(document) => &document.metadata,
             Self::Defaults(document) => &document.metadata,
+            Self::Limit(document) => &document.metadata,
             Self::Service(document) => &document.metadata,
             Self::Test(document) => &document.metadata,
             Self::Authorization(document) => &document.metadata,
@@ -89,6 +92,7 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
         istio::PEER_AUTHENTICATION => {
             typed(text, piece, first_line, istio::PEER_AUTHENTICATION).map(Body::PeerAuthentication)
         }
+        doc::RATE_LIMIT_POLICY => typed(text, piece, first_line, doc::RATE_LIMIT_POLICY).map(Body::Limit),
         _ => typed(text, piece, first_line, doc::SERVICE).map(Body::Service),
     }
 }

@@ -9,7 +9,7 @@ use serde_saphyr::Location;
 
 use super::document::{Body, body, pieces};
 use super::{MAX_DOCUMENTS, Terms};
-use crate::check::{self, Page, Policy, Test};
+use crate::check::{self, LimitPolicy, Page, Policy, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{DefaultsSpec, Document};
 use crate::istio;
@@ -75,6 +75,7 @@ impl<'a> ReadFile<'a> {
             let rules = terms.rules();
             let content = match body {
                 Body::Access(body) => Content::Policy(Arc::new(check::policy(&mut page, &body, &rules))),
+                Body::Limit(body) => Content::Limit(Arc::new(check::limit_policy(&mut page, &body, &rules))),
                 Body::Service(body) => Content::Service(check::service(&mut page, &body, &rules)),
                 Body::Test(body) => Content::Test(Arc::new(check::policy_test(&mut page, &body, &rules))),
                 Body::Authorization(body) => {
@@ -107,6 +108,7 @@ pub(crate) struct CheckedFile {
 /// What a document comes to.
 pub(super) enum Content {
     Policy(Arc<Policy>),
+    Limit(Arc<LimitPolicy>),
     Service(Service),
     Test(Arc<Test>),
     Defaults(Box<Document<DefaultsSpec>>),
@@ -125,6 +127,7 @@ impl Head {
                 words.filter_map(|word| EscapedSlashes::parse(&word.value)).max()
             }
             Body::Access(_)
+            | Body::Limit(_)
             | Body::Test(_)
             | Body::Defaults(_)
             | Body::Authorization(_)

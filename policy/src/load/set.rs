@@ -1,11 +1,11 @@
 //! All files of a set together: what no single one shows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::file::{CheckedFile, Content, Head, ReadFile};
 use super::{Known, MAX_DOCUMENTS, Terms, no_documents, parallel, read_all};
-use crate::check::{self, Policy, Settled, Test};
+use crate::check::{self, LimitPolicy, Policy, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{self, DefaultsSpec, Document};
 use crate::istio;
@@ -208,6 +208,14 @@ impl<'a> CheckedSet<'a> {
         self.documents().filter_map(|(_, _, content)| policy(content)).collect()
     }
 
+    pub(super) fn limits(&self) -> Vec<Arc<LimitPolicy>> {
+        let policy = |content: &Content| match content {
+            Content::Limit(policy) => Some(Arc::clone(policy)),
+            _ => None,
+        };
+        self.documents().filter_map(|(_, _, content)| policy(content)).collect()
+    }
+
     pub(super) fn services(&self) -> Vec<Service> {
         let service = |content: &Content| match content {
             Content::Service(service) => Some(service.clone()),
@@ -246,7 +254,7 @@ impl<'a> CheckedSet<'a> {
         documents.collect()
     }
 
-    /// Names in tests that no rule has.
+    /// Names in tests that no rule has, or no limit.
     pub(super) fn misnamed(&self, implied: &[Policy]) -> Diagnostics {
         let mut found = Diagnostics::new();
         let tests: Vec<_> = self
@@ -263,10 +271,14 @@ impl<'a> CheckedSet<'a> {
         let policies = policies.iter().map(|policy| &**policy).chain(implied);
         let rules = policies.flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name));
         let rules: HashMap<String, &RuleName> = rules.map(|name| (name.to_string(), name)).collect();
+        let limits = self.limits();
+        let limits = limits.iter().flat_map(|policy| &policy.limits);
+        let limits: BTreeSet<String> = limits.map(|limit| limit.name.to_string()).collect();
         for (file, head, test) in tests {
             let text = text(file);
             let mut page = head.page(&text);
             check::names_of_rules(&mut page, test, &rules);
+            check::names_of_limits(&mut page, test, &limits);
             found.extend(page.errors);
         }
         found.finished()
@@ -280,7 +292,8 @@ impl<'a> CheckedSet<'a> {
             place: head.place.clone(),
             rules: match content {
                 Content::Policy(policy) => policy.rules.len(),
-                Content::Service(_)
+                Content::Limit(_)
+                | Content::Service(_)
                 | Content::Test(_)
                 | Content::Defaults(_)
                 | Content::PeerAuthentication => 0,
@@ -289,7 +302,8 @@ impl<'a> CheckedSet<'a> {
                 // A test is about a workload of its own choice, and about nobody's traffic.
                 (Content::Test(_), _) => Some(false),
                 (Content::Policy(policy), Some(workload)) => Some(policy.applies_to(workload)),
-                (Content::Policy(_), None) => None,
+                (Content::Limit(policy), Some(workload)) => Some(policy.applies_to(workload)),
+                (Content::Policy(_) | Content::Limit(_), None) => None,
                 (Content::Service(_) | Content::Defaults(_) | Content::PeerAuthentication, _) => Some(true),
             },
         };

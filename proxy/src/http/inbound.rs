@@ -23,6 +23,7 @@ use crate::error::{Error, Reason, Side};
 use crate::inbound::{check_port, relay_stream, serve_tunnel, target_port};
 use crate::limits::Limits;
 use crate::observe::log;
+use crate::rate_limits;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -87,7 +88,7 @@ fn refuse(
     let is_ours = matches!(error.reason, Reason::WorkloadUnreachable | Reason::PortNotDeclared);
     if is_ours && log::FAILURES.admits(error.reason.label()) {
         tracing::info!(%error, peer = ?connection.peer.identity, "an inbound request failed");
-    } else if error.reason != Reason::PolicyDenied {
+    } else if !matches!(error.reason, Reason::PolicyDenied | Reason::RateLimited) {
         tracing::debug!(%error, peer = ?connection.peer.identity, "an inbound request failed");
     }
     respond::error(error, decision, is_grpc)
@@ -119,6 +120,11 @@ async fn forward(
         stream.answered(reason.status().as_u16());
         stream.finish(End::Failed(reason));
         return Err(Error::new(Side::Peer, reason, "the policy says no"));
+    }
+    if let Err(error) = rate_limits::admit(sidecar, &stream, &snapshot, judgement.id) {
+        stream.answered(error.reason.status().as_u16());
+        stream.finish(End::Failed(error.reason));
+        return Err(error);
     }
     // A long call must not keep this policy for as long as it waits.
     let limits = Arc::clone(&snapshot.limits);

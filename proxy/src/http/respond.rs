@@ -1,6 +1,8 @@
 //! Responses of the sidecar's own.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 
 use super::body::Body;
@@ -10,6 +12,8 @@ use crate::error::Error;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// What clients of gRPC that may retry wait for (gRFC A6), in milliseconds.
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Answers with an error: a generic sentence and the decision's id, never the rule. gRPC callers get theirs in the
 /// shape they read: status 200 and trailers only.
@@ -42,10 +46,23 @@ pub fn error(error: &Error, decision: Option<DecisionId>, is_grpc: bool) -> Resp
         response
     };
     headers::add_error(response.headers_mut(), reason);
+    if let Some(wait) = error.wait {
+        let fields = response.headers_mut();
+        // Rounded up: whoever comes a moment too early is refused again.
+        fields.insert(RETRY_AFTER, whole(wait, Duration::from_secs(1)));
+        if is_grpc {
+            fields.insert(GRPC_PUSHBACK, whole(wait, Duration::from_millis(1)));
+        }
+    }
     if let Some(id) = decision {
         headers::add_decision(response.headers_mut(), id);
     }
     response
+}
+
+/// A time in whole units.
+fn whole(time: Duration, unit: Duration) -> HeaderValue {
+    HeaderValue::from(u64::try_from(time.as_nanos().div_ceil(unit.as_nanos())).unwrap_or(u64::MAX))
 }
 
 /// An empty answer.
@@ -66,10 +83,35 @@ mod tests {
         let response = error(&denied, None, true);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "7");
+        assert!(!response.headers().contains_key("retry-after"));
         let response = error(&denied, None, false);
         assert_eq!(response.status(), 403);
         for value in response.headers().values() {
             assert!(!value.to_str().unwrap().contains("no-writes"), "callers are not told the rule");
         }
+    }
+
+    #[test]
+    fn who_is_refused_for_now_is_told_until_when() {
+        for (micros, seconds, millis) in [(1, "1", "1"), (1_000_000, "1", "1000"), (1_000_001, "2", "1001")] {
+            let wait = Some(Duration::from_micros(micros));
+            let limited = Error::new(Side::Peer, Reason::RateLimited, "shop/orders/total").until(wait);
+            let response = error(&limited, None, false);
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["retry-after"]),
+                (429, &HeaderValue::from_static(seconds))
+            );
+            assert!(!response.headers().contains_key("grpc-retry-pushback-ms"));
+            let response = error(&limited, None, true);
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["grpc-status"]),
+                (200, &HeaderValue::from_static("8"))
+            );
+            assert_eq!(response.headers()["retry-after"], seconds);
+            assert_eq!(response.headers()["grpc-retry-pushback-ms"], millis);
+            assert!(!format!("{:?}", response.headers()).contains("total"), "callers are not told the limit");
+        }
+        let untold = Error::new(Side::Peer, Reason::RateLimited, "").until(None);
+        assert!(!error(&untold, None, false).headers().contains_key("retry-after"));
     }
 }

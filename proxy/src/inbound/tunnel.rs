@@ -20,6 +20,7 @@ use crate::http::h2::{self, Closing, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
 use crate::limits::Limits;
+use crate::rate_limits;
 use crate::runtime::spawn;
 use crate::snapshot::Snapshot;
 use crate::tcp;
@@ -148,7 +149,8 @@ fn judge_tunnel(
         stream.finish(End::Failed(reason));
         return Err(Error::new(Side::Peer, reason, format!("the policy says no; decision {}", judgement.id)));
     }
-    match admitted.map_or_else(|| sidecar.admit(&snapshot.limits), Ok) {
+    let limited = rate_limits::admit(sidecar, &stream, &snapshot, judgement.id);
+    match limited.and_then(|()| admitted.map_or_else(|| sidecar.admit(&snapshot.limits), Ok)) {
         Ok(admitted) => stream.hold(admitted),
         Err(error) => {
             stream.answered(error.reason.status().as_u16());

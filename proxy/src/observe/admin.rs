@@ -92,6 +92,7 @@ pub(super) async fn show<B: Sync>(sidecar: &Arc<Sidecar>, request: &Request<B>) 
         "/v1/policy" => heavy(sidecar, policy).await,
         "/v1/services" => heavy(sidecar, services).await,
         "/v1/connections" => heavy(sidecar, live::connections).await,
+        "/v1/limits" => heavy(sidecar, live::limits).await,
         "/v1/decisions" => heavy(sidecar, decisions).await,
         "/v1/log" => ok(&json!({ "level": log::level() })),
         known if PATHS.contains(&known) => other_method(),
@@ -117,7 +118,7 @@ async fn heavy(sidecar: &Arc<Sidecar>, page: fn(&Sidecar) -> Value) -> Response<
     made.await.unwrap_or_else(|error| failure(error.to_string()))
 }
 
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "/v1/version",
     "/v1/config",
     "/v1/identity",
@@ -126,6 +127,7 @@ const PATHS: [&str; 10] = [
     "/v1/services",
     "/v1/connections",
     "/v1/decisions",
+    "/v1/limits",
     "/v1/log",
     "/v1/drain",
 ];
@@ -296,6 +298,7 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
     });
     let audit = name(verdict.and_then(|verdict| verdict.audit));
     let reason = match decision.verdict.map(|verdict| verdict.effect) {
+        _ if decision.limit.is_some() => "rate_limited",
         None => "no_policy",
         Some(Effect::Allow) => "rule",
         Some(Effect::Deny(reason)) => reason.label(),
@@ -306,6 +309,7 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
         "effect": if decision.is_allowed() { "allow" } else { "deny" },
         "reason": reason,
         "rule": rule,
+        "limit": decision.limit,
         "shadow": shadow,
         "audit": audit,
         "generation": decision.id.generation,

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::rate_limits::{LimitCollector, LimitSeries};
 use super::rules::{RuleCollector, RuleSeries};
 use crate::connections::Direction;
 use crate::error::Reason;
@@ -109,6 +110,8 @@ pub struct Metrics {
     decisions: [Counter; 2],
     /// How often each rule decided.
     pub rules: Arc<RuleSeries>,
+    /// What each rate limit let through and refused.
+    pub rate_limits: Arc<LimitSeries>,
     shadow: [Counter; 2],
     audited: Counter,
     /// Streams that run, by direction.
@@ -227,6 +230,7 @@ impl Default for Metrics {
             decisions: ["allow", "deny"]
                 .map(|effect| decisions.get_or_create_owned(&vec![("effect", effect)])),
             rules: Arc::default(),
+            rate_limits: Arc::default(),
             shadow: ["allow", "deny"].map(|would| shadow.get_or_create_owned(&vec![("would", would)])),
             audited: Counter::default(),
             streams_active: by_direction(&streams_active),
@@ -263,6 +267,7 @@ impl Metrics {
 
     fn with_singles(mut self, mut registry: Registry) -> Self {
         registry.register_collector(Box::new(RuleCollector(Arc::clone(&self.rules))));
+        registry.register_collector(Box::new(LimitCollector(Arc::clone(&self.rate_limits))));
         registry.register("audited", "Verdicts about what an Audit rule marks", self.audited.clone());
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());

@@ -6,4 +6,5 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod rate_limits;
 pub mod rules;

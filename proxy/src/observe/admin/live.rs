@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use postern_policy::LimitCounts;
 use postern_svid::SpiffeId;
 use serde_json::{Value, json};
 
@@ -36,6 +37,31 @@ pub(super) fn connections(sidecar: &Sidecar) -> Value {
         })
         .collect();
     json!({ "connections": connections })
+}
+
+/// The rate limits in force, and what they have counted.
+pub(super) fn limits(sidecar: &Sidecar) -> Value {
+    let snapshot = sidecar.snapshots.load();
+    let limits = snapshot.policy.iter().flat_map(|generation| generation.limits());
+    let limits: Vec<Value> = limits
+        .map(|limit| {
+            let LimitCounts { admitted, refused, shadow_refused, keys } = limit.counts();
+            json!({
+                "limit": limit.name().to_string(),
+                "enforcement": limit.name().enforcement,
+                "place": limit.name().place,
+                "rate": limit.rate(),
+                "burst": limit.burst(),
+                "key": limit.key(),
+                "keys": keys,
+                "maxKeys": limit.max_keys(),
+                "admitted": admitted,
+                "refused": refused,
+                "shadowRefused": shadow_refused,
+            })
+        })
+        .collect();
+    json!({ "limits": limits })
 }
 
 fn stream(entry: &Entry) -> Value {
