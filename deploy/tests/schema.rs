@@ -162,6 +162,8 @@ fn typical_mistakes_do_not_validate() {
         document("AccessPolicy", "{enforcement: Shadow, action: Audit, rules: [{name: r}]}"),
         document("AccessPolicy", "{target: {}, action: Allow, rules: [{name: r}]}"),
         document("AccessPolicy", "{target: {all: false}, action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{target: {namespaces: []}, action: Allow, rules: [{name: r}]}"),
+        document("AccessPolicy", "{target: {namespaces: [Shop]}, action: Allow, rules: [{name: r}]}"),
         document("AccessPolicy", "{action: Allow, rules: [{name: R}]}"),
         document("AccessPolicy", "{action: Allow, rules: [{name: r}]}").replace("v1alpha1", "v1"),
         document("AccessPolicy", "{action: Allow, rules: [{name: r}]}").replace(", namespace: root", ""),
@@ -215,6 +217,7 @@ fn typical_mistakes_do_not_validate() {
         issuer("jwks: {file: /k}, clockSkew: soon"),
         issuer("jwks: {file: /k}, header: {name: X-Token}"),
         issuer("jwks: {file: /k}, header: {prefix: Bearer}"),
+        document("MeshDefaults", "{staleAfter: a day}"),
         document("Service", "{ports: [{port: 80, protocol: https}], endpoints: [{address: 10.0.0.1}]}"),
         document(
             "Service",

@@ -89,6 +89,8 @@ pub(crate) struct Target {
     #[serde(default, deserialize_with = "present")]
     pub(crate) all: Option<Sp<bool>>,
     #[serde(default, deserialize_with = "present")]
+    pub(crate) namespaces: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
     pub(crate) selector: Option<Sp<BTreeMap<String, String>>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) ports: Option<List<u16>>,
@@ -244,6 +246,8 @@ pub(crate) struct DefaultsSpec {
     pub(crate) on_change: Option<Sp<OnChangeDoc>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) jwt: Option<Sp<JwtDefaults>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) stale_after: Option<Sp<Span>>,
 }
 
 #[derive(Deserialize)]

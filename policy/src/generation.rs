@@ -21,6 +21,8 @@ pub struct Generation {
     pub(crate) services: Services,
     pub(crate) defaults: Defaults,
     pub(crate) documents: Vec<DocumentSummary>,
+    /// Rules of documents that break the glass, in order.
+    pub(crate) glass_rules: Vec<RuleId>,
     pub(crate) warnings: Diagnostics,
     pub(crate) ports_named: BTreeSet<u16>,
     pub(crate) headers_named: Vec<Box<str>>,
@@ -53,6 +55,23 @@ impl Generation {
     /// The documents of the set.
     pub fn documents(&self) -> &[DocumentSummary] {
         &self.documents
+    }
+
+    /// Whether a rule stands in a document that breaks the glass: what it allows is told, each time.
+    pub fn breaks_glass(&self, rule: RuleId) -> bool {
+        !self.glass_rules.is_empty() && self.glass_rules.binary_search(&rule).is_ok()
+    }
+
+    pub(crate) fn keep_documents(&mut self, documents: Vec<DocumentSummary>) {
+        let marked: Vec<&DocumentSummary> =
+            documents.iter().filter(|document| document.break_glass.is_some()).collect();
+        let is_marked = |name: &RuleName| {
+            marked
+                .iter()
+                .any(|document| *document.namespace == *name.namespace && *document.name == *name.document)
+        };
+        self.glass_rules = self.rules().filter(|(_, name)| is_marked(name)).map(|(id, _)| id).collect();
+        self.documents = documents;
     }
 
     /// What loads but probably does not say what was meant.

@@ -16,6 +16,7 @@
 //! traffic. Tests hold them against each other, because a matcher that is fast and differs is how mesh policies have
 //! been passed before (CVE-2026-27588 and its kin).
 
+mod break_glass;
 mod check;
 mod diagnostic;
 mod doc;
@@ -43,6 +44,7 @@ mod window;
 pub mod yaml;
 mod yaml_words;
 
+pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use engine::Connection;
 pub use explain::{Explanation, Miss, Shadow};

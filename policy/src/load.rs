@@ -65,7 +65,7 @@ fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
         );
     }
     generation.services = Services::new(services);
-    generation.documents = documents;
+    generation.keep_documents(documents);
     generation.warnings = warnings.finished();
     generation
 }
@@ -133,8 +133,10 @@ impl Checked {
                 on_change: self.settled.on_change,
                 aliases: self.settled.aliases.clone(),
                 jwt: self.settled.jwt.clone(),
+                stale_after: self.settled.stale_after,
             },
             documents: Vec::new(),
+            glass_rules: Vec::new(),
             warnings: Diagnostics::new(),
             ports_named: ports_named(&applied),
             headers_named: headers_named(&applied, &limits),

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use postern_svid::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
+use crate::break_glass::BreakGlass;
 use crate::diagnostic::Place;
 use crate::fields::HeaderLines;
 use crate::issuers::Jwt;
@@ -48,6 +49,9 @@ pub struct Defaults {
     pub aliases: Vec<TrustDomain>,
     /// Who issues tokens.
     pub jwt: Jwt,
+    /// How long nobody could read a good set before this one decides no more, and everything is denied. `None`: it
+    /// decides for ever.
+    pub stale_after: Option<std::time::Duration>,
 }
 
 /// What happens to live things that lost permission: TCP connections close and streams are reset, after a grace.
@@ -316,4 +320,7 @@ pub struct DocumentSummary {
     /// Whether it concerns this workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applies: Option<bool>,
+    /// Whether it breaks the glass, and for how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub break_glass: Option<BreakGlass>,
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::{Page, Rules, peer, target, when};
+use super::{Page, Rules, break_glass, peer, target, when};
+use crate::break_glass::BreakGlass;
 use crate::diagnostic::Place;
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
 use crate::istio::Part;
@@ -17,7 +18,9 @@ use crate::yaml;
 pub(crate) struct Policy {
     pub(crate) namespace: Box<str>,
     pub(crate) all: bool,
+    pub(crate) namespaces: Vec<Box<str>>,
     pub(crate) selector: BTreeMap<String, String>,
+    pub(crate) break_glass: Option<BreakGlass>,
     pub(crate) rules: Vec<(Arc<RuleName>, Arc<Rule>)>,
     /// If it is of Istio's kind.
     pub(crate) istio: Option<Part>,
@@ -28,32 +31,43 @@ pub(crate) struct Policy {
 impl Policy {
     /// Whether it concerns `workload`.
     pub(crate) fn applies_to(&self, workload: &Workload) -> bool {
-        concerns(&self.namespace, self.all, &self.selector, workload)
+        concerns(&self.namespace, self.all, &self.namespaces, &self.selector, workload)
     }
 }
 
-/// Whether a document concerns `workload`: it acts in its own namespace only, unless the root namespace says `all`.
-fn concerns(namespace: &str, all: bool, selector: &BTreeMap<String, String>, workload: &Workload) -> bool {
-    (all || namespace == workload.namespace)
-        && selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+/// Whether a document concerns `workload`: it acts in its own namespace only, unless the root namespace says `all` or names
+/// others.
+fn concerns(
+    namespace: &str,
+    all: bool,
+    namespaces: &[Box<str>],
+    selector: &BTreeMap<String, String>,
+    workload: &Workload,
+) -> bool {
+    let is_meant = match namespaces {
+        [] => all || namespace == workload.namespace,
+        named => named.iter().any(|name| **name == *workload.namespace),
+    };
+    is_meant && selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
 }
 
 /// The workloads that a document's `target` selects.
 pub(super) struct Selection {
     namespace: Box<str>,
     all: bool,
+    namespaces: Vec<Box<str>>,
     selector: BTreeMap<String, String>,
 }
 
 impl Selection {
     /// Every workload of the document's namespace, until its target says otherwise.
     pub(super) fn of_namespace(namespace: &str) -> Self {
-        Self { namespace: namespace.into(), all: false, selector: BTreeMap::new() }
+        Self { namespace: namespace.into(), all: false, namespaces: Vec::new(), selector: BTreeMap::new() }
     }
 
     /// Whether the document concerns `workload`.
     pub(super) fn applies_to(&self, workload: &Workload) -> bool {
-        concerns(&self.namespace, self.all, &self.selector, workload)
+        concerns(&self.namespace, self.all, &self.namespaces, &self.selector, workload)
     }
 }
 
@@ -88,11 +102,13 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     if let Some(target) = target {
         ports = check_target(page, target, &mut selection, is_root, &only_root);
     }
-    let Selection { namespace, all, selector } = selection;
+    let Selection { namespace, all, namespaces, selector } = selection;
     let mut policy = Policy {
         namespace,
         all,
+        namespaces,
         selector,
+        break_glass: None,
         rules: Vec::with_capacity(written.value.len()),
         istio: None,
         place: Some(page.place(metadata.name.referenced)),
@@ -131,6 +147,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         };
         policy.rules.push((Arc::new(rule_name), Arc::new(checked)));
     }
+    policy.break_glass = break_glass::marked(page, document, &policy.rules);
     policy
 }
 
@@ -155,8 +172,8 @@ pub(super) fn check_target(
     is_root: bool,
     only_root: &str,
 ) -> Option<Vec<u16>> {
-    let TargetDoc { all, selector, ports } = &target.value;
-    if all.is_none() && selector.is_none() && ports.is_none() {
+    let TargetDoc { all, namespaces, selector, ports } = &target.value;
+    if all.is_none() && namespaces.is_none() && selector.is_none() && ports.is_none() {
         page.error_with(
             target.referenced,
             "`target` is empty",
@@ -174,6 +191,25 @@ pub(super) fn check_target(
             );
         }
         selection.all = all.value;
+    }
+    if let Some(list) = namespaces {
+        if !is_root {
+            page.error_with(
+                list.referenced,
+                format!("{only_root} name the namespaces that they speak for"),
+                "leave `namespaces` out to mean every workload of this namespace",
+            );
+        }
+        if all.is_some() {
+            page.error_with(list.referenced, "`all` and `namespaces` are both given", "keep one of them");
+        }
+        selection.namespaces = page.each(list, "namespaces", |name| {
+            if super::is_name(name) {
+                Ok(name.as_str().into())
+            } else {
+                Err(("this is not a namespace's name", "a name has 1 to 63 characters: a-z, 0-9 and '-'"))
+            }
+        });
     }
     if let Some(selector) = selector {
         if selector.value.is_empty() {

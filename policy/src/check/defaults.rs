@@ -13,6 +13,8 @@ use crate::yaml::Span;
 
 /// A grace longer than this is a permission, not a grace.
 const MAX_GRACE: Duration = Duration::from_secs(3_600);
+/// A sidecar reads its documents every two seconds; a bound much nearer to that would bite on a slow disk.
+const MIN_STALE: Duration = Duration::from_secs(10);
 
 /// What a MeshDefaults document settles.
 #[derive(Default)]
@@ -21,6 +23,7 @@ pub(crate) struct Settled {
     pub(crate) slashes: EscapedSlashes,
     pub(crate) on_change: OnChange,
     pub(crate) jwt: Jwt,
+    pub(crate) stale_after: Option<Duration>,
 }
 
 /// Checks a MeshDefaults document.
@@ -39,7 +42,7 @@ pub(crate) fn defaults(
             format!("write `namespace: {root_namespace}` if the whole mesh is meant"),
         );
     }
-    let DefaultsSpec { trust_domains, http, on_change, jwt } = &spec.value;
+    let DefaultsSpec { trust_domains, http, on_change, stale_after, jwt } = &spec.value;
     let mut settled = Settled::default();
     if let Some(section) = jwt {
         settled.jwt = issuers::jwt(page, section);
@@ -98,6 +101,17 @@ pub(crate) fn defaults(
             }
             settled.on_change.grace = length;
         }
+    }
+    if let Some(written) = stale_after {
+        let Span(length) = written.value;
+        if !length.is_zero() && length < MIN_STALE {
+            page.error_with(
+                written.referenced,
+                format!("`staleAfter` is at least {}s", MIN_STALE.as_secs()),
+                "0s, or leaving it out, means never",
+            );
+        }
+        settled.stale_after = Some(length).filter(|length| !length.is_zero());
     }
     settled
 }

@@ -1,6 +1,7 @@
 //! From documents as written to canonical rules, services and defaults; every mistake with its place.
 
 mod access;
+mod break_glass;
 mod defaults;
 mod expect;
 mod issuers;

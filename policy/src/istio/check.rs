@@ -60,6 +60,8 @@ pub(crate) fn authorization(
         namespace: namespace.into(),
         // Istio's root namespace speaks for the mesh without saying so.
         all: namespace == rules.root_namespace,
+        namespaces: Vec::new(),
+        break_glass: None,
         selector: selector.as_ref().map(|selector| labels(page, selector)).unwrap_or_default(),
         rules: Vec::new(),
         istio: Some(Part::Written(action, enforcement)),

@@ -65,6 +65,8 @@ fn policy(
     Some(Policy {
         namespace: namespace.into(),
         all: false,
+        namespaces: Vec::new(),
+        break_glass: None,
         selector: BTreeMap::new(),
         rules: vec![(
             Arc::new(name),

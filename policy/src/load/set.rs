@@ -306,6 +306,11 @@ impl<'a> CheckedSet<'a> {
                 (Content::Policy(_) | Content::Limit(_), None) => None,
                 (Content::Service(_) | Content::Defaults(_) | Content::PeerAuthentication, _) => Some(true),
             },
+            break_glass: match content {
+                Content::Policy(policy) => policy.break_glass.clone(),
+                // Only an Allow can.
+                _ => None,
+            },
         };
         self.documents().map(summary).collect()
     }
