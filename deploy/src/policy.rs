@@ -1,7 +1,11 @@
-//! `postern policy`: check documents, test them and explain decisions, offline. The sidecar's own code does all of it.
+//! `postern policy`: check documents, test them and explain decisions, with the sidecar's own code; and ask or steer
+//! sidecars that run.
 
 mod check;
 mod explain;
+mod live;
+mod open;
+mod rollback;
 mod schema;
 mod test;
 
@@ -35,6 +39,12 @@ enum Verb {
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
     Explain(Box<explain::Args>),
+    /// Break the glass: proven peers may call a namespace, for a while and for a reason. Exit code 0: done; 1: refused; 2: the
+    /// question is wrong.
+    Open(open::Args),
+    /// Put earlier documents back in force at running sidecars, or follow the directory again. Exit code 0: done; 1: one
+    /// sidecar refused; 2: the question is wrong.
+    Rollback(rollback::Args),
     /// Print the JSON Schema of documents, for editors and pipelines.
     Schema(schema::Args),
     /// Run the PolicyTests of a set against its rules. Exit code 0: every case passes; 1: one fails, there is none, a
@@ -59,6 +69,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let (result, json) = match args.verb {
         Verb::Check(args) => (check::run(&args), args.set.json),
         Verb::Explain(args) => (explain::run(&args), args.set.json),
+        Verb::Open(args) => (open::run(&args), args.json),
+        Verb::Rollback(args) => (rollback::run(&args), args.json),
         Verb::Schema(args) => (schema::run(&args), false),
         Verb::Test(args) => (test::run(&args), args.set.json),
     };

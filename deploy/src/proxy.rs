@@ -74,6 +74,11 @@ enum Verb {
         #[arg(num_args = 0..=2)]
         request: Vec<String>,
     },
+    /// The last verdicts, or the one of this id.
+    Decisions {
+        /// A decision id, as the caller was told it.
+        id: Option<String>,
+    },
     /// Let it leave: no longer ready, then no new connections, then the end.
     Drain,
 }
@@ -92,8 +97,6 @@ enum Show {
     Services,
     /// Connections and streams.
     Connections,
-    /// The last verdicts.
-    Decisions,
     /// The rate limits in force, and what they have counted.
     Limits,
     /// The log's level.
@@ -113,7 +116,6 @@ impl Show {
             Self::Policy => "/v1/policy",
             Self::Services => "/v1/services",
             Self::Connections => "/v1/connections",
-            Self::Decisions => "/v1/decisions",
             Self::Limits => "/v1/limits",
             Self::Log => "/v1/log",
             Self::Metrics => "/metrics",
@@ -128,6 +130,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Show(show) => ask(&socket, "GET", show.path(), ""),
         Verb::SetLog { level } => {
             ask(&socket, "PUT", "/v1/log", &serde_json::json!({ "level": level }).to_string())
+        }
+        Verb::Decisions { id: None } => ask(&socket, "GET", "/v1/decisions", ""),
+        Verb::Decisions { id: Some(id) } => {
+            // An id goes into a request's target: nothing but what ids are made of.
+            if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+                eprintln!("postern proxy decisions: {id:?} is no decision id");
+                return ExitCode::from(2);
+            }
+            ask(&socket, "GET", &format!("/v1/decisions/{id}"), "")
         }
         Verb::Drain => ask(&socket, "POST", "/v1/drain", ""),
         Verb::Explain { from, address, port, host, headers, claims, request } => {
@@ -190,7 +201,7 @@ fn fields(lines: &[String]) -> Option<serde_json::Value> {
 }
 
 /// `shop/web` is short for the id in the trust domain of the sidecar that is asked.
-fn caller(socket: &Path, from: Option<String>) -> std::io::Result<Option<String>> {
+pub(crate) fn caller(socket: &Path, from: Option<String>) -> std::io::Result<Option<String>> {
     let Some(from) = from else { return Ok(None) };
     let Some((namespace, account)) = from.split_once('/').filter(|_| !from.contains(':')) else {
         return Ok(Some(from));
@@ -215,16 +226,19 @@ fn print(status: u16, answer: &str) -> ExitCode {
         eprintln!("postern proxy: {error}");
         return ExitCode::from(2);
     }
-    match value["text"].as_str().filter(|_| value.get("explanation").is_some()) {
+    match value["text"]
+        .as_str()
+        .filter(|_| value.get("explanation").is_some() && value.get("decision").is_none())
+    {
         Some(text) => say(text.trim_end()),
         None => say(serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned())),
     }
-    let is_denied = value["explanation"]["verdict"]["allowed"] == false;
+    let is_denied = value.get("decision").is_none() && value["explanation"]["verdict"]["allowed"] == false;
     ExitCode::from(u8::from(is_denied || !(200..300).contains(&status)))
 }
 
 /// One request over the socket. HTTP/1.0: the answer ends with the connection.
-fn ask(socket: &Path, method: &str, path: &str, question: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn ask(socket: &Path, method: &str, path: &str, question: &str) -> std::io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;

@@ -98,6 +98,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     spawn(agent.run(stopped.clone()));
     let (loaded, first_load) = watch::channel(false);
     spawn(rejudge::by_the_hour(Arc::clone(&sidecar)));
+    spawn(documents::stale::watch(Arc::clone(&sidecar)));
     spawn(documents::follow(Arc::clone(&sidecar), loaded, stopped));
 
     // Nothing is accepted before there is an identity to prove and a verdict to give.

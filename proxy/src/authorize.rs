@@ -51,8 +51,9 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     let entry = stream.entry();
     let Some(generation) = &snapshot.policy else {
         let id = sidecar.decisions.id(0);
-        remember(sidecar, entry, id, None, None);
-        return Judgement { id, refused: Some(Reason::NoPolicy) };
+        let reason = snapshot.without_policy();
+        remember(sidecar, entry, id, Answer { verdict: None, rule: None, without: Some(reason) });
+        return Judgement { id, refused: Some(reason) };
     };
     let verdict = entry.connection.judge(generation, &entry.facts);
     snapshot.rule_counts.count(&verdict);
@@ -60,7 +61,11 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };
     remark(entry, id, &verdict, generation);
-    remember(sidecar, entry, id, Some(verdict), rule);
+    let breaks_glass = |rule| generation.breaks_glass(rule);
+    if let Some(rule) = verdict.rule.filter(|rule| allowed && breaks_glass(*rule)) {
+        remark_glass(entry, id, &generation.rule(rule).to_string());
+    }
+    remember(sidecar, entry, id, Answer { verdict: Some(verdict), rule, without: None });
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
 }
 
@@ -82,15 +87,30 @@ fn remark(entry: &Entry, id: DecisionId, verdict: &Verdict, generation: &Generat
     }
 }
 
-fn remember(
-    sidecar: &Sidecar,
-    entry: &Entry,
-    id: DecisionId,
+/// Says whom broken glass lets in.
+fn remark_glass(entry: &Entry, id: DecisionId, rule: &str) {
+    if !log::GLASS.admits("allowed") {
+        return;
+    }
+    let peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str());
+    let (method, path) = entry.facts.method_and_path();
+    let (path, port) = (log::path(path), entry.facts.port);
+    tracing::warn!(target: "postern::decision", decision = %id, effect = "allow", rule, peer, port, method, %path, "let in through broken glass");
+}
+
+/// What a stream was answered.
+struct Answer {
     verdict: Option<Verdict>,
+    /// For denials.
     rule: Option<String>,
-) {
-    let decision =
-        Decision { id, at: sidecar.clock.wall(), subject: entry.subject(), verdict, rule, limit: None };
+    /// Why there is no verdict.
+    without: Option<Reason>,
+}
+
+fn remember(sidecar: &Sidecar, entry: &Entry, id: DecisionId, answer: Answer) {
+    let Answer { verdict, rule, without } = answer;
+    let (at, subject) = (sidecar.clock.wall(), entry.subject());
+    let decision = Decision { id, at, subject, verdict, rule, without, limit: None };
     let allowed = decision.is_allowed();
     sidecar.metrics.decision(verdict);
     if !allowed && log::DENIALS.admits("denied") {

@@ -13,6 +13,7 @@ use postern_policy::{Generation, Verdict};
 use postern_svid::SpiffeId;
 
 use crate::connections::{Direction, Facts, Operation, Peer};
+use crate::error::Reason;
 
 /// Denials and allowances kept, each: a flood of one must not push out the other.
 const KEPT: usize = 1_024;
@@ -37,6 +38,45 @@ impl fmt::Display for DecisionId {
     }
 }
 
+impl DecisionId {
+    /// Parses what `Display` writes.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('-');
+        let (generation, instance, counter) = (parts.next()?, parts.next()?, parts.next()?);
+        let id = Self {
+            generation: generation.parse().ok()?,
+            instance: u32::from_str_radix(instance, 16).ok()?,
+            counter: u64::from_str_radix(counter, 16).ok()?,
+        };
+        (parts.next().is_none() && id.to_string() == text).then_some(id)
+    }
+
+    /// A number that is the same for this id wherever it is worked out, and evenly spread: for sampling.
+    pub fn spread(self) -> u64 {
+        // SplitMix64's finaliser.
+        let mut x = (u64::from(self.instance) << 40) ^ self.counter;
+        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+}
+
+/// What became of a decision that somebody names.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It is remembered.
+    Kept(Box<Decision>),
+    /// It was made here, and is remembered no more.
+    Forgotten,
+    /// It is still to be made.
+    NotYet,
+    /// It was made by another sidecar, or in another run of this one.
+    OtherRun,
+    /// Nothing was ever called so.
+    NotAnId,
+}
+
 /// One verdict as it is remembered.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -48,6 +88,8 @@ pub struct Decision {
     pub subject: Subject,
     /// The answer; `None` if no policy was in force.
     pub verdict: Option<Verdict>,
+    /// Why none was, if none was.
+    pub without: Option<Reason>,
     /// The rule's full name: for denials, and for allowances of generations that are not kept any more. Other allowances
     /// resolve theirs when they are looked at.
     pub rule: Option<String>,
@@ -104,6 +146,12 @@ impl Subject {
     /// Method and path for people; a tunnel has neither.
     pub fn method_and_path(&self) -> (&str, &str) {
         (self.method.as_ref().map_or("-", CanonMethod::as_str), &self.path)
+    }
+
+    /// The method and, if it was not cut, the path; `None` for a tunnel.
+    pub fn request(&self) -> Option<(&CanonMethod, Option<&str>)> {
+        let path = Some(&*self.path).filter(|path| !path.ends_with(CUT));
+        self.method.as_ref().map(|method| (method, path))
     }
 
     /// The status answered so far; 0 for none yet.
@@ -176,6 +224,23 @@ impl DecisionLog {
         }
     }
 
+    /// Looks for a decision by its id.
+    pub fn find(&self, id: &str) -> Found {
+        let Some(id) = DecisionId::parse(id) else { return Found::NotAnId };
+        if id.instance != self.instance {
+            return Found::OtherRun;
+        }
+        if id.counter == 0 || id.counter >= self.next.load(Ordering::Relaxed) {
+            return Found::NotYet;
+        }
+        for kept in [&self.denied, &self.allowed] {
+            if let Some(found) = kept.lock().iter().find(|decision| decision.id == id) {
+                return Found::Kept(Box::new(found.clone()));
+            }
+        }
+        Found::Forgotten
+    }
+
     /// What is remembered, newest first.
     pub fn recent(&self) -> Vec<Decision> {
         let mut all: Vec<Decision> = self.denied.lock().iter().cloned().collect();
@@ -220,6 +285,50 @@ mod tests {
         assert!(path.starts_with("/aaa") && path.ends_with(CUT), "{path}");
         assert!(!format!("{long:?}").contains("secret"), "{long:?}");
         assert_eq!(subject("/short?token=secret").method_and_path().1, "/short");
+    }
+
+    #[test]
+    fn a_decision_is_found_by_its_id_or_it_is_said_why_not() {
+        let log = DecisionLog::new(0xabc);
+        let first = log.id(7);
+        let decision = |id| Decision {
+            id,
+            at: SystemTime::UNIX_EPOCH,
+            subject: subject("/"),
+            verdict: None,
+            without: Some(Reason::NoPolicy),
+            rule: None,
+            limit: None,
+        };
+        log.record(decision(first));
+        assert!(matches!(log.find(&first.to_string()), Found::Kept(found) if found.id == first));
+        assert!(matches!(log.find("7-000abc-2"), Found::NotYet));
+        assert!(matches!(log.find("7-000abd-1"), Found::OtherRun));
+        assert!(matches!(log.find("8-000abc-1"), Found::Forgotten), "of another generation than it says");
+        for bad in [
+            "",
+            "7",
+            "7-000abc",
+            "7-000abc-1-1",
+            "7-000abc-01",
+            "7-abc-1",
+            "x-000abc-1",
+            "-1-000abc-1",
+            "+7-000abc-1",
+        ] {
+            assert!(matches!(log.find(bad), Found::NotAnId), "{bad}");
+        }
+        for _ in 0..KEPT {
+            log.record(decision(log.id(7)));
+        }
+        assert!(matches!(log.find(&first.to_string()), Found::Forgotten));
+    }
+
+    #[test]
+    fn ids_are_spread_evenly_for_sampling() {
+        let log = DecisionLog::new(1);
+        let tenth = (0..10_000).filter(|_| log.id(1).spread() < u64::MAX / 10).count();
+        assert!((900..1_100).contains(&tenth), "{tenth} of 10000");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! what is there is told by reading, and by reading it twice until two readings agree. A slow poll reads everything and
 //! backs the events up, because a watch on a directory that is replaced goes silent.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,27 +12,34 @@ use std::time::{Duration, SystemTime};
 
 use notify::{RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
-use postern_policy::{Diagnostics, Generation, Scope, SourceFile, Workload};
+use postern_policy::{Diagnostics, Generation, Scope, Workload};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::rejudge;
 use crate::sidecar::Sidecar;
-use keeper::{Disk, Keeper, OVERDUE};
+use commands::Commands;
+use keeper::{Disk, Keeper, OVERDUE, Set as ToKeep};
+use opening::Overlays;
 use read::{Readings, digest};
+use steer::Event;
 use store::{Store, Stored};
 
+mod commands;
+pub mod glass;
+mod history;
 mod keeper;
+pub mod opening;
 mod read;
+pub mod stale;
+mod steer;
 mod store;
 
+pub use commands::{Command, Done, Refusal, Steering};
+pub use history::{History, Moment, Origin, Pin, Refused, Remembered, Set};
 pub use read::read_directory;
 
-/// Generations kept whole.
-const KEPT: usize = 16;
-/// Generations of which number, digest and time are remembered.
-const REMEMBERED: usize = 1_024;
 /// Warnings about a loaded set that the log shows.
 const WARNINGS_SHOWN: usize = 3;
 /// Events come in bursts; after the first, this much quiet is waited for, but never long.
@@ -42,91 +48,6 @@ const AT_MOST: Duration = Duration::from_millis(100);
 /// How often the directory is read without any event.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What was in force lately, and what became of the last load.
-#[derive(Debug, Default)]
-pub struct History {
-    kept: VecDeque<Arc<Generation>>,
-    remembered: VecDeque<Remembered>,
-    /// Why the set that is there now is not in force.
-    pub refused: Option<Refused>,
-    /// Where the set in force came from.
-    pub origin: Option<Origin>,
-    /// Digest of the set that the state directory keeps for the next start.
-    pub stored: Option<String>,
-    /// Why the state directory does not keep the set in force: the last write failed, or does not end.
-    pub unstored: Option<String>,
-    /// Why the stored set was of no use when it was needed.
-    pub store_error: Option<String>,
-}
-
-/// Where a set came from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Origin {
-    /// The directory of documents.
-    Directory,
-    /// The state directory, which keeps the last good set for a start without good documents.
-    Store,
-}
-
-impl Origin {
-    /// Its word in the admin endpoint: the field of the configuration that names the place.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Directory => "documents",
-            Self::Store => "stateDir",
-        }
-    }
-}
-
-/// One generation's mark.
-#[derive(Clone, Debug)]
-pub struct Remembered {
-    /// Its number.
-    pub number: u64,
-    /// SHA-256 over the names and contents of its files, in hexadecimal.
-    pub digest: String,
-    /// When it came into force.
-    pub loaded_at: SystemTime,
-}
-
-/// A set that was refused.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// Its digest.
-    pub digest: String,
-    /// When it was read.
-    pub at: SystemTime,
-    /// Everything that is wrong with it.
-    pub diagnostics: Diagnostics,
-}
-
-impl History {
-    /// The generation of this number, if it is still kept.
-    pub fn generation(&self, number: u64) -> Option<&Arc<Generation>> {
-        self.kept.iter().find(|generation| generation.number() == number)
-    }
-
-    /// The last generations, newest first.
-    pub fn remembered(&self) -> impl Iterator<Item = &Remembered> {
-        self.remembered.iter().rev()
-    }
-
-    /// Returns the generation that is not kept any more.
-    fn push(
-        &mut self,
-        generation: Arc<Generation>,
-        digest: String,
-        loaded_at: SystemTime,
-    ) -> Option<Arc<Generation>> {
-        self.remembered.push_back(Remembered { number: generation.number(), digest, loaded_at });
-        self.kept.push_back(generation);
-        if self.remembered.len() > REMEMBERED {
-            self.remembered.pop_front();
-        }
-        if self.kept.len() > KEPT { self.kept.pop_front() } else { None }
-    }
-}
-
 /// Loads the directory and follows it until `stop`. `loaded` says when the first set has been tried.
 pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop: watch::Receiver<bool>) {
     let directory = sidecar.config.documents.clone();
@@ -134,7 +55,8 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
     let mut watcher = Watched::start(&directory, events);
     let store = Arc::new(Store::new(&sidecar.config));
     let mut loader = Loader::new(sidecar, store);
-    loader.load().await;
+    loader.recall().await;
+    loader.look().await;
     loaded.send_replace(true);
     loop {
         tokio::select! {
@@ -142,22 +64,27 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
             changed = changed.changed() => if changed.is_err() {
                 return;
             },
-            answer = loader.stored() => {
-                loader.take_stored(answer);
-                continue;
-            }
+            event = loader.event() => match event {
+                Event::Stored(answer) => {
+                    loader.take_stored(answer);
+                    continue;
+                }
+                Event::Asked(asked) => loader.obey(asked).await,
+            },
             () = tokio::time::sleep(POLL) => {
                 watcher.renew(&directory);
+                loader.end_overlays().await;
                 loader.poll().await;
                 continue;
             }
         }
+        loader.end_overlays().await;
         // The first of the two readings is done while more events may come, so it costs no time.
         loader.glance();
         let deadline = Instant::now() + AT_MOST;
         while timeout_at(deadline.min(Instant::now() + QUIET), changed.changed()).await.is_ok() {}
         watcher.renew(&directory);
-        loader.load().await;
+        loader.look().await;
     }
 }
 
@@ -227,6 +154,16 @@ struct Loader {
     number: u64,
     /// Of the set that was read last, good or bad.
     digest: Option<String>,
+    /// Whether that one is good.
+    is_good: bool,
+    /// What is in force, what was opened aside.
+    base: Option<Arc<Set>>,
+    /// What an operator opened through the socket.
+    overlays: Overlays,
+    /// What operators ask for.
+    commands: Commands,
+    /// When the set in force was handed to the keeper.
+    kept: Option<Moment>,
     /// The store is asked once, and only if the directory's first set is refused.
     asked_store: bool,
     /// Its answer, while it is still to come.
@@ -235,14 +172,22 @@ struct Loader {
 
 /// What the store has for a start without good documents, or why it has nothing.
 type FromStore = Result<Option<(Stored, Arc<Generation>)>, String>;
-/// Another set than last time: its digest, and the files of one that is good.
-type Found = (String, Result<(Arc<Generation>, Vec<SourceFile>), Diagnostics>);
+/// What a look at the directory found.
+enum Found {
+    /// Nothing: no descriptor was left to read with.
+    Nothing,
+    /// The same as last time.
+    Same,
+    /// Another set: its digest, and what came of it.
+    Other(String, Result<(Arc<Generation>, Set), Diagnostics>),
+}
 
 impl Loader {
     fn new(sidecar: Arc<Sidecar>, disk: Arc<dyn Disk>) -> Self {
         let keeper = Keeper::start(Arc::clone(&sidecar), Arc::clone(&disk));
         let readings = Arc::new(Mutex::new(Readings::new(sidecar.config.documents.clone())));
         let policies = Arc::default();
+        let commands = sidecar.steering.commands();
         Self {
             sidecar,
             readings,
@@ -251,6 +196,11 @@ impl Loader {
             keeper,
             number: 0,
             digest: None,
+            is_good: false,
+            base: None,
+            overlays: Overlays::default(),
+            commands,
+            kept: None,
             asked_store: false,
             asking: None,
         }
@@ -265,35 +215,59 @@ impl Loader {
     /// Loads although nothing said that anything changed.
     async fn poll(&mut self) {
         self.readings.lock().poll();
-        self.load().await;
+        self.look().await;
     }
 
     async fn load(&mut self) {
         let (readings, policies) = (Arc::clone(&self.readings), Arc::clone(&self.policies));
         let scope = scope(&self.sidecar);
         let (number, known) = (self.number + 1, self.digest.clone());
-        let task = tokio::task::spawn_blocking(move || -> Option<Found> {
-            let set = readings.lock().stable(known.as_deref())?;
+        let (last, overlays) = (self.base.clone(), self.overlays.files());
+        let task = tokio::task::spawn_blocking(move || -> Found {
+            let Some(set) = readings.lock().stable(known.as_deref()) else { return Found::Nothing };
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
-                return None;
+                return Found::Same;
             }
-            let loaded =
-                set.and_then(|files| Ok((Arc::new(policies.lock().load(&files, &scope, number)?), files)));
-            Some((digest, loaded))
+            let loaded = set.and_then(|mut files| {
+                let own = files.len();
+                files.extend(overlays);
+                let generation = Arc::new(policies.lock().load(&files, &scope, number)?);
+                files.truncate(own);
+                Ok((generation, Set::sharing(digest.clone(), files, last.as_deref())))
+            });
+            Found::Other(digest, loaded)
         });
-        match task.await {
-            Ok(Some((digest, Ok((generation, files))))) => {
-                self.digest = Some(digest.clone());
-                self.put_in_force(digest.clone(), generation, Origin::Directory);
-                // In force it is already: a slow disk must not delay a withdrawal, this one or the next.
-                self.keeper.keep(digest, files);
+        match self.beside(task).await {
+            // An operator changed what is in force meanwhile: this was made to follow something else.
+            Ok(Found::Other(_, Ok((generation, _)))) if generation.number() != self.number + 1 => {
+                self.digest = None;
+                self.commands.again();
             }
-            Ok(Some((digest, Err(diagnostics)))) => {
+            Ok(Found::Other(digest, Ok((generation, set)))) => {
+                self.digest = Some(digest);
+                self.is_good = true;
+                self.sidecar.metrics.policy_loads[0].inc();
+                self.confirm();
+                if self.is_pinned() {
+                    self.wait(&set);
+                    self.heal();
+                } else {
+                    let set = Arc::new(set);
+                    self.put_in_force(Arc::clone(&set), generation, Origin::Directory);
+                    // In force it is already: a slow disk must not delay a withdrawal, this one or the next.
+                    self.keep(&set);
+                }
+            }
+            Ok(Found::Other(digest, Err(diagnostics))) => {
                 self.refuse(digest, diagnostics);
                 self.ask_store().await;
             }
-            Ok(None) => {}
+            Ok(Found::Same) if self.is_good => {
+                self.confirm();
+                self.heal();
+            }
+            Ok(Found::Same | Found::Nothing) => {}
             // A panic while compiling must not take the last good set away.
             Err(error) => {
                 tracing::error!(%error, "loading the documents failed");
@@ -302,48 +276,60 @@ impl Loader {
         }
     }
 
-    fn put_in_force(&mut self, digest: String, generation: Arc<Generation>, origin: Origin) {
+    fn put_in_force(&mut self, set: Arc<Set>, mut generation: Arc<Generation>, origin: Origin) {
         let sidecar = &self.sidecar;
         self.number = generation.number();
+        let now = sidecar.clock.wall();
         let forgotten = {
             let mut history = sidecar.history.lock();
-            if origin == Origin::Directory {
-                history.refused = None;
+            // Nobody else has it yet. What is counted goes on, over a set that went stale too.
+            if let (Some(next), Some(previous)) = (Arc::get_mut(&mut generation), history.newest()) {
+                next.inherit_limits(previous);
             }
-            history.origin = Some(origin);
-            history.push(Arc::clone(&generation), digest, sidecar.clock.wall())
+            history.opened = self.overlays.names();
+            let digest = self.overlays.digest(&set);
+            let mark = Remembered { number: self.number, digest, loaded_at: now, origin };
+            history.push(Arc::clone(&generation), Arc::clone(&set), mark)
         };
+        self.base = Some(set);
         if let Some(forgotten) = forgotten {
             sidecar.decisions.name_rules(&forgotten);
         }
-        let mut generation = generation;
-        // Nobody else has it yet; one that comes into force again still has what did not change.
-        if let (Some(next), Some(previous)) =
-            (Arc::get_mut(&mut generation), &sidecar.snapshots.load().policy)
-        {
-            next.inherit_limits(previous);
-        }
-        let _ = generation.tell_time(sidecar.clock.wall());
+        let _ = generation.tell_time(now);
         sidecar.metrics.rate_limits.follow(&generation);
         let rule_counts = sidecar.metrics.rules.follow(&generation);
+        let is_stale = steer::is_stale(sidecar, &generation);
         sidecar.snapshots.publish(|snapshot| {
-            snapshot.policy = Some(Arc::clone(&generation));
+            snapshot.policy = (!is_stale).then(|| Arc::clone(&generation));
+            snapshot.is_stale = is_stale;
             snapshot.rule_counts = rule_counts;
         });
-        if origin == Origin::Directory {
-            sidecar.metrics.policy_loads[0].inc();
-            sidecar.metrics.policy_stale.set(0);
-        }
+        let pinned = sidecar.history.lock().pinned.is_some();
+        sidecar.metrics.policy_pinned.set(i64::from(pinned));
         sidecar.metrics.policy_from_store.set(i64::from(origin == Origin::Store));
+        sidecar.metrics.policy_failed_closed.set(0);
         sidecar.metrics.policy_generation.set(i64::try_from(self.number).unwrap_or(i64::MAX));
-        tracing::info!(generation = self.number, "documents in force");
+        sidecar.metrics.policy_loaded_at.set(seconds(now));
+        if is_stale {
+            return stale::told(sidecar, &generation);
+        }
+        tracing::info!(generation = self.number, source = origin.label(), "documents in force");
+        glass::tell(sidecar);
         rejudge::all(sidecar, &generation);
         warn_about(&generation);
+    }
+
+    /// Has the set in force kept for the next start.
+    fn keep(&mut self, set: &Set) {
+        self.kept = Some(Moment::now(&*self.sidecar.clock));
+        let is_pinned = self.is_pinned();
+        self.keeper.keep(ToKeep { digest: set.digest.clone(), files: set.files.clone(), is_pinned });
     }
 
     fn refuse(&mut self, digest: String, diagnostics: Diagnostics) {
         let sidecar = &self.sidecar;
         self.digest = Some(digest.clone());
+        self.is_good = false;
         // The findings stand last: a field after them would look like a part of their advice.
         match self.number {
             0 => tracing::error!(
@@ -405,8 +391,14 @@ impl Loader {
                     digest = stored.digest,
                     "{place}: the documents stored there are in force, because the present ones are refused:\n{why}"
                 );
-                self.sidecar.history.lock().stored = Some(stored.digest.clone());
-                self.put_in_force(stored.digest, generation, Origin::Store);
+                {
+                    let mut history = self.sidecar.history.lock();
+                    history.stored = Some(stored.digest.clone());
+                    history.confirmed =
+                        Some(Moment { wall: stored.at, monotonic: self.sidecar.clock.monotonic() });
+                }
+                let set = Arc::new(Set::sharing(stored.digest, stored.files, None));
+                self.put_in_force(set, generation, Origin::Store);
             }
             Ok(None) => tracing::warn!("{place}: no documents are stored there either: everything is denied"),
             Err(why) => {
@@ -415,6 +407,10 @@ impl Loader {
             }
         }
     }
+}
+
+fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Says in one line what a set that was loaded warns about; `postern policy check` has all of it.

@@ -48,6 +48,8 @@ pub enum Reason {
     RateLimited,
     /// No policy set is in force.
     NoPolicy,
+    /// The policy set went unconfirmed for too long.
+    PolicyStale,
     /// An upgrade that is not allowed here.
     UpgradeRefused,
     /// A CONNECT to a port that speaks HTTP.
@@ -90,7 +92,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
@@ -98,6 +100,7 @@ impl Reason {
         Self::PolicyDenied,
         Self::RateLimited,
         Self::NoPolicy,
+        Self::PolicyStale,
         Self::UpgradeRefused,
         Self::ConnectToHttp,
         Self::UnknownService,
@@ -141,6 +144,7 @@ impl Reason {
                 (429, RESOURCE_EXHAUSTED, "rate_limited", "Too many calls: try again later.")
             }
             Self::NoPolicy => (403, PERMISSION_DENIED, "no_policy", "This call is not allowed."),
+            Self::PolicyStale => (403, PERMISSION_DENIED, "policy_stale", "This call is not allowed."),
             Self::UpgradeRefused => {
                 (403, PERMISSION_DENIED, "upgrade_refused", "This upgrade is not allowed.")
             }
@@ -220,7 +224,7 @@ impl Reason {
     /// the caller's to know.
     pub const fn as_told(self) -> Self {
         match self {
-            Self::NoPolicy => Self::PolicyDenied,
+            Self::NoPolicy | Self::PolicyStale => Self::PolicyDenied,
             other => other,
         }
     }
@@ -289,7 +293,10 @@ mod tests {
     fn a_caller_does_not_learn_that_the_far_end_has_no_policy() {
         for reason in Reason::ALL {
             let told = reason.as_told();
-            let expected = if reason == Reason::NoPolicy { Reason::PolicyDenied } else { reason };
+            let expected = match reason {
+                Reason::NoPolicy | Reason::PolicyStale => Reason::PolicyDenied,
+                other => other,
+            };
             assert_eq!(told, expected);
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use postern_policy::Generation;
 
+use crate::documents;
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 
@@ -20,6 +21,7 @@ pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
         tokio::time::sleep(TICK).await;
         let Some(generation) = sidecar.snapshots.load().policy.clone() else { continue };
         generation.tidy_limits(sidecar.age());
+        documents::glass::tell(&sidecar);
         if generation.depends_on_time() && generation.tell_time(sidecar.clock.wall()) {
             tracing::info!(
                 generation = generation.number(),
@@ -42,11 +44,34 @@ pub fn all(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
     spawn(async move {
         tokio::time::sleep(grace.max(YOUNG)).await;
         // Whatever is in force by then decides: a change that was taken back resets nothing.
-        let current = sidecar.snapshots.load().policy.clone();
-        if let Some(current) = current {
-            revoke(&sidecar, &current);
+        match sidecar.snapshots.load().policy.clone() {
+            Some(current) => revoke(&sidecar, &current),
+            None => revoke_all(&sidecar, YOUNG),
         }
     });
+}
+
+/// Resets everything, after the grace that the last documents gave: no policy is in force any more.
+pub fn nothing(sidecar: &Arc<Sidecar>, grace: Duration) {
+    if grace.is_zero() {
+        revoke_all(sidecar, YOUNG);
+    }
+    let sidecar = Arc::clone(sidecar);
+    spawn(async move {
+        tokio::time::sleep(grace.max(YOUNG)).await;
+        match sidecar.snapshots.load().policy.clone() {
+            Some(current) => revoke(&sidecar, &current),
+            None => revoke_all(&sidecar, YOUNG),
+        }
+    });
+}
+
+fn revoke_all(sidecar: &Sidecar, young: Duration) {
+    let revoked = sidecar.registry.revoke_all(young);
+    if revoked > 0 {
+        sidecar.metrics.policy_revoked.inc_by(revoked as u64);
+        tracing::info!(revoked, "no policy is in force: streams lost permission and are reset");
+    }
 }
 
 fn revoke(sidecar: &Sidecar, generation: &Generation) {

@@ -13,7 +13,8 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::connections::{End, Entry, Registry};
 use crate::decisions::DecisionLog;
-use crate::documents::History;
+use crate::documents::glass::Glass;
+use crate::documents::{History, Steering};
 use crate::drain::{Drain, Phase};
 use crate::error::Reason;
 use crate::observe::log;
@@ -39,6 +40,10 @@ pub struct Sidecar {
     pub drain: Drain,
     /// The last generations and what became of the last load.
     pub history: Mutex<History>,
+    /// Where operators ask for earlier documents, and for glass to be broken.
+    pub steering: Steering,
+    /// What is open that is closed otherwise.
+    pub glass: Glass,
     /// What the agent says of itself.
     pub agent: Mutex<Option<postern_agent::Observer>>,
     /// How tight memory and descriptors are.
@@ -72,6 +77,8 @@ impl Sidecar {
             metrics: Metrics::default(),
             drain,
             history: Mutex::new(History::default()),
+            steering: Steering::default(),
+            glass: Glass::default(),
             agent: Mutex::new(None),
             pressure: Pressure::default(),
             heavy_page: Arc::new(Semaphore::new(1)),

@@ -8,6 +8,7 @@ use postern_agent::Identity;
 use postern_policy::Generation;
 use rustls::ServerConfig;
 
+use crate::error::Reason;
 use crate::limits::Limits;
 use crate::observe::rules::RuleCounts;
 
@@ -16,6 +17,8 @@ use crate::observe::rules::RuleCounts;
 pub struct Snapshot {
     /// Policy and services. None until a set was loaded: everything is denied then.
     pub policy: Option<Arc<Generation>>,
+    /// Whether that is because the last set went unconfirmed for too long.
+    pub is_stale: bool,
     /// How often each rule of that policy decided.
     pub rule_counts: RuleCounts,
     /// Certificate and trust. None until the first SVID.
@@ -25,6 +28,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Why everything is denied while no policy is in force.
+    pub fn without_policy(&self) -> Reason {
+        if self.is_stale { Reason::PolicyStale } else { Reason::NoPolicy }
+    }
+
     /// Whether both have the very same policy and services.
     pub fn has_policy_of(&self, other: &Self) -> bool {
         match (&self.policy, &other.policy) {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use postern_policy::{Generation, Scope, SourceFile, load};
 
-use super::{Failure, Set, plural, read_all, refused};
+use super::{Failure, Set, live, plural, read_all, refused};
 use crate::say;
 
 const REFUSED: &str = "a sidecar refuses this set";
@@ -13,13 +13,19 @@ const REFUSED: &str = "a sidecar refuses this set";
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Files or directories of documents.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "sidecar", conflicts_with = "sidecar")]
     paths: Vec<PathBuf>,
+    /// Instead of documents: what became of the last load of the sidecar with this admin socket.
+    #[arg(long, value_name = "SOCKET")]
+    sidecar: Option<PathBuf>,
     #[command(flatten)]
     pub(super) set: Set,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if let Some(socket) = &args.sidecar {
+        return live::check(socket, args.set.json);
+    }
     let files = match read_all(&args.paths)? {
         Ok(files) => files,
         Err(nothing) => return Ok(refused(&nothing, args.set.json, REFUSED)),

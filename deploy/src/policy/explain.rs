@@ -21,19 +21,36 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::say;
 
+mod live;
+
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A file or directory of documents.
+    /// A file or directory of documents; nothing with --sidecar.
     #[arg(value_name = "DOCUMENTS")]
     path: PathBuf,
+    /// Ask the sidecar with this admin socket, whose documents are in force; or, with a decision id alone, what it decided.
+    #[arg(long, value_name = "SOCKET")]
+    sidecar: Option<PathBuf>,
     /// The called workload: namespace/service-account or namespace/service, with a port.
-    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]")]
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME[:PORT]",
+        required_unless_present = "sidecar",
+        default_value = "",
+        hide_default_value = true
+    )]
     to: String,
     /// The port in --to is the workload's own, whatever ports its Service has.
     #[arg(long)]
     workload_port: bool,
     /// The caller: an id, namespace/service-account, or `unauthenticated`.
-    #[arg(long, value_name = "CALLER")]
+    #[arg(
+        long,
+        value_name = "CALLER",
+        required_unless_present = "sidecar",
+        default_value = "",
+        hide_default_value = true
+    )]
     from: String,
     /// The caller's address.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -61,13 +78,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "2026-11-27T10:00:00Z")]
     at: Option<String>,
     /// A method and a path, or `tcp`.
-    #[arg(required = true, num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
+    #[arg(required_unless_present = "sidecar", num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
     operation: Vec<String>,
     #[command(flatten)]
     pub(super) set: Set,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if let Some(socket) = &args.sidecar {
+        return live::ask(args, socket);
+    }
     let files = read(&args.path)?;
     let (namespace, name, port) = callee(&args.to)?;
     let labels = match &args.labels {

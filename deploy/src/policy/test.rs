@@ -5,14 +5,17 @@ use std::process::ExitCode;
 
 use postern_policy::{CaseResult, TestReport, run_tests};
 
-use super::{Failure, Set, plural, read_all, refused};
+use super::{Failure, Set, live, plural, read_all, refused};
 use crate::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Files or directories of documents: rules and the tests that speak of them.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "sidecar", conflicts_with = "sidecar")]
     paths: Vec<PathBuf>,
+    /// Instead of documents: those in force at the sidecar with this admin socket.
+    #[arg(long, value_name = "SOCKET")]
+    sidecar: Option<PathBuf>,
     /// List the rules that no case's verdict names.
     #[arg(long)]
     coverage: bool,
@@ -24,11 +27,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let files = match read_all(&args.paths)? {
-        Ok(files) => files,
-        Err(nothing) => return Ok(refused(&nothing, args.set.json, "nothing was tested")),
+    let (files, scope) = match &args.sidecar {
+        Some(socket) => live::documents(socket)?,
+        None => match read_all(&args.paths)? {
+            Ok(files) => {
+                let scope = args.set.scope(&files, None)?;
+                (files, scope)
+            }
+            Err(nothing) => return Ok(refused(&nothing, args.set.json, "nothing was tested")),
+        },
     };
-    let scope = args.set.scope(&files, None)?;
     let report = match run_tests(&files, &scope) {
         Ok(report) => report,
         Err(errors) => return Ok(refused(&errors, args.set.json, "nothing was tested")),

@@ -85,6 +85,12 @@ impl Registry {
         })
     }
 
+    /// Revokes every stream, requests younger than `young` excepted. Returns how many.
+    pub fn revoke_all(&self, young: Duration) -> usize {
+        let old = self.streams().into_iter().filter(|entry| !entry.is_young(young));
+        old.map(|entry| entry.revoke()).count()
+    }
+
     /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
     /// excepted. Returns how many it revoked.
     pub fn rejudge(&self, generation: &Generation, config: &Config, young: Duration) -> usize {

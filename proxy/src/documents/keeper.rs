@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// The store as the documents' loader knows it. Both calls block for as long as the disk does.
 pub(super) trait Disk: Send + Sync + 'static {
     /// Replaces the stored set; if that fails, none is left.
-    fn write(&self, files: &[SourceFile], digest: &str, now: SystemTime) -> io::Result<()>;
+    fn write(&self, set: &Set, now: SystemTime) -> io::Result<()>;
     /// The stored set, or why it cannot be used.
     fn read(&self) -> Result<Option<Stored>, String>;
     /// Its place, for people.
@@ -29,8 +29,8 @@ pub(super) trait Disk: Send + Sync + 'static {
 }
 
 impl Disk for Store {
-    fn write(&self, files: &[SourceFile], digest: &str, now: SystemTime) -> io::Result<()> {
-        Self::write(self, files, digest, now)
+    fn write(&self, set: &Set, now: SystemTime) -> io::Result<()> {
+        Self::write(self, set, now)
     }
 
     fn read(&self) -> Result<Option<Stored>, String> {
@@ -55,10 +55,13 @@ struct Waiting {
     came: Notify,
 }
 
-#[derive(Debug)]
-struct Set {
-    digest: String,
-    files: Vec<SourceFile>,
+/// What is kept for the next start.
+#[derive(Clone, Debug)]
+pub(super) struct Set {
+    pub(super) digest: String,
+    pub(super) files: Vec<Arc<SourceFile>>,
+    /// Whether an operator put it back in force: then it comes before the directory's.
+    pub(super) is_pinned: bool,
 }
 
 impl Keeper {
@@ -70,8 +73,8 @@ impl Keeper {
     }
 
     /// Has this set kept, which is in force.
-    pub(super) fn keep(&self, digest: String, files: Vec<SourceFile>) {
-        *self.waiting.set.lock() = Some(Set { digest, files });
+    pub(super) fn keep(&self, set: Set) {
+        *self.waiting.set.lock() = Some(set);
         self.waiting.came.notify_one();
     }
 }
@@ -123,7 +126,7 @@ async fn write(
     let set = Arc::new(set);
     let mut task = {
         let (disk, set, now) = (Arc::clone(disk), Arc::clone(&set), sidecar.clock.wall());
-        tokio::task::spawn_blocking(move || disk.write(&set.files, &set.digest, now))
+        tokio::task::spawn_blocking(move || disk.write(&set, now))
     };
     let ended = match timeout(OVERDUE, &mut task).await {
         Ok(ended) => ended,
@@ -135,9 +138,7 @@ async fn write(
     };
     let written = ended.unwrap_or_else(|error| Err(io::Error::other(error)));
     // The writer's copy is gone with its task.
-    let set = Arc::try_unwrap(set)
-        .unwrap_or_else(|set| Set { digest: set.digest.clone(), files: set.files.clone() });
-    (set, written)
+    (Arc::unwrap_or_clone(set), written)
 }
 
 fn tell(sidecar: &Sidecar, disk: &Arc<dyn Disk>, told: &mut bool, what: &str, then: &str) {

@@ -1,5 +1,6 @@
 //! Reading a set: a directory's files as one, twice alike, within bounds.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -251,9 +252,9 @@ pub(super) fn digest(set: &Files) -> String {
 }
 
 /// SHA-256 over names and contents, each with its length.
-pub(super) fn digest_of(files: &[SourceFile]) -> String {
+pub(super) fn digest_of<F: Borrow<SourceFile>>(files: &[F]) -> String {
     let mut context = Context::new(&SHA256);
-    for file in files {
+    for file in files.iter().map(Borrow::borrow) {
         let name = file.name.rsplit('/').next().unwrap_or(&file.name);
         for part in [name.as_bytes(), &file.text] {
             context.update(&(part.len() as u64).to_be_bytes());

@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use postern_policy::SourceFile;
 use serde::{Deserialize, Serialize};
 
+use super::keeper::Set;
 use super::read::{MAX_BYTES, MAX_FILES, digest_of, sha256};
 use crate::config::Config;
 
@@ -39,6 +40,8 @@ pub(super) struct Stored {
     pub(super) files: Vec<SourceFile>,
     pub(super) digest: String,
     pub(super) at: SystemTime,
+    /// Whether an operator put it back in force.
+    pub(super) is_pinned: bool,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -49,6 +52,8 @@ struct Header {
     root_namespace: String,
     digest: String,
     stored_unix_ms: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pinned: bool,
     /// Name and length of each.
     files: Vec<(String, u64)>,
 }
@@ -69,8 +74,8 @@ impl Store {
 
     /// Replaces the stored set so that a crash at any point leaves the old one or the new one. If it fails there is none:
     /// one that was in force before may allow what has been withdrawn since.
-    pub(super) fn write(&self, files: &[SourceFile], digest: &str, now: SystemTime) -> io::Result<()> {
-        let written = self.replace(files, digest, now);
+    pub(super) fn write(&self, set: &Set, now: SystemTime) -> io::Result<()> {
+        let written = self.replace(set, now);
         if written.is_err() {
             match fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::error!(
@@ -83,12 +88,14 @@ impl Store {
         written
     }
 
-    fn replace(&self, files: &[SourceFile], digest: &str, now: SystemTime) -> io::Result<()> {
+    fn replace(&self, set: &Set, now: SystemTime) -> io::Result<()> {
+        let Set { digest, files, is_pinned } = set;
         let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let header = Header {
             identity: self.identity.clone(),
             root_namespace: self.root_namespace.clone(),
-            digest: digest.to_owned(),
+            digest: digest.clone(),
+            pinned: *is_pinned,
             stored_unix_ms: u64::try_from(millis).unwrap_or(u64::MAX),
             files: files.iter().map(|file| (file.name.clone(), file.text.len() as u64)).collect(),
         };
@@ -198,8 +205,14 @@ impl Store {
             return Err("its digest is another than noted".to_owned());
         }
         let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(header.stored_unix_ms));
-        Ok(Stored { files, digest: header.digest, at: at.unwrap_or(SystemTime::UNIX_EPOCH) })
+        let at = at.unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(Stored { files, digest: header.digest, at, is_pinned: header.pinned })
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -231,9 +244,14 @@ mod tests {
         ]
     }
 
+    fn set(digest: &str) -> Set {
+        let files = files().into_iter().map(std::sync::Arc::new).collect();
+        Set { digest: digest.to_owned(), files, is_pinned: false }
+    }
+
     fn write(store: &Store) {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
-        store.write(&files(), &digest_of(&files()), at).unwrap();
+        store.write(&set(&digest_of(&files())), at).unwrap();
     }
 
     #[test]
@@ -252,6 +270,17 @@ mod tests {
         assert_eq!(stored.at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis(), 1_800_000_000_123);
         assert_eq!(fs::metadata(store.path()).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn that_an_operator_put_it_back_is_stored_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        for is_pinned in [true, false] {
+            let set = Set { is_pinned, ..set(&digest_of(&files())) };
+            store.write(&set, SystemTime::UNIX_EPOCH).unwrap();
+            assert_eq!(store.read().unwrap().unwrap().is_pinned, is_pinned);
+        }
     }
 
     #[test]
@@ -315,7 +344,7 @@ mod tests {
         write(&store);
         // In the way of the new file, and not to be removed as one.
         fs::create_dir(dir.path().join(format!(".{NAME}.new"))).unwrap();
-        store.write(&files(), "", SystemTime::UNIX_EPOCH).unwrap_err();
+        store.write(&set(""), SystemTime::UNIX_EPOCH).unwrap_err();
         assert!(store.read().unwrap().is_none());
     }
 }

@@ -29,8 +29,8 @@ impl Stuck {
 }
 
 impl Disk for Stuck {
-    fn write(&self, files: &[SourceFile], _: &str, _: SystemTime) -> io::Result<()> {
-        let text = String::from_utf8_lossy(&files[0].text).into_owned();
+    fn write(&self, set: &ToKeep, _: SystemTime) -> io::Result<()> {
+        let text = String::from_utf8_lossy(&set.files[0].text).into_owned();
         self.wrote.lock().push(
             text.split([' ', ','])
                 .skip_while(|word| *word != "[{name:")

@@ -160,7 +160,7 @@ impl Target {
         let generation = snapshot
             .policy
             .as_ref()
-            .ok_or_else(|| Error::new(Side::Us, Reason::NoPolicy, "no documents are in force"))?;
+            .ok_or_else(|| Error::new(Side::Us, snapshot.without_policy(), "no documents are in force"))?;
         let port = generation.services().find(&host, port, &sidecar.config.namespace).ok_or_else(|| {
             let leads_back = sidecar.config.leads_back(&host, port);
             let reason = if leads_back { Reason::Loop } else { Reason::UnknownService };

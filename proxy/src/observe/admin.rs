@@ -28,9 +28,12 @@ use super::http::{Door, json as answer_json, listen};
 use super::{health, log};
 use crate::config::LogFormat;
 use crate::decisions::Decision;
+use crate::error::Reason;
 use crate::sidecar::Sidecar;
 
+mod asked;
 mod live;
+mod steer;
 
 /// Longest question that `POST` and `PUT` take.
 const MAX_QUESTION: usize = 64 << 10;
@@ -71,6 +74,12 @@ async fn answer(sidecar: &Arc<Sidecar>, request: Request<Incoming>) -> Response<
     match (request.method(), request.uri().path()) {
         (&Method::PUT, "/v1/log") => put_log(request).await,
         (&Method::POST, "/v1/policy/explain") => explain(sidecar, request).await,
+        (&Method::POST, "/v1/policy/rollback") => steer::roll_back(sidecar, request).await,
+        (&Method::POST, "/v1/policy/resume") => steer::resume(sidecar).await,
+        (&Method::POST, "/v1/policy/open") => steer::open(sidecar, request).await,
+        (&Method::POST, "/v1/policy/close") => steer::close(sidecar, request).await,
+        // Not on the port: the workload need not read what is written about others.
+        (&Method::GET, "/v1/policy/documents") => asked::documents(sidecar, &request).await,
         (&Method::POST, "/v1/drain") => {
             let first = sidecar.drain.begin();
             ok(&json!({ "draining": true, "begun": first }))
@@ -96,7 +105,10 @@ pub(super) async fn show<B: Sync>(sidecar: &Arc<Sidecar>, request: &Request<B>) 
         "/v1/decisions" => heavy(sidecar, decisions).await,
         "/v1/log" => ok(&json!({ "level": log::level() })),
         known if PATHS.contains(&known) => other_method(),
-        _ => unknown_path(),
+        path => match path.strip_prefix("/v1/decisions/") {
+            Some(id) => asked::decision(sidecar, id).await,
+            None => unknown_path(),
+        },
     }
 }
 
@@ -118,12 +130,17 @@ async fn heavy(sidecar: &Arc<Sidecar>, page: fn(&Sidecar) -> Value) -> Response<
     made.await.unwrap_or_else(|error| failure(error.to_string()))
 }
 
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 16] = [
     "/v1/version",
     "/v1/config",
     "/v1/identity",
     "/v1/policy",
     "/v1/policy/explain",
+    "/v1/policy/rollback",
+    "/v1/policy/resume",
+    "/v1/policy/open",
+    "/v1/policy/close",
+    "/v1/policy/documents",
     "/v1/services",
     "/v1/connections",
     "/v1/decisions",
@@ -248,7 +265,10 @@ fn policy(sidecar: &Sidecar) -> Value {
     });
     let remembered: Vec<Value> = history
         .remembered()
-        .map(|one| json!({ "generation": one.number, "digest": one.digest, "loadedAt": rfc3339(one.loaded_at) }))
+        .map(|one| {
+            let (digest, loaded_at) = (&one.digest, rfc3339(one.loaded_at));
+            json!({ "generation": one.number, "digest": digest, "loadedAt": loaded_at, "source": one.origin.label() })
+        })
         .collect();
     let newest = history.remembered().next();
     json!({
@@ -262,6 +282,14 @@ fn policy(sidecar: &Sidecar) -> Value {
         "unstored": history.unstored,
         "storeError": history.store_error,
         "lastError": refused,
+        "pinned": history.pinned.as_ref().map(|pin| {
+            json!({ "to": pin.to, "since": rfc3339(pin.since), "waitingDigest": pin.waiting })
+        }),
+        "stale": snapshot.is_stale,
+        "confirmedAt": history.confirmed.map(|confirmed| rfc3339(confirmed.wall)),
+        "open": sidecar.glass.open(),
+        "opened": history.opened,
+        "kept": history.kept().collect::<Vec<_>>(),
         "history": remembered,
     })
 }
@@ -299,7 +327,7 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
     let audit = name(verdict.and_then(|verdict| verdict.audit));
     let reason = match decision.verdict.map(|verdict| verdict.effect) {
         _ if decision.limit.is_some() => "rate_limited",
-        None => "no_policy",
+        None => decision.without.unwrap_or(Reason::NoPolicy).label(),
         Some(Effect::Allow) => "rule",
         Some(Effect::Deny(reason)) => reason.label(),
     };
@@ -385,7 +413,9 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
         Err(refusal) => return *refusal,
     };
     let Some(generation) = sidecar.snapshots.load().policy.clone() else {
-        return failed(StatusCode::CONFLICT, "no policy is in force: everything is denied");
+        let reason = sidecar.snapshots.load().without_policy().label();
+        let text = format!("no policy is in force ({reason}): everything is denied");
+        return failed(StatusCode::CONFLICT, &text);
     };
     let bad = |text: String| failed(StatusCode::BAD_REQUEST, &text);
     let identity = match asked.from.as_deref().map(SpiffeId::parse).transpose() {

@@ -25,7 +25,7 @@ pub fn unready(sidecar: &Sidecar) -> Vec<&'static str> {
         Some(_) => {}
     }
     if snapshot.policy.is_none() {
-        codes.push("no_policy");
+        codes.push(snapshot.without_policy().label());
     }
     if sidecar.has_lost_worker() {
         codes.push("worker_lost");
@@ -50,6 +50,12 @@ pub fn notes(sidecar: &Sidecar) -> Vec<&'static str> {
         if history.unstored.is_some() {
             codes.push("documents_unstored");
         }
+        if history.pinned.is_some() {
+            codes.push("policy_pinned");
+        }
+    }
+    if sidecar.glass.is_broken() {
+        codes.push("policy_open");
     }
     if sidecar.agent.lock().as_ref().is_some_and(|agent| !agent.status().connected) {
         codes.push("control_plane_unreachable");

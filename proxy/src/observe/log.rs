@@ -101,6 +101,9 @@ pub static FAILURES: Bound = Bound::new("failed requests", 100);
 /// Denials. They are the audit of what was tried, so there is room for many.
 pub static DENIALS: Bound = Bound::new("denials", 1_000);
 
+/// What broken glass lets in. That it is broken is told for itself; these say what came of it.
+pub static GLASS: Bound = Bound::new("calls through broken glass", 100);
+
 impl Bound {
     /// At most `most` lines a second about `what`.
     pub const fn new(what: &'static str, most: u32) -> Self {
@@ -146,7 +149,7 @@ impl Bound {
 pub async fn tell_left_out() {
     loop {
         tokio::time::sleep(SECOND).await;
-        for bound in [&HANDSHAKES, &FAILURES, &DENIALS] {
+        for bound in [&HANDSHAKES, &FAILURES, &DENIALS, &GLASS] {
             bound.tell();
         }
     }

@@ -138,6 +138,16 @@ pub struct Metrics {
     pub policy_from_store: Gauge,
     /// 1 while the state directory does not keep the set in force.
     pub policy_unstored: Gauge,
+    /// 1 while an earlier set is in force because an operator put it back.
+    pub policy_pinned: Gauge,
+    /// Documents that break the glass now.
+    pub policy_open: Gauge,
+    /// 1 while everything is denied because no good set could be read for too long.
+    pub policy_failed_closed: Gauge,
+    /// When the set in force came into force, in seconds since 1970.
+    pub policy_loaded_at: Gauge<f64, AtomicU64>,
+    /// When a good set was read last, in seconds since 1970.
+    pub policy_confirmed_at: Gauge<f64, AtomicU64>,
     /// Streams reset because a change took their permission.
     pub policy_revoked: Counter,
     /// When the own certificate ends, in seconds since 1970.
@@ -248,6 +258,11 @@ impl Default for Metrics {
             policy_stale: Gauge::default(),
             policy_from_store: Gauge::default(),
             policy_unstored: Gauge::default(),
+            policy_pinned: Gauge::default(),
+            policy_open: Gauge::default(),
+            policy_failed_closed: Gauge::default(),
+            policy_loaded_at: Gauge::default(),
+            policy_confirmed_at: Gauge::default(),
             policy_revoked: Counter::default(),
             svid_not_after: Gauge::default(),
             svid_renewals: Counter::default(),
@@ -290,6 +305,27 @@ impl Metrics {
             "policy_unstored",
             "1 while the state directory does not keep the documents in force",
             self.policy_unstored.clone(),
+        );
+        registry.register(
+            "policy_pinned",
+            "1 while an earlier set is in force because an operator put it back",
+            self.policy_pinned.clone(),
+        );
+        registry.register("policy_open", "Documents that break the glass now", self.policy_open.clone());
+        registry.register(
+            "policy_failed_closed",
+            "1 while everything is denied because no good documents could be read for too long",
+            self.policy_failed_closed.clone(),
+        );
+        registry.register(
+            "policy_loaded_timestamp_seconds",
+            "When the documents in force came into force, since 1970",
+            self.policy_loaded_at.clone(),
+        );
+        registry.register(
+            "policy_confirmed_timestamp_seconds",
+            "When good documents were read last, since 1970",
+            self.policy_confirmed_at.clone(),
         );
         registry.register(
             "policy_revoked_streams",
