@@ -113,6 +113,8 @@ pub(crate) struct RuleDoc {
 pub(crate) struct WhenDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) time: Option<Sp<TimeDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) cel: Option<Sp<String>>,
 }
 
 #[derive(Deserialize)]

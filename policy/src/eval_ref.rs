@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use postern_svid::SpiffeId;
 
+use crate::cond::{Asked, Caller};
 use crate::fields;
 use crate::istio;
 use crate::pattern::PathPattern;
@@ -169,7 +170,7 @@ pub(crate) fn matches(
     view: Option<&str>,
     at: Option<i64>,
 ) -> Truth {
-    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, istio } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, condition, istio } = rule;
     if let Some(clause) = istio {
         return istio::matches(clause, *action, source, port, operation, view);
     }
@@ -195,7 +196,14 @@ pub(crate) fn matches(
         (Some(window), Some(at)) => window.is_open(at).into(),
         (Some(_), None) => Truth::Unknown,
     };
-    Truth::from(in_target).and(from).and(to).and(when)
+    let rest = Truth::from(in_target).and(from).and(to).and(when);
+    match condition {
+        Some(condition) if rest != Truth::False => {
+            let caller = &Caller::new(source, domains);
+            rest.and(condition.holds(Asked { caller, port, operation, view, at }))
+        }
+        Some(_) | None => rest,
+    }
 }
 
 /// An Allow that does not say what covers everything but TRACE and CONNECT.

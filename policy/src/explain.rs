@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::cond::{Asked, Caller};
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::istio;
@@ -15,6 +16,7 @@ use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains, Peer, Rule, Target};
 use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
+use crate::yaml::printable;
 
 /// Why a question is answered as it is.
 #[derive(Clone, Debug, Serialize)]
@@ -153,7 +155,7 @@ fn misfit(
     operation: Operation<'_>,
     views: &[&str],
 ) -> Misfit {
-    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, istio } = rule;
+    let Rule { action, tier: _, enforcement: _, target_ports, from, to, window, condition, istio } = rule;
     let domains = &generation.engine.domains;
     let mut out = Misfit::default();
     if let Some(clause) = istio {
@@ -191,6 +193,20 @@ fn misfit(
         None => method_failure(None, operation).into_iter().collect(),
     };
     out.add(what, || to_alternative(to.is_some(), port, operation, paths));
+    if let Some(condition) = condition {
+        let caller = &Caller::new(source, domains);
+        let readings = views.iter().copied().map(Some).chain(views.is_empty().then_some(None));
+        let at = generation.engine.told();
+        let outcomes = readings.map(|view| condition.explain(Asked { caller, port, operation, view, at }));
+        if let Some(failed) = outcomes.into_iter().find(|outcome| *outcome != Ok(true)) {
+            let shown = printable(&condition.to_string());
+            out.failed.push(match failed {
+                Ok(_) => format!("the condition `{shown}` is false"),
+                Err(why) => format!("whether the condition `{shown}` holds is not known: {why}"),
+            });
+            out.changes.push("change the condition `cel`, or the request".to_owned());
+        }
+    }
     out
 }
 

@@ -18,6 +18,7 @@
 
 mod break_glass;
 mod check;
+mod cond;
 mod diagnostic;
 mod doc;
 mod engine;

@@ -308,9 +308,13 @@ fn ports_named(rules: &[Arc<Rule>]) -> BTreeSet<u16> {
 fn headers_named(rules: &[Arc<Rule>], limits: &[Arc<LimitRule>]) -> Vec<Box<str>> {
     let istio = rules.iter().flat_map(|rule| &rule.istio).flat_map(|clause| &clause.fields);
     let rules = rules.iter().chain(limits.iter().map(|limit| &limit.rule));
+    let conditions = rules.clone().filter_map(|rule| rule.condition.as_ref());
+    let of_conditions =
+        conditions.flat_map(|condition| condition.headers().iter().map(|(name, _)| name.clone()));
     let targets = rules.flat_map(|rule| rule.to.iter().flatten());
     let own = targets.flat_map(|target| target.headers.iter().map(|header| header.name.clone()));
-    let mut names: BTreeSet<Box<str>> = own.chain(istio.map(|field| field.name.clone())).collect();
+    let mut names: BTreeSet<Box<str>> =
+        own.chain(of_conditions).chain(istio.map(|field| field.name.clone())).collect();
     names.extend(limits.iter().flat_map(|limit| limit.headers_in_key()).cloned());
     names.into_iter().collect()
 }

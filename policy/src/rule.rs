@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
+use crate::cond::Condition;
 use crate::istio::Clause;
 use crate::jwt::JwtMatch;
 use crate::norm::{CanonHost, CanonMethod};
@@ -30,6 +31,8 @@ pub(crate) struct Rule {
     pub(crate) to: Option<Vec<Target>>,
     /// `None`: always.
     pub(crate) window: Option<Window>,
+    /// What must be true besides.
+    pub(crate) condition: Option<Condition>,
     /// What a rule of Istio's asks, in its own words; everything above but action, tier and enforcement is empty then.
     pub(crate) istio: Option<Clause>,
 }
@@ -45,15 +48,30 @@ impl Rule {
             from: None,
             to: None,
             window: None,
+            condition: None,
             istio: Some(clause),
         }
     }
-}
 
-impl Rule {
+    /// Whether it is about one path and not another, whatever operation it is asked about.
+    fn condition_asks_path(&self) -> bool {
+        self.condition.as_ref().is_some_and(Condition::asks_path)
+    }
+
+    /// Ports that it is about; `None`: any.
+    pub(crate) fn ports(&self) -> Option<Vec<u16>> {
+        let of_targets = || {
+            let targets = self.to.as_ref()?;
+            let ports: Option<Vec<&Vec<u16>>> = targets.iter().map(|target| target.ports.as_ref()).collect();
+            Some(ports?.into_iter().flatten().copied().collect())
+        };
+        self.target_ports.clone().or_else(of_targets)
+    }
+
     /// Whether it asks for tokens.
     pub(crate) fn asks_tokens(&self) -> bool {
         self.from.iter().flatten().any(Peer::asks_tokens)
+            || self.condition.as_ref().is_some_and(Condition::asks_tokens)
     }
 }
 
@@ -288,6 +306,12 @@ impl PortsJudged {
         for what in istio.filter(|what| !what.paths.is_empty()) {
             match what.ports.iter().find(|test| !test.values.is_empty()) {
                 Some(test) => judged.ports.extend(&test.values),
+                None => judged.everywhere = true,
+            }
+        }
+        for rule in rules.iter().filter(enforced).filter(|rule| rule.condition_asks_path()) {
+            match rule.ports() {
+                Some(ports) => judged.ports.extend(ports),
                 None => judged.everywhere = true,
             }
         }

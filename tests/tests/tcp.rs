@@ -128,7 +128,6 @@ fn server_names_of_tls() {
         let mut stream = tunnel(&mesh, "orders.shop:9001").expect("what is inside decides");
         let (first, rest) = bytes.split_at(bytes.len() / 2);
         stream.write_all(first).expect("the tunnel takes bytes");
-        std::thread::sleep(Duration::from_millis(50));
         // What is no TLS may be refused by now.
         let _ = stream.write_all(rest);
         let mut echo = vec![0; bytes.len()];

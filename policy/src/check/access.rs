@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::{Page, Rules, break_glass, peer, target, when};
+use super::{Page, Rules, break_glass, condition, peer, target, when};
 use crate::break_glass::BreakGlass;
+use crate::cond::Condition;
 use crate::diagnostic::Place;
 use crate::doc::{AccessSpec, Document, List, RuleDoc, Sp, Target as TargetDoc, ToDoc};
 use crate::istio::Part;
@@ -132,6 +133,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action, rules)),
             to: to.as_ref().map(|list| targets(page, list, action, rules)),
             window: when.as_ref().and_then(|when| when::window(page, when)),
+            condition: when.as_ref().and_then(|when| condition::condition(page, when)),
             istio: None,
         };
         warn_about(page, rule, &checked);
@@ -274,7 +276,9 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             }
             let tokens =
                 rule.asks_tokens() && (open(|_| true) || (rule.target_ports.is_none() && rule.to.is_none()));
-            if tokens || open(Target::asks_layer7) {
+            let condition =
+                rule.condition.as_ref().is_some_and(Condition::asks_layer7) && rule.ports().is_none();
+            if tokens || condition || open(Target::asks_layer7) {
                 page.warn(
                     at,
                     "on ports that carry opaque TCP this denies every connection: what is inside is never known there",

@@ -149,6 +149,7 @@ fn limit(
         from,
         to,
         window: None,
+        condition: None,
         istio: None,
     };
     Some((rule, quota?, key, max_keys))

@@ -2,6 +2,7 @@
 
 mod access;
 mod break_glass;
+mod condition;
 mod defaults;
 mod expect;
 mod issuers;
@@ -10,6 +11,7 @@ mod limit;
 mod opaque;
 mod peer;
 mod policy_test;
+mod scalar;
 mod service;
 mod target;
 mod when;
@@ -100,6 +102,12 @@ impl Page<'_> {
     pub(crate) fn warn(&mut self, at: Location, message: impl Into<String>, help: impl Into<String>) {
         let found = finding(self.text, self.first_line, at, message);
         self.warnings.add(|| found().with_help(help).warning());
+    }
+
+    /// An error at a place within a value, `len` characters long.
+    fn error_at(&mut self, place: &Place, len: usize, message: String, help: String) {
+        let text = self.text;
+        self.errors.add(|| Diagnostic::at(place, text, len, message).with_help(help));
     }
 
     pub(crate) fn place(&self, at: Location) -> Place {

@@ -209,14 +209,8 @@ pub(super) fn hosts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Ve
 fn header(page: &mut Page<'_>, entry: &Sp<HeaderDoc>, action: Action) -> Option<HeaderMatch> {
     let HeaderDoc { name, present, exact, prefix, list, not } = &entry.value;
     let lower = name.value.to_ascii_lowercase();
-    if lower != name.value {
-        page.error_with(
-            name.referenced,
-            "names of header fields are written in lower case",
-            format!("write `{}`", yaml::printable(&lower)),
-        );
-    } else {
-        field_name(page, name.referenced, &lower);
+    if let Some((message, way)) = field_mistake(&name.value) {
+        page.error_with(name.referenced, message, way);
     }
     let of = match list {
         None => ListOf::One,
@@ -274,19 +268,32 @@ fn header(page: &mut Page<'_>, entry: &Sp<HeaderDoc>, action: Action) -> Option<
 
 /// Whether rules can ask for a field, by its name in lower case.
 pub(crate) fn field_name(page: &mut Page<'_>, at: Location, lower: &str) {
-    if let Err(error) = fields::check_name(lower) {
-        let help = match error {
-            FieldError::Underscore => {
-                format!("write `{}` if that is what is sent", lower.replace('_', "-"))
-            }
+    if let Some((message, way)) = field_mistake(lower) {
+        page.error_with(at, message, way);
+    }
+}
+
+/// Why no rule can ask for a header field, and the way out.
+pub(super) fn field_mistake(name: &str) -> Option<(String, String)> {
+    let lower = name.to_ascii_lowercase();
+    if lower != name {
+        let way = format!("write `{}`", yaml::printable(&lower));
+        return Some(("names of header fields are written in lower case".to_owned(), way));
+    }
+    if let Err(error) = fields::check_name(name) {
+        let way = match error {
+            FieldError::Underscore => format!("write `{}` if that is what is sent", name.replace('_', "-")),
             FieldError::Name | FieldError::Value => "write a name such as `x-tenant`".to_owned(),
         };
-        page.error_with(at, error.to_string(), help);
-    } else if let Some((_, way)) = NOT_FOR_RULES.iter().find(|(field, _)| *field == lower) {
-        page.error_with(at, format!("no rule can ask for the field `{lower}`"), *way);
-    } else if lower.starts_with("postern-") {
-        page.error_with(at, "fields of the mesh itself never come from a caller", "they are stripped");
+        return Some((error.to_string(), way));
     }
+    if let Some((_, way)) = NOT_FOR_RULES.iter().find(|(field, _)| *field == lower) {
+        return Some((format!("no rule can ask for the field `{lower}`"), (*way).to_owned()));
+    }
+    lower.starts_with("postern-").then(|| {
+        let message = "fields of the mesh itself never come from a caller";
+        (message.to_owned(), "they are stripped".to_owned())
+    })
 }
 
 fn values(

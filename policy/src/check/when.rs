@@ -10,9 +10,11 @@ use crate::yaml;
 
 /// Checks `when`.
 pub(super) fn window(page: &mut Page<'_>, entry: &Sp<WhenDoc>) -> Option<Window> {
-    let WhenDoc { time } = &entry.value;
+    let WhenDoc { time, cel } = &entry.value;
     let Some(time) = time else {
-        page.error_with(entry.referenced, "`when` is empty", "write `time`, or leave it out");
+        if cel.is_none() {
+            page.error_with(entry.referenced, "`when` is empty", "write `time` or `cel`, or leave it out");
+        }
         return None;
     };
     let TimeDoc { weekly, zone, not_before, not_after } = &time.value;

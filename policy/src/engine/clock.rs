@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::time::SystemTime;
 
+use crate::cond::minute;
 use crate::window::{self, Window};
 
 /// Nobody has told the time yet.
@@ -13,6 +14,8 @@ const UNTOLD: i64 = i64::MIN;
 pub(super) struct Clock {
     windows: Vec<(Window, AtomicU8)>,
     told: AtomicI64,
+    /// Whether some condition asks for the time, which counts minutes.
+    counts_minutes: bool,
 }
 
 /// Whether a rule holds now.
@@ -26,7 +29,7 @@ pub(super) enum Standing {
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { windows: Vec::new(), told: AtomicI64::new(UNTOLD) }
+        Self { windows: Vec::new(), told: AtomicI64::new(UNTOLD), counts_minutes: false }
     }
 }
 
@@ -38,13 +41,17 @@ impl Clock {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.windows.is_empty()
+        self.windows.is_empty() && !self.counts_minutes
+    }
+
+    pub(super) fn count_minutes(&mut self) {
+        self.counts_minutes = true;
     }
 
     pub(super) fn tell(&self, now: SystemTime) -> bool {
         let now = window::seconds(now);
-        self.told.store(now, Ordering::Relaxed);
-        let mut changed = false;
+        let before = self.told.swap(now, Ordering::Relaxed);
+        let mut changed = self.counts_minutes && (before == UNTOLD || minute(before) != minute(now));
         for (window, standing) in &self.windows {
             let next = if window.is_open(now) { Standing::Open } else { Standing::Closed };
             changed |= standing.swap(next as u8, Ordering::Relaxed) != next as u8;

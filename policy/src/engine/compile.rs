@@ -10,6 +10,7 @@ use super::keys::{Keys, SourceKey};
 use super::limits;
 use super::matching::{Compiled, ExcludedKeys, PathKeys, PeerKeys, TargetKeys};
 use super::{Audit, Engine, Layers, Sides, StageIndex};
+use crate::cond::Condition;
 use crate::limits::LimitRule;
 use crate::pattern::PathPattern;
 use crate::rule::{Account, Excluded, ExcludedTarget, HostPattern, OwnDomains, Peer, Rule, Target};
@@ -34,6 +35,11 @@ pub(super) fn compile<'a>(
     let compiled: Vec<Compiled> =
         rules.iter().map(|rule| compile_rule(&mut keys, &mut clock, rule)).collect();
     let limits = limits::compile(&mut keys, &mut clock, limits);
+    let mut conditions = rules.iter().filter_map(|rule| rule.condition.as_ref());
+    let has_conditions = conditions.clone().next().is_some();
+    if conditions.any(Condition::asks_time) {
+        clock.count_minutes();
+    }
     let ports =
         |list: &[u16], keys: &mut Keys| list.iter().map(|port| keys.add_port(*port)).collect::<Vec<_>>();
     let mut drawers: [Drawer; DRAWERS] = std::array::from_fn(|_| Drawer::default());
@@ -109,6 +115,7 @@ pub(super) fn compile<'a>(
         stage: StageIndex { index: file(count, by_source), open_allow, open_deny },
         clock,
         limits,
+        has_conditions,
     }
 }
 
@@ -197,7 +204,7 @@ fn port_numbers(targets: &[TargetKeys]) -> Option<Vec<u16>> {
 }
 
 pub(super) fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> Compiled {
-    let Rule { action, tier, enforcement, target_ports, from, to, window, istio } = rule;
+    let Rule { action, tier, enforcement, target_ports, from, to, window, condition, istio } = rule;
     Compiled {
         action: *action,
         tier: *tier,
@@ -206,6 +213,7 @@ pub(super) fn compile_rule(keys: &mut Keys, clock: &mut Clock, rule: &Rule) -> C
         from: from.as_ref().map(|peers| peers.iter().map(|peer| compile_peer(keys, peer)).collect()),
         to: to.as_ref().map(|targets| targets.iter().map(|target| compile_target(keys, target)).collect()),
         window: window.as_ref().map(|window| clock.add(window)),
+        condition: condition.clone(),
         istio: istio.as_ref().map(|clause| clause::compile(keys, clause)),
     }
 }

@@ -59,17 +59,17 @@ impl Engine {
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown }),
+            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown, operation }),
             Operation::Tls { sni } => {
                 let what = What::Tls(self.keys.of_sni(sni));
-                judge(&Question { port, what, tokens: Tokens::Unknown });
+                judge(&Question { port, what, tokens: Tokens::Unknown, operation });
             }
             Operation::Http { method, path, host, headers, upgrade, tokens } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
                     let layer7 = Layer7 { method, path: view, headers, knows_host, host, upgrade, hits };
-                    judge(&Question { port, what: What::Http(layer7), tokens });
+                    judge(&Question { port, what: What::Http(layer7), tokens, operation });
                 }
             }
         }

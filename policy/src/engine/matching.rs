@@ -4,6 +4,8 @@ use super::Connection;
 use super::clause::ClauseKeys;
 use super::clock::{Clock, Standing};
 use super::keys::Hits;
+use crate::cond::{Asked, Condition};
+use crate::eval_ref::Truth;
 use crate::fields::{self, HeaderLines};
 use crate::jwt::{self, JwtMatch};
 use crate::norm::{CanonHost, CanonMethod};
@@ -11,13 +13,15 @@ use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
 use crate::tokens::Tokens;
 use crate::upgrade::{Upgrade, Upgrades};
-use crate::verdict::{Action, Enforcement, Tier};
+use crate::verdict::{Action, Enforcement, Operation, Tier};
 
 /// One reading of one operation.
 pub(super) struct Question<'a> {
     pub(super) port: u16,
     pub(super) what: What<'a>,
     pub(super) tokens: Tokens<'a>,
+    /// For conditions: all that was asked.
+    pub(super) operation: Operation<'a>,
 }
 
 pub(super) enum What<'a> {
@@ -48,6 +52,7 @@ pub(super) struct Compiled {
     pub(super) from: Option<Box<[PeerKeys]>>,
     pub(super) to: Option<Box<[TargetKeys]>>,
     pub(super) window: Option<u32>,
+    pub(super) condition: Option<Condition>,
     pub(super) istio: Option<ClauseKeys>,
 }
 
@@ -140,6 +145,33 @@ impl Compiled {
                     What::Tls(_) | What::Tcp => true,
                 },
             }
+            && self
+                .condition
+                .as_ref()
+                .is_none_or(|condition| self.holds(condition, connection, question, clock))
+    }
+
+    /// Asked last: nothing else of a rule costs as much, or allocates.
+    fn holds(
+        &self,
+        condition: &Condition,
+        connection: &Connection,
+        question: &Question<'_>,
+        clock: &Clock,
+    ) -> bool {
+        // A connection is resolved with its caller where there are conditions.
+        let Some(caller) = &connection.caller else { return self.action.is_wide() };
+        let view = match &question.what {
+            What::Http(layer7) => Some(layer7.path),
+            What::Tls(_) | What::Tcp => None,
+        };
+        let Question { port, operation, .. } = *question;
+        let asked = Asked { caller, port, operation, view, at: clock.told() };
+        match condition.holds(asked) {
+            Truth::True => true,
+            Truth::False => false,
+            Truth::Unknown => self.action.is_wide(),
+        }
     }
 
     /// Whether it fires on every stream of a peer that it means.
@@ -156,6 +188,7 @@ impl Compiled {
         let asks_tokens = |peer: &PeerKeys| peer.jwt.is_some() || peer.not_jwt.is_some();
         self.target_ports.is_none()
             && self.window.is_none()
+            && self.condition.is_none()
             && self.istio.is_none()
             && !self.from.iter().flatten().any(asks_tokens)
             && match self.action {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use crate::cond::Caller;
 use crate::limits::LimitRule;
 use crate::rule::{OwnDomains, Rule};
 use crate::tokens::Tokens;
@@ -59,6 +60,7 @@ pub(crate) struct Engine {
     stage: StageIndex,
     clock: Clock,
     limits: Box<[CompiledLimit]>,
+    has_conditions: bool,
 }
 
 /// With layer 7 and without it: what a rule is filed under differs.
@@ -99,6 +101,8 @@ pub struct Connection {
     authenticated: bool,
     /// Sorted.
     keys: Box<[u32]>,
+    /// For conditions, if there are any.
+    caller: Option<Arc<Caller>>,
     stage: Stage,
 }
 
@@ -145,6 +149,7 @@ impl Engine {
             instance: self.instance,
             authenticated: source.identity.is_some(),
             keys: self.keys.of_source(source.identity, address, &self.domains),
+            caller: self.has_conditions.then(|| Arc::new(Caller::new(source, &self.domains))),
             stage: Stage::Defer,
         };
         connection.stage = self.stage(&connection);
@@ -169,17 +174,17 @@ impl Engine {
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown }),
+            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown, operation }),
             Operation::Tls { sni } => {
                 let what = What::Tls(self.keys.of_sni(sni));
-                judge(&Question { port, what, tokens: Tokens::Unknown });
+                judge(&Question { port, what, tokens: Tokens::Unknown, operation });
             }
             Operation::Http { method, path, host, headers, upgrade, tokens } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
                     let layer7 = Layer7 { method, path: view, host, headers, knows_host, upgrade, hits };
-                    judge(&Question { port, what: What::Http(layer7), tokens });
+                    judge(&Question { port, what: What::Http(layer7), tokens, operation });
                 }
             }
         }

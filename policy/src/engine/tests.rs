@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 use proptest::prelude::*;
 
+use crate::cond::Condition;
 use crate::norm::{CanonHost, CanonMethod, CanonPath, EscapedSlashes, PathOptions};
 use crate::pattern::PathPattern;
 use crate::rule::{
@@ -64,6 +65,25 @@ const ASKED_HOSTS: [&str; 8] = ["a.x", "A.X.:80", "b.a.x:81", "c.b.a.x", "x", "1
 const ASKED_SNI: [&str; 5] = ["a.x", "b.a.x", "c.b.a.x", "x", "aa.x"];
 const UPGRADES: [&str; 3] = ["websocket", "tcp", "spdy/3.1"];
 const SNI: [&str; 4] = ["a.x", "b.a.x", "*.x", "*.a.x"];
+/// True, false, and unknown in every way.
+const CEL: [&str; 16] = [
+    "true",
+    "false",
+    "request.method == 'GET'",
+    "request.path.startsWith('/a')",
+    "request.path == '/a' || request.headers['x-a'] == 'v'",
+    "request.headers['x-a'] == 'v' && request.headers['x-b'] != 'w'",
+    "'x-b' in request.headers",
+    "!('x-b' in request.headers)",
+    "request.host.endsWith('.x')",
+    "request.port == 80",
+    "source.namespace == 'a'",
+    "source.trustDomain != 'home' || source.serviceAccount in ['a', 'b']",
+    "source.address == '10.0.0.1'",
+    "now < timestamp('1970-01-02T00:00:00Z')",
+    "jwt.tenant == 'a'",
+    "!has(jwt.tenant) && 1 / (request.port - 81) > 0",
+];
 const FIELDS: [&str; 2] = ["x-a", "x-b"];
 const VALUES: [&str; 4] = ["v", "w", "vw", ""];
 const LINES: [&str; 7] = ["v", "w", "vw", "v, w", "v,v", "", "z"];
@@ -108,6 +128,7 @@ struct Written {
     to: Option<Vec<WrittenTarget>>,
     /// Some of these hold at the time that is told.
     weekly: Option<&'static str>,
+    cel: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -306,10 +327,11 @@ prop_compose! {
         from in prop::option::weighted(0.8, prop::collection::vec(peer(), 1..3)),
         to in prop::option::weighted(0.7, prop::collection::vec(target(), 1..3)),
         weekly in prop::option::weighted(0.1, prop::sample::select(vec!["Thu 00:00-01:00", "Fri 00:00-01:00"])),
+        cel in prop::option::weighted(0.15, prop::sample::select(&CEL)),
     ) -> Written {
         let shadow = shadow && action != Action::Audit;
         let enforcement = if shadow { Enforcement::Shadow } else { Enforcement::Enforce };
-        Written { action, tier, enforcement, target_ports, from, to, weekly }
+        Written { action, tier, enforcement, target_ports, from, to, weekly, cel }
     }
 }
 
@@ -329,8 +351,12 @@ fn documents(rules: &[Written]) -> String {
                 targets.iter().map(|target| target_yaml(target, rule.action)).collect();
             parts.push(format!("to: [{}]", targets.join(", ")));
         }
-        parts
-            .extend(rule.weekly.map(|hours| format!("when: {{time: {{zone: UTC, weekly: [\"{hours}\"]}}}}")));
+        let time = rule.weekly.map(|hours| format!("time: {{zone: UTC, weekly: [\"{hours}\"]}}"));
+        let cel = rule.cel.map(|text| format!("cel: {text:?}"));
+        let when: Vec<String> = time.into_iter().chain(cel).collect();
+        if !when.is_empty() {
+            parts.push(format!("when: {{{}}}", when.join(", ")));
+        }
         let target = rule
             .target_ports
             .as_ref()
@@ -422,6 +448,7 @@ fn rule(written: &Written) -> Rule {
         target_ports: written.target_ports.clone(),
         from: written.from.as_ref().map(|peers| peers.iter().map(rule_peer).collect()),
         to: written.to.as_ref().map(|targets| targets.iter().map(rule_target).collect()),
+        condition: written.cel.map(|text| Condition::parse(text).unwrap()),
         window: written.weekly.map(|hours| Window {
             weekly: vec![Weekly::parse(hours).unwrap()],
             zone: jiff::tz::TimeZone::UTC,
@@ -770,6 +797,7 @@ fn one_rule_for_everything_is_certain() {
         from: Some(vec![anyone.clone()]),
         to,
         window: None,
+        condition: None,
         istio: None,
     };
     let allow = everything(Action::Allow, Some(vec![Target::default(), named]));
@@ -821,6 +849,7 @@ fn templates_beyond_the_index() {
             from: None,
             to: Some(vec![to]),
             weekly: None,
+            cel: None,
         }));
     }
     let engine = Engine::new(rules, domains(), 1);

@@ -73,8 +73,9 @@ impl LimitRule {
     fn definition(&self) -> Box<str> {
         let Self { name, rule, quota, key, max_keys, overrides, tells: _ } = self;
         let LimitName { namespace, document, limit, enforcement: _, place: _ } = name;
-        let Rule { action: _, tier: _, enforcement: _, target_ports, from, to, window, istio: _ } = &**rule;
-        let counted = (target_ports, from, to, window);
+        let Rule { action: _, tier: _, enforcement: _, target_ports, from, to, window, condition, istio: _ } =
+            &**rule;
+        let counted = (target_ports, from, to, window, condition);
         format!("{namespace}/{document}/{limit} {counted:?} {quota:?} {key:?} {max_keys} {overrides:?}")
             .into()
     }
