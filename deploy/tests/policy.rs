@@ -95,6 +95,50 @@ fn a_rule_that_says_something_else_fails_its_cases_with_the_reason() {
     assert_eq!(json["coverage"]["percent"], 98);
 }
 
+/// The request that is shown is a question that can be copied, and is answered as was said.
+#[test]
+fn an_invariant_that_is_broken_names_a_request_that_breaks_it() {
+    let change = (
+        "from: [{serviceAccounts: [shop/checkout]}]",
+        "from: [{serviceAccounts: [shop/checkout, shop/cart]}]",
+    );
+    let shop = shop_with("pay.yaml", &[change]);
+    let (code, said) = tested(shop.path(), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    for words in
+        ["✗ only the checkout charges (", "pay-test.yaml:", "1 of 8 invariants not proven", "98 cases passed"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(said.contains("a request is allowed by pay/payments/charges"), "{said}");
+    let shown = said.lines().find_map(|line| line.trim().strip_prefix("postern policy explain DOCUMENTS "));
+    // As a shell takes it apart: quotes stand around whole words.
+    let mut words: Vec<&str> = Vec::new();
+    for (n, part) in shown.expect("a request is shown").split('\'').enumerate() {
+        match n % 2 {
+            1 => words.push(part),
+            _ => words.extend(part.split_whitespace()),
+        }
+    }
+    let path = shop.path().display().to_string();
+    let answered = policy(&[&["explain", &path], words.as_slice()].concat());
+    assert_eq!(answered.status.code(), Some(0), "{words:?}: {}", text(&answered.stderr));
+    assert!(text(&answered.stdout).contains("allowed by rule pay/payments/charges"), "{answered:?}");
+    let (code, json) = tested(shop.path(), &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    assert_eq!((code, json["ok"].as_bool(), json["proven"].as_u64()), (Some(1), Some(false), Some(7)));
+    let of = |proven: bool| {
+        let all = json["invariants"].as_array().expect("a list");
+        all.iter().find(|one| one["proven"] == proven).expect("there is one").clone()
+    };
+    assert!(of(true)["classes"].as_u64() > Some(1) && of(true).get("witness").is_none());
+    assert!(
+        of(false)["witness"]
+            .as_str()
+            .is_some_and(|line| line.contains("spiffe://shop.example/ns/shop/sa/cart"))
+    );
+}
+
 #[test]
 fn a_rule_that_no_case_reaches_is_named_and_fails_where_all_are_asked_for() {
     let case = "  - name: take\n    request: {from: checkout, method: POST, path: /v1/carts/7/take}\n    expect: {allow: cart/take}\n";

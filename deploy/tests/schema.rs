@@ -148,6 +148,10 @@ fn limit(fields: &str) -> String {
     document("RateLimitPolicy", &format!("{{limits: [{{name: a, {fields}}}]}}"))
 }
 
+fn invariant(written: &str) -> String {
+    document("PolicyTest", &format!("{{workload: {{}}, invariants: [{written}]}}"))
+}
+
 /// The checker refuses each of these, and so does the schema.
 #[test]
 fn typical_mistakes_do_not_validate() {
@@ -254,16 +258,25 @@ fn typical_mistakes_do_not_validate() {
         case("from: a, path: /", "allow: rule"),
         case("from: a, path: /", "allow: true, deny: true"),
         case("from: a, path: /", "shadow: a/b"),
+        document("PolicyTest", "{workload: {port: 80}}"),
+        invariant(""),
+        invariant("{name: a}"),
+        invariant("{name: a, never: {}, always: {}}"),
+        invariant("{never: {}}"),
+        invariant("{name: a, never: {from: []}}"),
+        invariant("{name: a, never: {to: [{headers: [{name: x-a, present: true}]}]}}"),
     ] {
         assert!(!validator.is_valid(&value(&text)), "the schema takes:\n{text}");
         assert!(loads(&text).is_err(), "a sidecar takes:\n{text}");
     }
+    let claim = invariant("{name: a, never: {from: [{not: {namespaces: [a]}}], to: [{ports: [80]}]}}");
     for text in [
         limit(
             "rate: 10/s, key: [source.identity, request.header.x-tenant], maxKeys: 10, match: {from: [{namespaces: [a]}]}",
         ),
         rule("to: [{ports: [80]}]"),
         case("from: a, path: /", "deny: true"),
+        claim,
     ] {
         assert!(validator.is_valid(&value(&text)) && loads(&text).is_ok(), "{text}");
     }
@@ -316,6 +329,14 @@ fn the_checker_and_the_schema_know_the_same_fields() {
         (document("PolicyTest", "{zzzzzz: 1}"), "/$defs/TestSpec"),
         (document("PolicyTest", "{workload: {zzzzzz: 1}}"), "/$defs/TestSpec/properties/workload"),
         (document("PolicyTest", "{cases: [{zzzzzz: 1}]}"), "/$defs/TestSpec/properties/cases/items"),
+        (
+            document("PolicyTest", "{workload: {}, invariants: [{zzzzzz: 1}]}"),
+            "/$defs/TestSpec/properties/invariants/items",
+        ),
+        (
+            document("PolicyTest", "{workload: {}, invariants: [{name: a, never: {zzzzzz: 1}}]}"),
+            "/$defs/Claimed",
+        ),
         (case("zzzzzz: 1", ""), request),
         (case("headers: [{zzzzzz: 1}]", ""), "/$defs/Request/properties/headers/items"),
         (case("", "zzzzzz: 1"), "/$defs/Expect"),

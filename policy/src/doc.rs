@@ -4,6 +4,7 @@
 //! here must not compile until the checker has an opinion about it (a matcher field that one enforcement point forgot
 //! widens every rule that uses it).
 
+mod invariant;
 mod jwt;
 mod limit;
 
@@ -14,6 +15,7 @@ use serde_saphyr::Spanned;
 
 use crate::yaml::Span;
 
+pub(crate) use invariant::{ClaimedDoc, InvariantDoc};
 pub(crate) use jwt::{
     ClaimDoc, IssuerDoc, JwksDoc, JwtDefaults, JwtDoc, NotClaimDoc, TokenDoc, TokenHeaderDoc, Words,
 };
@@ -323,7 +325,10 @@ pub(crate) struct EndpointDoc {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TestSpec {
     pub(crate) workload: Sp<TestedDoc>,
-    pub(crate) cases: List<CaseDoc>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) cases: Option<List<CaseDoc>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) invariants: Option<List<InvariantDoc>>,
 }
 
 #[derive(Deserialize)]

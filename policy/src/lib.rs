@@ -34,6 +34,7 @@ mod load;
 pub mod norm;
 mod pattern;
 mod port_paths;
+mod prove;
 mod rule;
 mod services;
 mod testing;
@@ -56,7 +57,7 @@ pub use limits::{Limit, LimitCounts, LimitId, LimitName, Refused};
 pub use load::{Loader, load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
-pub use testing::{CaseResult, Coverage, TestReport, run_tests};
+pub use testing::{CaseResult, Coverage, InvariantResult, TestReport, run_tests};
 pub use tokens::{BadClaims, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, TokenSet, Tokens};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{

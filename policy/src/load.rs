@@ -36,6 +36,7 @@ const MAX_BYTES: usize = 24 * 1024 * 1024;
 const MAX_DOCUMENTS: usize = 25_000;
 const MAX_RULES: usize = 100_000;
 const MAX_CASES: usize = 50_000;
+const MAX_INVARIANTS: usize = 5_000;
 /// From here on a decision takes tens of microseconds, which an operator should know.
 const MANY_CANDIDATES: usize = 1_000;
 
@@ -201,6 +202,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
         let count = limits_of(workload, &limits).count();
         most(count, "rate limits that concern this workload", limits::MAX_LIMITS);
     }
+    most(tests.iter().map(|test| test.invariants.len()).sum(), "invariants", MAX_INVARIANTS);
     let errors = std::mem::take(&mut set.errors);
     let implied = istio::implied(policies.iter().map(|policy| &**policy));
     let checked = if errors.is_empty() {

@@ -11,6 +11,7 @@ use crate::diagnostic::{Diagnostics, Place, SourceFile};
 use crate::fields::HeaderLines;
 use crate::generation::Generation;
 use crate::load;
+use crate::prove;
 use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Workload};
 
 /// What the tests of a set have shown.
@@ -18,6 +19,8 @@ use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Sou
 pub struct TestReport {
     /// The cases, in the order of the set.
     pub cases: Vec<CaseResult>,
+    /// The invariants, in the order of the set.
+    pub invariants: Vec<InvariantResult>,
     /// All rules of the set, whomever they concern.
     pub rules: Vec<Coverage>,
 }
@@ -42,6 +45,30 @@ pub struct CaseResult {
     pub explanation: Option<String>,
 }
 
+/// One invariant of a PolicyTest.
+#[derive(Clone, Debug, Serialize)]
+pub struct InvariantResult {
+    /// The PolicyTest, `namespace/name`.
+    pub test: String,
+    /// The invariant's name.
+    pub invariant: Box<str>,
+    /// Where it stands.
+    pub place: Place,
+    /// Whether it holds for every request there can be.
+    pub proven: bool,
+    /// Classes of requests that were looked at, if it is proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<u64>,
+    /// What was found.
+    pub outcome: String,
+    /// If a request breaks it: that request, as `postern policy explain DOCUMENTS` takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub witness: Option<String>,
+    /// Why that request is answered so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
+}
+
 /// Whether tests reach a rule.
 #[derive(Clone, Debug, Serialize)]
 pub struct Coverage {
@@ -52,6 +79,18 @@ pub struct Coverage {
 }
 
 impl TestReport {
+    /// Whether there are tests, and all of them pass. A run without any proves nothing, and is what a wrong path looks like.
+    pub fn is_ok(&self) -> bool {
+        (!self.cases.is_empty() || !self.invariants.is_empty())
+            && self.passed() == self.cases.len()
+            && self.proven() == self.invariants.len()
+    }
+
+    /// Invariants that are proven.
+    pub fn proven(&self) -> usize {
+        self.invariants.iter().filter(|invariant| invariant.proven).count()
+    }
+
     /// Cases that passed.
     pub fn passed(&self) -> usize {
         self.cases.iter().filter(|case| case.passed).count()
@@ -103,7 +142,11 @@ pub fn run_tests(files: &[SourceFile], scope: &Scope) -> Result<TestReport, Diag
         let covered = covered.contains(&rule.to_string());
         Coverage { rule: rule.clone(), covered }
     });
-    Ok(TestReport { rules: rules.collect(), cases: results.into_iter().map(|(_, result)| result).collect() })
+    Ok(TestReport {
+        rules: rules.collect(),
+        cases: results.into_iter().map(|(_, result)| result).collect(),
+        invariants: prove::results(&checked),
+    })
 }
 
 fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<String>) -> CaseResult {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use postern_policy::{CaseResult, TestReport, run_tests};
+use postern_policy::{CaseResult, InvariantResult, TestReport, run_tests};
 
 use super::{Failure, Set, live, plural, read_all, refused};
 use crate::say;
@@ -42,14 +42,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Err(errors) => return Ok(refused(&errors, args.set.json, "nothing was tested")),
     };
     let enough = args.min_coverage.is_none_or(|least| report.percent() >= least);
-    // A run without a case proves nothing, and is what a wrong path looks like.
-    let ok = !report.cases.is_empty() && report.passed() == report.cases.len() && enough;
+    let ok = report.is_ok() && enough;
     if args.set.json {
         let mut value = serde_json::json!({
             "ok": ok,
             "trustDomain": scope.trust_domain.as_str(),
             "passed": report.passed(),
             "cases": report.cases,
+            "proven": report.proven(),
+            "invariants": report.invariants,
         });
         if args.coverage || args.min_coverage.is_some() {
             value["coverage"] = serde_json::json!({ "percent": report.percent(), "rules": report.rules });
@@ -70,11 +71,26 @@ fn show(args: &Args, report: &TestReport, enough: bool) {
         }
         show_case(case);
     }
+    let mut test = "";
+    for invariant in &report.invariants {
+        if invariant.test != test {
+            test = &invariant.test;
+            say(format_args!("{test}: invariants"));
+        }
+        show_invariant(invariant);
+    }
     let (passed, all) = (report.passed(), report.cases.len());
+    let (proven, claims) = (report.proven(), report.invariants.len());
     match all {
-        0 => say("no case: the set holds no PolicyTest"),
+        0 if claims == 0 => say("no case: the set holds no PolicyTest"),
+        0 => {}
         _ if passed == all => say(format_args!("ok: {} passed", plural(all, "case"))),
         _ => say(format_args!("{} of {} failed", all - passed, plural(all, "case"))),
+    }
+    match claims {
+        0 => {}
+        _ if proven == claims => say(format_args!("ok: {} proven", plural(claims, "invariant"))),
+        _ => say(format_args!("{} of {} not proven", claims - proven, plural(claims, "invariant"))),
     }
     let Some(least) = args.min_coverage.or_else(|| args.coverage.then_some(0)) else { return };
     let (covered, rules) = (report.covered(), report.rules.len());
@@ -95,6 +111,20 @@ fn show_case(case: &CaseResult) {
     say(format_args!("      expected: {}", case.expected));
     say(format_args!("      got:      {}", case.got));
     for line in case.explanation.iter().flat_map(|text| text.lines()) {
+        say(format_args!("      {line}"));
+    }
+}
+
+fn show_invariant(invariant: &InvariantResult) {
+    if invariant.proven {
+        return say(format_args!("  ✓ {}: {}", invariant.invariant, invariant.outcome));
+    }
+    say(format_args!("  ✗ {} ({})", invariant.invariant, invariant.place));
+    say(format_args!("      {}", invariant.outcome));
+    if let Some(witness) = &invariant.witness {
+        say(format_args!("      postern policy explain DOCUMENTS {witness}"));
+    }
+    for line in invariant.explanation.iter().flat_map(|text| text.lines()) {
         say(format_args!("      {line}"));
     }
 }

@@ -236,7 +236,12 @@ pub(super) fn peers(
     page.items(list, "from").iter().map(|entry| peer::peer(page, entry, namespace, action, rules)).collect()
 }
 
-fn targets(page: &mut Page<'_>, list: &List<ToDoc>, action: Action, rules: &Rules<'_>) -> Vec<Target> {
+pub(super) fn targets(
+    page: &mut Page<'_>,
+    list: &List<ToDoc>,
+    action: Action,
+    rules: &Rules<'_>,
+) -> Vec<Target> {
     page.items(list, "to").iter().map(|entry| target::target(page, entry, action, rules)).collect()
 }
 

@@ -5,6 +5,7 @@ mod break_glass;
 mod condition;
 mod defaults;
 mod expect;
+mod invariant;
 mod issuers;
 mod jwt;
 mod limit;
@@ -181,6 +182,19 @@ impl Page<'_> {
         let _ = (labels, annotations);
         self.name(name);
         self.name(namespace);
+    }
+
+    /// The name of `what`, one line for people.
+    fn title<'d>(&mut self, name: &'d Sp<String>, what: &str) -> &'d str {
+        let line = name.value.trim();
+        if line.is_empty() || line.chars().count() > 120 || line.chars().any(yaml::is_unseen) {
+            self.error_with(
+                name.referenced,
+                format!("{what}'s name is one line of 1 to 120 characters"),
+                "say in a few words what is shown",
+            );
+        }
+        line
     }
 
     pub(crate) fn name(&mut self, name: &Sp<String>) {

@@ -15,6 +15,7 @@ use crate::diagnostic::Place;
 use crate::doc::{CaseDoc, Document, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
 use crate::fields::{HeaderFields, HeaderLines};
 use crate::norm::{self, CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
+use crate::prove::Invariant;
 use crate::tokens::TokenSet;
 use crate::upgrade::Upgrade;
 use crate::verdict::Workload;
@@ -29,6 +30,7 @@ pub(crate) struct Test {
     pub(crate) name: Box<str>,
     pub(crate) workload: Workload,
     pub(crate) cases: Vec<Case>,
+    pub(crate) invariants: Vec<Invariant>,
 }
 
 /// A request and what is expected.
@@ -65,7 +67,7 @@ pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, ru
     let Document { api_version: _, kind: _, metadata, spec } = document;
     page.names(metadata);
     let own = metadata.namespace.value.as_str();
-    let TestSpec { workload, cases: written } = &spec.value;
+    let TestSpec { workload, cases: written, invariants } = &spec.value;
     let TestedDoc { namespace, service_account, labels, port } = &workload.value;
     if let Some(namespace) = namespace {
         page.name(namespace);
@@ -81,18 +83,20 @@ pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, ru
         labels: labels.as_ref().map(|labels| labels.value.clone()).unwrap_or_default(),
     };
     let port = port.as_ref().map(|port| number(page, port));
+    if written.is_none() && invariants.is_none() {
+        page.error_with(
+            spec.referenced,
+            "this test tests nothing",
+            "write `cases` (requests and what is expected), or `invariants`",
+        );
+    }
     let mut seen = HashSet::new();
-    let mut cases = Vec::with_capacity(written.value.len());
-    for entry in page.items(written, "cases") {
+    let mut cases = Vec::new();
+    let written = written.as_ref().map_or(&[][..], |list| page.items(list, "cases"));
+    for entry in written {
         let name = &entry.value.name;
-        let line = name.value.trim();
-        if line.is_empty() || line.chars().count() > 120 || line.chars().any(char::is_control) {
-            page.error_with(
-                name.referenced,
-                "a case's name is one line of 1 to 120 characters",
-                "say in a few words what is shown",
-            );
-        } else if !seen.insert(line) {
+        let line = page.title(name, "a case");
+        if !seen.insert(line) {
             page.error_with(
                 name.referenced,
                 format!("the case `{}` stands here twice", yaml::printable(line)),
@@ -101,7 +105,14 @@ pub(crate) fn policy_test(page: &mut Page<'_>, document: &Document<TestSpec>, ru
         }
         cases.extend(case(page, entry, own, &workload.namespace, port, rules));
     }
-    Test { namespace: own.into(), name: metadata.name.value.as_str().into(), workload, cases }
+    let invariants = invariants.as_ref().map(|list| super::invariant::invariants(page, list, own, rules));
+    Test {
+        namespace: own.into(),
+        name: metadata.name.value.as_str().into(),
+        workload,
+        cases,
+        invariants: invariants.unwrap_or_default(),
+    }
 }
 
 /// `None` if something in it is wrong, which has been told then.

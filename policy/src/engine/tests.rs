@@ -28,6 +28,7 @@ use super::{Connection, Engine};
 
 mod boundaries;
 mod limits;
+mod proofs;
 
 // Few words, so that rules and questions meet.
 const DOMAINS: [&str; 3] = ["home", "alias", "else"];

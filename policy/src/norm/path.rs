@@ -84,6 +84,11 @@ impl CanonPath {
         Ok(Self { text: path.into(), path_len, changed, raw, readings })
     }
 
+    /// A canonical path as one reading of it is judged, for proofs that take readings one by one.
+    pub(crate) fn of_one_reading(path: &str) -> Self {
+        Self { text: path.into(), path_len: path.len(), changed: false, raw: None, readings: Box::default() }
+    }
+
     /// Parses the target of a request with `method`: `*` is a target of OPTIONS only (RFC 9112 3.2.4).
     pub fn parse_for(
         method: &CanonMethod,

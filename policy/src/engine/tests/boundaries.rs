@@ -94,10 +94,10 @@ fn engines_agree_at_boundaries() {
 }
 
 /// Splitmix64: questions are many, and a strategy's machinery would cost more than the decisions.
-struct Draw(u64);
+pub(super) struct Draw(pub(super) u64);
 
 impl Draw {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -105,15 +105,15 @@ impl Draw {
         usize::try_from((z ^ (z >> 31)) % bound as u64).unwrap()
     }
 
-    fn one_of<'p, T>(&mut self, pool: &'p [T]) -> &'p T {
+    pub(super) fn one_of<'p, T>(&mut self, pool: &'p [T]) -> &'p T {
         &pool[self.below(pool.len())]
     }
 }
 
 /// What questions are made of.
-struct Pools {
-    ids: Vec<Option<SpiffeId>>,
-    addresses: Vec<IpAddr>,
+pub(super) struct Pools {
+    pub(super) ids: Vec<Option<SpiffeId>>,
+    pub(super) addresses: Vec<IpAddr>,
     ports: Vec<u16>,
     methods: Vec<CanonMethod>,
     paths: Vec<CanonPath>,
@@ -124,7 +124,7 @@ struct Pools {
 }
 
 impl Pools {
-    fn of(rules: &[Rule]) -> Self {
+    pub(super) fn of(rules: &[Rule]) -> Self {
         let (mut ids, mut paths, mut hosts) = (vec![None, None], Vec::new(), vec![None]);
         let mut names = vec![None];
         let mut ports: Vec<u16> = PORTS.to_vec();
@@ -185,7 +185,7 @@ impl Pools {
         }
     }
 
-    fn question(&self, draw: &mut Draw, id: Option<SpiffeId>, address: IpAddr) -> Question {
+    pub(super) fn question(&self, draw: &mut Draw, id: Option<SpiffeId>, address: IpAddr) -> Question {
         let port = *draw.one_of(&self.ports);
         if draw.below(8) == 0 {
             let sni = (draw.below(4) > 0).then(|| draw.one_of(&self.names).clone());
