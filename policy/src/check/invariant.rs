@@ -66,6 +66,7 @@ fn claim(page: &mut Page<'_>, entry: &Sp<ClaimedDoc>, action: Action, own: &str,
         from: from.as_ref().map(|list| access::peers(page, list, own, action, rules)),
         to: to.as_ref().map(|list| access::targets(page, list, action, rules)),
         window: None,
+        condition: None,
         istio: None,
     };
     page.warnings = warnings;

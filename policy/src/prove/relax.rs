@@ -1,5 +1,5 @@
-//! The rules as a proof takes them: what its classes do not know - header fields, tokens, times, Istio's words - is settled
-//! against the claim.
+//! The rules as a proof takes them: what its classes do not know - header fields, tokens, times, conditions,
+//! Istio's words - is settled against the claim.
 //!
 //! More Allows never deny more and more Denies never allow more, whatever the tiers. So of all that fields, tokens and
 //! clocks can be, one assumption is the worst: for "never allowed", that every Allow finds the fields and the hour it asks
@@ -18,14 +18,14 @@ pub(super) fn relaxed(rules: &[Arc<Rule>], never: bool) -> Vec<Arc<Rule>> {
 }
 
 fn one(rule: &Rule, never: bool) -> Rule {
-    let Rule { action, tier, enforcement, target_ports, from, to, window, istio } = rule;
+    let Rule { action, tier, enforcement, target_ports, from, to, window, condition, istio } = rule;
     let fires = match action {
         Action::Allow => never,
         Action::Deny => !never,
         Action::Audit => false,
     };
     let is_obeyed = *enforcement == Enforcement::Enforce && *action != Action::Audit;
-    let is_out = !is_obeyed || ((window.is_some() || istio.is_some()) && !fires);
+    let is_out = !is_obeyed || ((window.is_some() || condition.is_some() || istio.is_some()) && !fires);
     let (from, to) = if is_out {
         // No alternative: it matches nothing.
         (None, Some(Vec::new()))
@@ -51,6 +51,7 @@ fn one(rule: &Rule, never: bool) -> Rule {
         from,
         to,
         window: None,
+        condition: None,
         istio: None,
     }
 }

@@ -52,8 +52,8 @@ fn result(generation: &Generation, test: &Test, invariant: &Invariant) -> Invari
         }
         Outcome::Open(witness) => {
             out.outcome = format!(
-                "not proven: with other header fields, at another time or in another reading of its path, a request like \
-                 this one may be {word} {}",
+                "not proven: with other header fields or tokens, at another time, under another condition or in another \
+                 reading of its path, a request like this one may be {word} {}",
                 rule(&witness)
             );
             out.witness = Some(line(test, &witness));

@@ -17,7 +17,7 @@ const CLAIMS_LONG: u32 = 10_000;
 const QUESTIONS: usize = 2_500;
 
 fn claim(written: &Written, action: Action) -> Invariant {
-    let mut rule = Rule { action, target_ports: None, window: None, ..rule(written) };
+    let mut rule = Rule { action, target_ports: None, window: None, condition: None, ..rule(written) };
     for target in rule.to.iter_mut().flatten() {
         target.headers.clear();
     }
@@ -110,6 +110,7 @@ fn what_is_proven_holds_and_what_is_found_is_real() {
             || words.contains('%')
             || rules.iter().any(|rule| {
                 rule.window.is_some()
+                    || rule.condition.is_some()
                     || rule.asks_tokens()
                     || rule.to.iter().flatten().any(|target| !target.headers.is_empty())
             });
