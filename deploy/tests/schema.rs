@@ -94,6 +94,7 @@ fn each_kind_has_a_file_that_takes_no_other() {
     for kind in [
         "AccessPolicy",
         "AuthorizationPolicy",
+        "EgressPolicy",
         "MeshDefaults",
         "PeerAuthentication",
         "PolicyTest",
@@ -133,6 +134,10 @@ fn rule(fields: &str) -> String {
 
 fn issuer(fields: &str) -> String {
     document("MeshDefaults", &format!("{{jwt: {{issuers: [{{issuer: i, audiences: [o], {fields}}}]}}}}"))
+}
+
+fn to(alternatives: &str) -> String {
+    document("EgressPolicy", &format!("{{action: Allow, rules: [{{name: r, to: [{alternatives}]}}]}}"))
 }
 
 fn case(request: &str, expect: &str) -> String {
@@ -202,6 +207,23 @@ fn typical_mistakes_do_not_validate() {
         rule("when: {time: {zone: UTC}}"),
         rule("when: {time: {weekly: [Mon-Fri 06:00-22:00]}}"),
         rule("when: {time: {notAfter: tomorrow}}"),
+        document("EgressPolicy", "{action: Allow, rules: [{name: r}]}"),
+        document("EgressPolicy", "{action: Allow, target: {all: true}, rules: [{name: r, to: [{services: [a]}]}]}"),
+        document("EgressPolicy", "{action: Allow, source: {}, rules: [{name: r, to: [{services: [a]}]}]}"),
+        to("{}"),
+        to("{ports: [443]}"),
+        to("{hosts: [a.b], services: [a]}"),
+        to("{hosts: ['a.b:443']}"),
+        to("{hosts: [a.b], except: [10.0.0.0/8]}"),
+        to("{hosts: [a.b], protocol: tls}"),
+        to("{hosts: [a.b], protocol: Tls, methods: [GET]}"),
+        to("{hosts: [a.b], paths: [/a], pathPrefix: [/b]}"),
+        to("{services: [a/b/c]}"),
+        document("Service", "{external: true, ports: [{port: 443, protocol: tls}]}"),
+        document("Service", "{hosts: [a.b], ports: [{port: 443, protocol: tls}]}"),
+        document("Service", "{external: true, hosts: [localhost], ports: [{port: 443, protocol: tls}]}"),
+        case("egress: 'https://a.b', from: a", "allow: true"),
+        case("egress: 'ftp://a.b'", "allow: true"),
         document("MeshDefaults", "{http: {escapedSlashes: Refuse}}"),
         document("MeshDefaults", "{onChange: {grace: 5 seconds}}"),
         document("MeshDefaults", "{jwt: {issuers: []}}"),
@@ -275,8 +297,12 @@ fn typical_mistakes_do_not_validate() {
             "rate: 10/s, key: [source.identity, request.header.x-tenant], maxKeys: 10, match: {from: [{namespaces: [a]}]}",
         ),
         rule("to: [{ports: [80]}]"),
+        to("{cidrs: [10.0.0.0/8], except: [10.1.0.0/16], protocol: Http, methods: [GET]}"),
+        to("{services: ['*', a, a/b, 'a/*']}, {hosts: ['*.a.b'], ports: [443], protocol: Tls}"),
+        document("Service", "{external: true, hosts: [a.b], ports: [{port: 443, protocol: tls}]}"),
         case("from: a, path: /", "deny: true"),
         claim,
+        case("egress: 'http://a.b/c', method: POST, address: 10.0.0.1", "deny: true"),
     ] {
         assert!(validator.is_valid(&value(&text)) && loads(&text).is_ok(), "{text}");
     }
@@ -300,6 +326,10 @@ fn the_checker_and_the_schema_know_the_same_fields() {
         (rule("to: [{headers: [{not: {zzzzzz: 1}}]}]"), "/$defs/HeaderMatch/properties/not"),
         (rule("when: {zzzzzz: 1}"), "/$defs/When"),
         (rule("when: {time: {zzzzzz: 1}}"), "/$defs/When/properties/time"),
+        (document("EgressPolicy", "{zzzzzz: 1}"), "/$defs/EgressSpec"),
+        (document("EgressPolicy", "{source: {zzzzzz: 1}}"), "/$defs/EgressSource"),
+        (document("EgressPolicy", "{rules: [{zzzzzz: 1}]}"), "/$defs/EgressRule"),
+        (to("{zzzzzz: 1}"), "/$defs/Destination"),
         (document("MeshDefaults", "{zzzzzz: 1}"), "/$defs/DefaultsSpec"),
         (
             document("MeshDefaults", "{trustDomains: {zzzzzz: 1}}"),

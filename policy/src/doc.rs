@@ -4,6 +4,7 @@
 //! here must not compile until the checker has an opinion about it (a matcher field that one enforcement point forgot
 //! widens every rule that uses it).
 
+mod egress;
 mod invariant;
 mod jwt;
 mod limit;
@@ -15,6 +16,7 @@ use serde_saphyr::Spanned;
 
 use crate::yaml::Span;
 
+pub(crate) use egress::{DestinationDoc, EgressRuleDoc, EgressSpec, SourceDoc};
 pub(crate) use invariant::{ClaimedDoc, InvariantDoc};
 pub(crate) use jwt::{
     ClaimDoc, IssuerDoc, JwksDoc, JwtDefaults, JwtDoc, NotClaimDoc, TokenDoc, TokenHeaderDoc, Words,
@@ -24,12 +26,14 @@ pub(crate) use limit::{LimitDoc, MatchDoc, OnLimitDoc, OverrideDoc, RateLimitSpe
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "postern.dev/v1alpha1";
 /// All kinds of our own.
-pub(crate) const KINDS: [&str; 5] = [ACCESS_POLICY, MESH_DEFAULTS, POLICY_TEST, RATE_LIMIT_POLICY, SERVICE];
+pub(crate) const KINDS: [&str; 6] =
+    [ACCESS_POLICY, EGRESS_POLICY, MESH_DEFAULTS, POLICY_TEST, RATE_LIMIT_POLICY, SERVICE];
 /// All kinds that are read, Istio's among them.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
     KINDS.into_iter().chain(crate::istio::doc::KINDS)
 }
 pub(crate) const ACCESS_POLICY: &str = "AccessPolicy";
+pub(crate) const EGRESS_POLICY: &str = "EgressPolicy";
 pub(crate) const MESH_DEFAULTS: &str = "MeshDefaults";
 pub(crate) const POLICY_TEST: &str = "PolicyTest";
 pub(crate) const RATE_LIMIT_POLICY: &str = "RateLimitPolicy";
@@ -288,8 +292,11 @@ pub(crate) struct ServiceSpec {
     pub(crate) identity: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) external: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) hosts: Option<List<String>>,
     pub(crate) ports: List<PortDoc>,
-    pub(crate) endpoints: List<EndpointDoc>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) endpoints: Option<List<EndpointDoc>>,
 }
 
 #[derive(Deserialize)]
@@ -355,6 +362,8 @@ pub(crate) struct CaseDoc {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct RequestDoc {
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) egress: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) from: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]

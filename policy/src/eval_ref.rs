@@ -112,7 +112,7 @@ pub(crate) fn decide<R: Borrow<Rule>>(
     let (effect, rule) = world(&|rule| rule.enforcement == Enforcement::Enforce);
     let shadow = match world(&|_| true) {
         (effect, Some(id)) if rules[id as usize].enforcement == Enforcement::Shadow => {
-            Some(Would { effect, rule: RuleId(id) })
+            Some(Would { effect, rule: Some(RuleId(id)) })
         }
         _ => None,
     };

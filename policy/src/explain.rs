@@ -1,5 +1,6 @@
 //! Why a question is answered as it is, for people.
 
+pub(crate) mod egress;
 mod jwt;
 
 use std::fmt;
@@ -30,6 +31,9 @@ pub struct Explanation {
     /// Other readings of the path that had to be allowed too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub readings: Vec<String>,
+    /// What holds besides rules, of a call out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What shadow rules would change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<Shadow>,
@@ -49,8 +53,9 @@ pub struct Explanation {
 pub struct Shadow {
     /// Whether it would be allowed.
     pub allowed: bool,
-    /// The rule that would decide.
-    pub rule: RuleName,
+    /// The rule that would decide. None: a call out would be denied because no rule of the shadow lists it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
 }
 
 /// An Allow rule that nearly matched.
@@ -91,7 +96,7 @@ pub(crate) fn explain(
     };
     let shadow = verdict.shadow.map(|would| Shadow {
         allowed: would.effect == Effect::Allow,
-        rule: generation.rule(would.rule).clone(),
+        rule: would.rule.map(|rule| generation.rule(rule).clone()),
     });
     let audit = verdict.audit.map(|id| generation.rule(id).clone());
     let limits = match verdict.effect {
@@ -99,7 +104,7 @@ pub(crate) fn explain(
         Effect::Deny(_) => Vec::new(),
     };
     let limits = limits.into_iter().cloned().collect();
-    Explanation { verdict, rule, readings, shadow, audit, nearest, limits }
+    Explanation { verdict, rule, readings, notes: Vec::new(), shadow, audit, nearest, limits }
 }
 
 /// The Allow rule with the fewest failing fields; of several, the first. With several readings of the path the miss is
@@ -516,7 +521,13 @@ impl fmt::Display for Explanation {
             (Effect::Deny(DenyReason::StaleContext), _) => {
                 f.write_str("denied: the question is out of date")?
             }
+            (Effect::Deny(DenyReason::Address), _) => {
+                f.write_str("denied: nobody outside of the mesh is called at this address")?
+            }
             (Effect::Deny(_), _) => f.write_str("denied: no Allow rule matches")?,
+        }
+        for note in &self.notes {
+            write!(f, "\n{note}")?;
         }
         if !self.readings.is_empty() {
             write!(
@@ -527,7 +538,12 @@ impl fmt::Display for Explanation {
         }
         if let Some(Shadow { allowed, rule }) = &self.shadow {
             let word = if *allowed { "allow" } else { "deny" };
-            write!(f, "\nin the shadow: rule {rule} ({}) would {word} it", rule.place)?;
+            match rule {
+                Some(rule) => {
+                    write!(f, "\nin the shadow: rule {rule} ({}) would {word} it", rule.place)?;
+                }
+                None => write!(f, "\nin the shadow: no Allow rule lists it, which would {word} it")?,
+            }
         }
         if let Some(rule) = &self.audit {
             write!(f, "\naudited by rule {rule} ({})", rule.place)?;

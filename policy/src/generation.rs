@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::diagnostic::Diagnostics;
+use crate::egress::{self, Call};
+use crate::engine::egress::Egress;
 use crate::engine::{Connection, Engine};
 use crate::eval_ref;
 use crate::explain::{self, Explanation};
@@ -18,7 +20,7 @@ use crate::verdict::{Defaults, DocumentSummary, Operation, RuleId, RuleName, Sou
 #[derive(Debug)]
 pub struct Generation {
     pub(crate) number: u64,
-    pub(crate) services: Services,
+    pub(crate) services: Arc<Services>,
     pub(crate) defaults: Defaults,
     pub(crate) documents: Vec<DocumentSummary>,
     /// Rules of documents that break the glass, in order.
@@ -34,6 +36,7 @@ pub struct Generation {
     pub(crate) names: Vec<Arc<RuleName>>,
     pub(crate) engine: Engine,
     pub(crate) limits: Limits,
+    pub(crate) egress: Egress,
 }
 
 impl Generation {
@@ -124,12 +127,13 @@ impl Generation {
     /// from then on. True if that changed what some rule says. Without it such rules are unknown: a Deny fires, an Allow
     /// does not.
     pub fn tell_time(&self, now: SystemTime) -> bool {
-        self.engine.tell_time(now)
+        // Both, whatever the first says.
+        self.engine.tell_time(now) | self.egress.tell_time(now)
     }
 
     /// Whether some rule holds at some times only.
     pub fn depends_on_time(&self) -> bool {
-        self.engine.depends_on_time()
+        self.engine.depends_on_time() || self.egress.depends_on_time()
     }
 
     /// Resolves a peer, once per connection.
@@ -224,5 +228,26 @@ impl Generation {
     /// Tells why a question is answered as it is.
     pub fn explain(&self, source: Source<'_>, port: u16, operation: Operation<'_>) -> Explanation {
         explain::explain(self, source, port, operation)
+    }
+
+    /// Whether calls to `external` services, or to those of the mesh, need a rule: if not, nothing is asked about them.
+    pub fn judges_egress(&self, external: bool) -> bool {
+        external || self.egress.is_selected() || !self.egress.rules.is_empty()
+    }
+
+    /// Judges a call on its way out.
+    pub fn decide_egress(&self, call: &Call<'_>) -> Verdict {
+        self.egress.decide(call)
+    }
+
+    /// What the reference interpreter answers to the same: the specification of [`decide_egress`](Self::decide_egress).
+    pub fn decide_egress_by_reference(&self, call: &Call<'_>) -> Verdict {
+        let Egress { rules, mesh, first, .. } = &self.egress;
+        egress::reference::decide(rules, *first, mesh, call, self.egress.told()).by(self.number)
+    }
+
+    /// Tells why a call out is answered as it is.
+    pub fn explain_egress(&self, call: &Call<'_>) -> Explanation {
+        explain::egress::explain(self, call)
     }
 }

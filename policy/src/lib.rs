@@ -6,6 +6,7 @@
 //!    workload. It is all or nothing: one mistake refuses the set, and [`Diagnostics`] shows each with its place.
 //! 2. [`Generation::connection`] resolves a peer once per connection.
 //! 3. [`Generation::decide`] answers for one stream, from canonical forms only ([`norm`]).
+//!    [`Generation::decide_egress`] answers for a call on its way out.
 //! 4. [`Generation::explain`] tells a person which rule decided, or what is missing.
 //! 5. [`Generation::admit`] asks the rate limits about a stream that is allowed.
 //! 6. [`run_tests`] holds the PolicyTests of a set against its rules.
@@ -21,6 +22,7 @@ mod check;
 mod cond;
 mod diagnostic;
 mod doc;
+mod egress;
 mod engine;
 mod eval_ref;
 mod explain;
@@ -48,6 +50,7 @@ mod yaml_words;
 
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
+pub use egress::{Call, CallTarget, NotAsked};
 pub use engine::Connection;
 pub use explain::{Explanation, Miss, Shadow};
 pub use fields::{FieldError, HeaderFields, HeaderLines};

@@ -1,6 +1,7 @@
 //! From files to a generation, or to all mistakes in them.
 
 mod document;
+mod egress;
 mod file;
 mod loader;
 mod parallel;
@@ -12,16 +13,18 @@ use std::sync::Arc;
 
 use postern_svid::{SpiffeId, TrustDomain};
 
-use crate::check::{LimitPolicy, Policy, Rules, Settled, Test};
+use crate::check::{EgressPolicy, LimitPolicy, Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, SourceFile};
+use crate::egress::EgressRule;
 use crate::engine::Engine;
+use crate::engine::egress::Egress;
 use crate::generation::Generation;
 use crate::issuers::Issuer;
 use crate::istio;
 use crate::limits::{self, LimitRule, Limits};
 use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PortsJudged, Rule};
-use crate::services::{Service, Services};
+use crate::services::Services;
 use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope, Workload};
 
 use document::Body;
@@ -50,14 +53,14 @@ pub fn load(files: &[SourceFile], scope: &Scope, number: u64) -> Result<Generati
 fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
     let mut generation = match &scope.workload {
         Some(workload) => checked.compiled(workload, number),
-        None => checked.assembled((Vec::new(), Vec::new()), Vec::new(), number),
+        None => checked.assembled(Applied::default(), number),
     };
-    let Checked { services, documents, mut warnings, misnamed, .. } = checked;
+    let Checked { documents, mut warnings, misnamed, .. } = checked;
     // A test that has been left behind by its rules is no reason to keep new rules out of the mesh.
     for finding in misnamed {
         warnings.push(finding.warning());
     }
-    let worst = generation.engine.worst_list();
+    let worst = generation.engine.worst_list().max(generation.egress.worst_list());
     if worst > MANY_CANDIDATES {
         let message =
             format!("a request can make the engine look at {worst} rules that share all their keys");
@@ -65,7 +68,6 @@ fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
             Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
         );
     }
-    generation.services = Services::new(services);
     generation.keep_documents(documents);
     generation.warnings = warnings.finished();
     generation
@@ -96,7 +98,8 @@ pub(crate) struct Checked {
     /// What Istio's namespaces mean without saying it.
     implied: Vec<Policy>,
     limits: Vec<Arc<LimitPolicy>>,
-    services: Vec<Service>,
+    egress: Vec<Arc<EgressPolicy>>,
+    services: Arc<Services>,
     pub(crate) tests: Vec<Arc<Test>>,
     /// Tests that name rules that are not there.
     pub(crate) misnamed: Diagnostics,
@@ -110,25 +113,30 @@ impl Checked {
     /// The names of all rules, whomever they concern.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &RuleName> {
         let written = self.policies.iter().map(|policy| &**policy);
-        written.chain(&self.implied).flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name))
+        let access = written.chain(&self.implied).flat_map(|policy| &policy.rules).map(|(name, _)| &**name);
+        access.chain(self.egress.iter().flat_map(|policy| &policy.rules).map(|(name, _)| &**name))
     }
 
-    /// What concerns a workload, without services and documents: it decides and explains.
+    /// What concerns a workload, without documents: it decides and explains.
     pub(crate) fn compiled(&self, workload: &Workload, number: u64) -> Generation {
+        let (mut names, rules) = applying(workload, &self.policies, &self.implied);
+        let policies = self.egress.iter().filter(|policy| policy.applies_to(workload));
+        let mut egress: Vec<_> = policies.flat_map(|policy| policy.rules.iter().cloned()).collect();
+        egress.sort_by_key(|(_, rule)| rule.tier);
+        let (egress_names, egress): (Vec<_>, _) = egress.into_iter().unzip();
+        let first_egress = names.len();
+        names.extend(egress_names);
         let limits = limits_of(workload, &self.limits).cloned().collect();
-        self.assembled(applying(workload, &self.policies, &self.implied), limits, number)
+        self.assembled(Applied { names, rules, first_egress, egress, limits }, number)
     }
 
-    fn assembled(
-        &self,
-        (names, applied): (Vec<Arc<RuleName>>, Vec<Arc<Rule>>),
-        limits: Vec<Arc<LimitRule>>,
-        number: u64,
-    ) -> Generation {
+    fn assembled(&self, applied: Applied, number: u64) -> Generation {
+        let Applied { names, rules: applied, first_egress, egress, limits } = applied;
         let counted = limits.iter().map(|limit| &limit.rule);
         Generation {
             number,
-            services: Services::new(Vec::new()),
+            egress: Egress::new(egress, &self.services, first_egress, number),
+            services: Arc::clone(&self.services),
             defaults: Defaults {
                 path: PathOptions { escaped_slashes: self.settled.slashes, ..PathOptions::default() },
                 on_change: self.settled.on_change,
@@ -158,6 +166,16 @@ impl Checked {
     }
 }
 
+/// What concerns one workload: the names of all its rules, those of egress from `first_egress` on.
+#[derive(Default)]
+struct Applied {
+    names: Vec<Arc<RuleName>>,
+    rules: Vec<Arc<Rule>>,
+    first_egress: usize,
+    egress: Vec<Arc<EgressRule>>,
+    limits: Vec<Arc<LimitRule>>,
+}
+
 /// Reads and checks a set, for whatever workload.
 pub(crate) fn checked(files: &[SourceFile], scope: &Scope) -> Result<Checked, Diagnostics> {
     checked_with(files, scope, &|_| None, &mut Vec::new())
@@ -180,6 +198,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
     let read = read_all(unknown.map(|(file, _)| file.borrow()).collect());
     let mut set = Set::new(files.iter().map(Borrow::borrow).zip(before), read)?;
     set.check_set(scope);
+    set.check_policy_names();
     let settled = set.settle(scope);
     let terms = Arc::new(Terms {
         root_namespace: scope.root_namespace.clone(),
@@ -189,6 +208,8 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
         issuers: Arc::clone(&settled.jwt.issuers),
     });
     let mut set = set.check(&terms);
+    set.check_hosts();
+    let egress = set.egress();
     let (policies, limits, tests) = (set.policies(), set.limits(), set.tests());
     let mut most = |count: usize, what: &str, most: usize| {
         if count > most {
@@ -196,7 +217,8 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
             set.errors.push(Diagnostic::whole("", message));
         }
     };
-    most(policies.iter().map(|policy| policy.rules.len()).sum(), "rules", MAX_RULES);
+    let count: usize = egress.iter().map(|policy| policy.rules.len()).sum();
+    most(count + policies.iter().map(|policy| policy.rules.len()).sum::<usize>(), "rules", MAX_RULES);
     most(tests.iter().map(|test| test.cases.len()).sum(), "cases of tests", MAX_CASES);
     if let Some(workload) = &scope.workload {
         let count = limits_of(workload, &limits).count();
@@ -211,7 +233,8 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
             misnamed: set.misnamed(&implied),
             policies,
             limits,
-            services: set.services(),
+            egress,
+            services: Arc::new(Services::new(set.services(), &scope.root_namespace)),
             tests,
             warnings: set.warnings(&implied),
             implied,

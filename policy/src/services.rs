@@ -128,9 +128,20 @@ pub struct ServicePort {
     pub service: ServiceName,
     /// Whether the service stands outside the mesh.
     pub external: bool,
+    /// The service's hosts.
+    #[serde(skip)]
+    pub hosts: std::sync::Arc<[Box<str>]>,
     /// The service's endpoints.
     #[serde(skip)]
     pub endpoints: std::sync::Arc<[Endpoint]>,
+}
+
+impl ServicePort {
+    /// Outside the mesh: the addresses that the document names. None of a service that is resolved by its hosts.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let named = self.endpoints.iter().map(|endpoint| endpoint.address);
+        if self.external { named.collect() } else { Vec::new() }
+    }
 }
 
 /// A service.
@@ -141,6 +152,9 @@ pub struct Service {
     pub name: ServiceName,
     /// Whether it stands outside the mesh: nothing dials such a service without an egress policy.
     pub external: bool,
+    /// Outside the mesh: names by which it is asked for besides its own, and which are resolved if it has no endpoints.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub hosts: std::sync::Arc<[Box<str>]>,
     /// Its ports, by number.
     pub ports: Vec<ServicePort>,
     /// Its endpoints.
@@ -161,18 +175,25 @@ pub struct Services {
     /// By namespace, then by name: a lookup borrows both parts from the host and allocates nothing.
     index: HashMap<Box<str>, HashMap<Box<str>, usize>>,
     services: Vec<Service>,
+    /// Hosts of services outside the mesh, by namespace: a document speaks for its own, those of the root namespace for all.
+    hosts: HashMap<Box<str>, HashMap<Box<str>, usize>>,
+    root: Box<str>,
 }
 
 impl Services {
     /// The names have been checked to be unique.
-    pub(crate) fn new(mut services: Vec<Service>) -> Self {
+    pub(crate) fn new(mut services: Vec<Service>, root: &str) -> Self {
         services.sort_by(|a, b| a.name.cmp(&b.name));
         let mut index: HashMap<Box<str>, HashMap<Box<str>, usize>> = HashMap::new();
+        let mut hosts: HashMap<Box<str>, HashMap<Box<str>, usize>> = HashMap::new();
         for (at, service) in services.iter_mut().enumerate() {
             service.ports.sort_by_key(|port| port.port);
             index.entry(service.name.namespace.clone()).or_default().insert(service.name.name.clone(), at);
+            for host in &*service.hosts {
+                hosts.entry(service.name.namespace.clone()).or_default().insert(host.clone(), at);
+            }
         }
-        Self { index, services }
+        Self { index, services, hosts, root: root.into() }
     }
 
     /// The service port that `host` and `port` name for a caller in `own_namespace`.
@@ -181,7 +202,8 @@ impl Services {
     }
 
     /// The service that `host` names for a caller in `own_namespace`: `name`, `name.namespace`, `name.namespace.svc`
-    /// or `name.namespace.svc.cluster.local`.
+    /// or `name.namespace.svc.cluster.local`; or one of the hosts of a service outside the mesh, of the caller's own
+    /// namespace or of the root namespace.
     pub fn service(&self, host: &CanonHost, own_namespace: &str) -> Option<&Service> {
         if host.address().is_some() {
             return None;
@@ -191,10 +213,24 @@ impl Services {
             Some((name, rest)) => match rest.split_once('.') {
                 None => (name, rest),
                 Some((namespace, "svc" | "svc.cluster.local")) => (name, namespace),
-                Some(_) => return None,
+                Some(_) => return self.by_host(host.name(), own_namespace),
             },
         };
-        self.by_name(namespace, name)
+        self.by_name(namespace, name).or_else(|| self.by_host(host.name(), own_namespace))
+    }
+
+    fn by_host(&self, host: &str, own_namespace: &str) -> Option<&Service> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        let namespaces = [own_namespace, &*self.root];
+        let found = namespaces.iter().find_map(|namespace| self.hosts.get(*namespace)?.get(host));
+        self.services.get(*found?)
+    }
+
+    /// Whether there is a service whose hosts are resolved.
+    pub fn have_hosts(&self) -> bool {
+        !self.hosts.is_empty()
     }
 
     /// The service of this namespace and name.

@@ -6,13 +6,14 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::check::{Case, Expected, Request, Test};
+use crate::check::{CallOut, Case, Expected, Request, Test};
 use crate::diagnostic::{Diagnostics, Place, SourceFile};
+use crate::egress::Call;
 use crate::fields::HeaderLines;
 use crate::generation::Generation;
 use crate::load;
 use crate::prove;
-use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Workload};
+use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Verdict, Workload};
 
 /// What the tests of a set have shown.
 #[derive(Clone, Debug, Serialize)]
@@ -181,15 +182,72 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
             let why = format!("the sidecar answers 400 before any rule is asked: {error}");
             return result(passed, Expected::BadRequest.to_string(), Some(why));
         }
+        Request::Out(CallOut { target, addresses, request }) => {
+            match generation.called(target, &test.workload.namespace) {
+                Ok(port) => {
+                    // What a document says about its endpoints is known without a resolver.
+                    let listed = port.addresses();
+                    let addresses = if addresses.is_empty() { &listed } else { addresses };
+                    let operation = match request {
+                        Some((method, path)) => Operation::http(method, path),
+                        None => Operation::Tcp,
+                    };
+                    let call = Call { port, host: &target.host, addresses, own: &[], operation };
+                    let answer = Answer {
+                        verdict: generation.decide_egress(&call),
+                        reference: generation.decide_egress_by_reference(&call),
+                        limits: BTreeSet::new(),
+                        is_limited_alike: true,
+                        explain: Box::new(move || generation.explain_egress(&call).to_string()),
+                    };
+                    return judged(generation, case, answer, covered, &result);
+                }
+                Err(why) => {
+                    let passed = matches!(case.expected, Expected::Default | Expected::Denied)
+                        && case.beside.shadow.is_none()
+                        && case.beside.audit.is_none()
+                        && case.beside.limits.is_none();
+                    let got = format!("refused before any rule is asked ({})", why.label());
+                    return result(passed, got, Some(why.to_string()));
+                }
+            }
+        }
     };
     let source = Source { identity: case.identity.as_ref(), address: case.address };
     let connection = generation.connection(source);
-    let verdict = generation.decide(&connection, case.port, operation);
     let limits = generation.limits_of(&connection, source, case.port, operation);
-    let reference = generation.decide_by_reference(source, case.port, operation);
+    let answer = Answer {
+        verdict: generation.decide(&connection, case.port, operation),
+        reference: generation.decide_by_reference(source, case.port, operation),
+        is_limited_alike: limits == generation.limits_by_reference(source, case.port, operation),
+        limits: limits.iter().map(ToString::to_string).collect(),
+        explain: Box::new(|| generation.explain(source, case.port, operation).to_string()),
+    };
+    judged(generation, case, answer, covered, &result)
+}
+
+/// What was answered to a case, and why.
+struct Answer<'a> {
+    verdict: Verdict,
+    reference: Verdict,
+    /// The limits that match, and whether the reference says the same.
+    limits: BTreeSet<String>,
+    is_limited_alike: bool,
+    explain: Box<dyn Fn() -> String + 'a>,
+}
+
+/// Holds an answer against what is expected.
+fn judged(
+    generation: &Generation,
+    case: &Case,
+    answer: Answer<'_>,
+    covered: &mut HashSet<String>,
+    result: &dyn Fn(bool, String, Option<String>) -> CaseResult,
+) -> CaseResult {
+    let Answer { verdict, reference, limits: named, is_limited_alike, explain } = answer;
     let name = |id: RuleId| generation.rule(id).to_string();
     let (rule, audit) = (verdict.rule.map(name), verdict.audit.map(name));
-    let shadow = verdict.shadow.map(|would| name(would.rule));
+    let shadow = verdict.shadow.and_then(|would| would.rule).map(name);
     covered.extend([&rule, &audit, &shadow].into_iter().flatten().cloned());
     let is = |named: &str| rule.as_deref() == Some(named);
     let decided = match (&case.expected, verdict.effect) {
@@ -204,7 +262,6 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
     let beside = beside
         .iter()
         .all(|(expected, got)| expected.as_ref().is_none_or(|named| got.as_deref() == Some(&*named.rule)));
-    let named: BTreeSet<String> = limits.iter().map(ToString::to_string).collect();
     let wanted = case.beside.limits.as_ref();
     let wanted = wanted.map(|names| names.iter().map(|name| name.rule.to_string()).collect::<BTreeSet<_>>());
     let limited = wanted.as_ref().is_none_or(|wanted| *wanted == named);
@@ -215,13 +272,13 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
         (Effect::Deny(_), None) => "denied by default".to_owned(),
     };
     add_beside(&mut got, shadow.as_deref(), audit.as_deref(), wanted.is_some().then_some(&named));
-    if verdict != reference || limits != generation.limits_by_reference(source, case.port, operation) {
+    if verdict != reference || !is_limited_alike {
         let why = "the engine and the reference interpreter do not agree about this request: this is a mistake of \
                    the program, not of the rules; please report it";
         return result(false, got, Some(format!("{why}\nreference: {reference:?}")));
     }
     let passed = decided && beside && limited;
-    let why = (!passed).then(|| generation.explain(source, case.port, operation).to_string());
+    let why = (!passed).then(explain);
     result(passed, got, why)
 }
 

@@ -245,8 +245,8 @@ pub struct Verdict {
 pub struct Would {
     /// Whether it would be allowed.
     pub effect: Effect,
-    /// The shadow rule.
-    pub rule: RuleId,
+    /// The shadow rule. None if a call out would be denied only because a shadow EgressPolicy selects the workload.
+    pub rule: Option<RuleId>,
 }
 
 impl Verdict {
@@ -276,6 +276,8 @@ pub enum DenyReason {
     NoRule,
     /// A Deny rule matches.
     Rule,
+    /// Outside of the mesh nobody is called at this address, whatever rules say.
+    Address,
     /// The connection was resolved by another generation; resolve it again and ask again.
     StaleContext,
 }
@@ -286,6 +288,7 @@ impl DenyReason {
         match self {
             Self::NoRule => "no_rule",
             Self::Rule => "rule",
+            Self::Address => "address",
             Self::StaleContext => "stale_context",
         }
     }

@@ -106,7 +106,10 @@ fn a_shadow_changes_nothing_and_says_what_it_would() {
     ] {
         let explained = ask(&generation, path);
         assert_eq!(short(&explained), expected, "{path}");
-        let would = explained.shadow.as_ref().map(|shadow| (shadow.allowed, &*shadow.rule.rule));
+        let would = explained
+            .shadow
+            .as_ref()
+            .map(|shadow| (shadow.allowed, shadow.rule.as_ref().map_or("", |rule| &*rule.rule)));
         assert_eq!(would, shadow, "{path}");
         assert_eq!(explained.to_string().contains("in the shadow"), shadow.is_some(), "{explained}");
     }

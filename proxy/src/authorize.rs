@@ -77,7 +77,7 @@ fn remark(entry: &Entry, id: DecisionId, verdict: &Verdict, generation: &Generat
     let would = verdict.shadow.filter(|would| (would.effect == Effect::Allow) != verdict.is_allowed());
     if let Some(would) = would {
         let effect = if would.effect == Effect::Allow { "allow" } else { "deny" };
-        let rule = generation.rule(would.rule);
+        let rule = would.rule.map_or_else(|| "-".to_owned(), |rule| generation.rule(rule).to_string());
         tracing::info!(target: "postern::decision", decision = %id, would = effect, %rule, peer, port, method, %path, "in the shadow");
     }
     if let Some(rule) = verdict.audit {

@@ -56,6 +56,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
 fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> String {
     let documents = generation.documents();
     let policies = documents.iter().filter(|document| document.kind == "AccessPolicy").count();
+    let egress = documents.iter().filter(|document| document.kind == "EgressPolicy").count();
     let rules: usize = documents.iter().map(|document| document.rules).sum();
     let mut out = format!(
         "ok: {} in {} for trust domain {}: {} with {}, {}",
@@ -69,6 +70,9 @@ fn summary(files: &[SourceFile], generation: &Generation, scope: &Scope) -> Stri
     let limits = documents.iter().filter(|document| document.kind == "RateLimitPolicy").count();
     if limits > 0 {
         out.push_str(&format!(", {}", plural(limits, "rate limit policies")));
+    }
+    if egress > 0 {
+        out.push_str(&format!(", {}", plural(egress, "egress policies")));
     }
     let tests = documents.iter().filter(|document| document.kind == "PolicyTest").count();
     if tests > 0 {

@@ -154,7 +154,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
 }
 
 /// A tier above everybody's is the platform's alone.
-fn check_tier(page: &mut Page<'_>, word: &Sp<String>, is_root: bool, only_root: &str) -> Tier {
+pub(super) fn check_tier(page: &mut Page<'_>, word: &Sp<String>, is_root: bool, only_root: &str) -> Tier {
     let known = [("Platform", Tier::Platform), ("App", Tier::App), ("Baseline", Tier::Baseline)];
     let tier = page.word(word, &known).unwrap_or_default();
     if tier == Tier::Platform && !is_root {

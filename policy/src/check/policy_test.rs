@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use postern_svid::SpiffeId;
 use serde_saphyr::Location;
 
+use super::egress_case::{self, CallOut};
 use super::expect::{Beside, Expected, expectation};
 use super::peer::{bad_name, is_account};
 use super::{NO_PORT, Page, Rules, is_name, jwt, no_spiffe_id};
@@ -60,6 +61,8 @@ pub(crate) enum Request {
     },
     /// A sidecar answers 400 before any rule is asked.
     Bad(NormError),
+    /// A call of the workload itself.
+    Out(CallOut),
 }
 
 /// Checks a PolicyTest.
@@ -126,6 +129,9 @@ fn case(
 ) -> Option<Case> {
     let CaseDoc { name, request, expect } = &entry.value;
     let (at, sent) = (request.referenced, &request.value);
+    if let Some(url) = &sent.egress {
+        return egress_case::case(page, entry, url, tested, rules);
+    }
     let identity = caller(page, at, sent, own, rules);
     let address = sent.address.as_ref().map_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), |text| {
         let parsed = text.value.parse().ok();
@@ -172,7 +178,7 @@ fn number(page: &mut Page<'_>, port: &Sp<u16>) -> u16 {
     port.value
 }
 
-fn time(page: &mut Page<'_>, text: &Sp<String>) -> Option<SystemTime> {
+pub(super) fn time(page: &mut Page<'_>, text: &Sp<String>) -> Option<SystemTime> {
     let parsed = text.value.parse::<Timestamp>().ok();
     let seconds = parsed.and_then(|time| u64::try_from(time.as_second()).ok());
     match seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))) {
@@ -237,6 +243,7 @@ fn caller(
 
 fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'_>) -> Option<Request> {
     let RequestDoc {
+        egress: _,
         from: _,
         unauthenticated: _,
         address: _,

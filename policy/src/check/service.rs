@@ -8,7 +8,7 @@ use postern_svid::SpiffeId;
 
 use super::{Page, Rules};
 use crate::doc::{Document, EndpointDoc, List, PortDoc, ServiceSpec, Sp};
-use crate::norm::EscapedSlashes;
+use crate::norm::{CanonHost, EscapedSlashes};
 use crate::port_paths::PortPaths;
 use crate::services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Transport};
 use crate::upgrade::{MAX_UPGRADES, UpgradeName};
@@ -21,7 +21,7 @@ const MESH_PORT: u16 = 24_143;
 pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rules: &Rules<'_>) -> Service {
     let Document { api_version: _, kind: _, metadata, spec } = document;
     page.names(metadata);
-    let ServiceSpec { identity, external, ports, endpoints } = &spec.value;
+    let ServiceSpec { identity, external, hosts, ports, endpoints } = &spec.value;
     let name = ServiceName {
         namespace: metadata.namespace.value.as_str().into(),
         name: metadata.name.value.as_str().into(),
@@ -29,9 +29,21 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
     let external = external.as_ref().is_some_and(|flag| flag.value);
     let default = identity.as_ref().and_then(|text| self::identity(page, text, external, rules));
     let anonymous = identity.is_none() && !external;
+    let hosts: Arc<[Box<str>]> = match hosts {
+        Some(list) => self::hosts(page, list, external).into(),
+        None => Arc::default(),
+    };
+    if endpoints.is_none() && hosts.is_empty() {
+        page.error_with(
+            spec.referenced,
+            "the field `endpoints` is missing",
+            "only a service outside of the mesh that has `hosts` can do without: they are resolved",
+        );
+    }
     let mut places = HashSet::new();
-    let mut checked = Vec::with_capacity(endpoints.value.len());
-    for entry in page.items(endpoints, "endpoints") {
+    let mut checked = Vec::new();
+    let written = endpoints.as_ref().map_or(&[][..], |list| page.items(list, "endpoints"));
+    for entry in written {
         if let Some(endpoint) = self::endpoint(page, entry, default.as_ref(), anonymous, external, rules) {
             if !places.insert((endpoint.address, endpoint.mesh_port)) {
                 page.error_with(entry.referenced, "this endpoint stands here twice", "leave one of them out");
@@ -79,10 +91,66 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             paths,
             service: name.clone(),
             external,
+            hosts: hosts.clone(),
             endpoints: endpoints.clone(),
         });
     }
-    Service { name, external, ports: checked, endpoints }
+    Service { name, external, hosts, ports: checked, endpoints }
+}
+
+/// Names by which a service outside of the mesh is asked for.
+fn hosts(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<Box<str>> {
+    if !external {
+        page.error_with(
+            list.referenced,
+            "a service of the mesh is asked for by its own name",
+            "leave `hosts` out, or say `external: true`",
+        );
+    }
+    let mut out: Vec<Box<str>> = Vec::with_capacity(list.value.len());
+    for item in page.items(list, "hosts") {
+        let text = item.value.as_str();
+        let host = match CanonHost::parse(text) {
+            Ok(host) => host,
+            Err(_) if text.starts_with("*.") => {
+                page.error_with(
+                    item.referenced,
+                    "a Service names each of its hosts",
+                    "`*.` stands in rules only",
+                );
+                continue;
+            }
+            Err(error) => {
+                page.error(item.referenced, error.to_string());
+                continue;
+            }
+        };
+        if host.address().is_some() {
+            page.error_with(item.referenced, "this is an address, no host", "write it under `endpoints`");
+        } else if host.port().is_some() {
+            page.error_with(
+                item.referenced,
+                "a host stands here without its port",
+                "write the port under `ports`",
+            );
+        } else if host.name() != text {
+            page.error_with(
+                item.referenced,
+                "this host is not in the form in which requests are judged",
+                format!("write `{}`", host.name()),
+            );
+        } else if !text.contains('.') {
+            page.error_with(
+                item.referenced,
+                "a name without a dot is a service of the caller's own namespace",
+                "write the whole name",
+            );
+        } else if out.iter().any(|known| **known == *text) {
+            page.error(item.referenced, format!("the host `{text}` stands here twice"));
+        }
+        out.push(host.name().into());
+    }
+    out
 }
 
 fn endpoint(

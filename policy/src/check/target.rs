@@ -110,7 +110,7 @@ fn excluded(page: &mut Page<'_>, entry: &Sp<NotToDoc>, rules: &Rules<'_>) -> Exc
     }
 }
 
-fn path_patterns(
+pub(super) fn path_patterns(
     page: &mut Page<'_>,
     paths: Option<&List<String>>,
     prefixes: Option<&List<String>>,
@@ -332,7 +332,7 @@ fn values(
     out
 }
 
-fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
+pub(super) fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
     if let Some(star) = list.value.iter().find(|item| item.value == "*") {
         if list.value.len() > 1 {
             page.error_with(star.referenced, "`*` stands alone", "leave out the others");

@@ -20,7 +20,7 @@ use crate::verdict::{Action, Enforcement};
 const MANY_KEYS: usize = 64;
 
 /// Ways to file a rule: for each dimension, keys one of which is true whenever the rule fires.
-type Dimensions = Vec<Vec<u32>>;
+pub(super) type Dimensions = Vec<Vec<u32>>;
 
 pub(super) fn compile<'a>(
     rules: Vec<Arc<Rule>>,
@@ -140,7 +140,7 @@ fn drawer(rule: &Compiled) -> usize {
 }
 
 /// Files each rule under the dimension whose commonest key is rarest.
-fn file(keys: usize, rules: Vec<(u32, Dimensions)>) -> Index {
+pub(super) fn file(keys: usize, rules: Vec<(u32, Dimensions)>) -> Index {
     let mut counts = vec![0_u32; keys];
     for key in rules.iter().flat_map(|(_, dimensions)| dimensions.iter().flatten()) {
         counts[*key as usize] += 1;
@@ -294,7 +294,7 @@ fn compile_excluded_target(keys: &mut Keys, excluded: &ExcludedTarget) -> Exclud
     }
 }
 
-fn compile_hosts(keys: &mut Keys, hosts: &[HostPattern]) -> Box<[u32]> {
+pub(super) fn compile_hosts(keys: &mut Keys, hosts: &[HostPattern]) -> Box<[u32]> {
     sorted(hosts.iter().map(|host| keys.host(host)).collect()).into()
 }
 

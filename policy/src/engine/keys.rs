@@ -130,6 +130,11 @@ impl Keys {
         *self.ports.entry(port).or_insert_with(|| next(&mut self.count))
     }
 
+    /// A key for what is looked up elsewhere.
+    pub(super) fn fresh(&mut self) -> u32 {
+        next(&mut self.count)
+    }
+
     /// The key of a pattern, or `None` for a template that finds no place in the index.
     pub(super) fn pattern(&mut self, pattern: &PathPattern) -> Option<u32> {
         match pattern {

@@ -9,6 +9,7 @@ mod answer;
 mod clause;
 mod clock;
 mod compile;
+pub(crate) mod egress;
 mod index;
 mod keys;
 mod limits;
@@ -78,7 +79,7 @@ struct Audit {
 }
 
 /// One index for each action.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Sides {
     deny: Index,
     allow: Index,
@@ -193,7 +194,7 @@ impl Engine {
             (Some(_), (effect, Some(id)))
                 if self.compiled[id as usize].enforcement == Enforcement::Shadow =>
             {
-                Some(Would { effect, rule: RuleId(id) })
+                Some(Would { effect, rule: Some(RuleId(id)) })
             }
             _ => None,
         };

@@ -3,7 +3,9 @@
 use serde::de::DeserializeOwned;
 
 use crate::diagnostic::Diagnostic;
-use crate::doc::{self, AccessSpec, DefaultsSpec, Document, Header, RateLimitSpec, ServiceSpec, TestSpec};
+use crate::doc::{
+    self, AccessSpec, DefaultsSpec, Document, EgressSpec, Header, RateLimitSpec, ServiceSpec, TestSpec,
+};
 use crate::istio::doc as istio;
 use crate::istio::doc::{AuthorizationSpec, PeerAuthenticationSpec};
 use crate::text::{self, Text};
@@ -13,6 +15,7 @@ pub(super) enum Body {
     Access(Document<AccessSpec>),
     Defaults(Box<Document<DefaultsSpec>>),
     Limit(Document<RateLimitSpec>),
+    Egress(Document<EgressSpec>),
     Service(Document<ServiceSpec>),
     Test(Document<TestSpec>),
     Authorization(Document<AuthorizationSpec>),
@@ -25,6 +28,7 @@ impl Body {
             Self::Access(_) => doc::ACCESS_POLICY,
             Self::Defaults(_) => doc::MESH_DEFAULTS,
             Self::Limit(_) => doc::RATE_LIMIT_POLICY,
+            Self::Egress(_) => doc::EGRESS_POLICY,
             Self::Service(_) => doc::SERVICE,
             Self::Test(_) => doc::POLICY_TEST,
             Self::Authorization(_) => istio::AUTHORIZATION_POLICY,
@@ -37,6 +41,7 @@ impl Body {
             Self::Access(document) => &document.metadata,
             Self::Defaults(document) => &document.metadata,
             Self::Limit(document) => &document.metadata,
+            Self::Egress(document) => &document.metadata,
             Self::Service(document) => &document.metadata,
             Self::Test(document) => &document.metadata,
             Self::Authorization(document) => &document.metadata,
@@ -83,6 +88,7 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
     };
     match kind.as_str() {
         doc::ACCESS_POLICY => typed(text, piece, first_line, doc::ACCESS_POLICY).map(Body::Access),
+        doc::EGRESS_POLICY => typed(text, piece, first_line, doc::EGRESS_POLICY).map(Body::Egress),
         doc::MESH_DEFAULTS => typed(text, piece, first_line, doc::MESH_DEFAULTS)
             .map(|document| Body::Defaults(Box::new(document))),
         doc::POLICY_TEST => typed(text, piece, first_line, doc::POLICY_TEST).map(Body::Test),

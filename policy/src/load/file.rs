@@ -9,7 +9,7 @@ use serde_saphyr::Location;
 
 use super::document::{Body, body, pieces};
 use super::{MAX_DOCUMENTS, Terms};
-use crate::check::{self, LimitPolicy, Page, Policy, Test};
+use crate::check::{self, EgressPolicy, LimitPolicy, Page, Policy, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{DefaultsSpec, Document};
 use crate::istio;
@@ -76,6 +76,9 @@ impl<'a> ReadFile<'a> {
             let content = match body {
                 Body::Access(body) => Content::Policy(Arc::new(check::policy(&mut page, &body, &rules))),
                 Body::Limit(body) => Content::Limit(Arc::new(check::limit_policy(&mut page, &body, &rules))),
+                Body::Egress(body) => {
+                    Content::Egress(Arc::new(check::egress_policy(&mut page, &body, &rules)))
+                }
                 Body::Service(body) => Content::Service(check::service(&mut page, &body, &rules)),
                 Body::Test(body) => Content::Test(Arc::new(check::policy_test(&mut page, &body, &rules))),
                 Body::Authorization(body) => {
@@ -109,6 +112,7 @@ pub(crate) struct CheckedFile {
 pub(super) enum Content {
     Policy(Arc<Policy>),
     Limit(Arc<LimitPolicy>),
+    Egress(Arc<EgressPolicy>),
     Service(Service),
     Test(Arc<Test>),
     Defaults(Box<Document<DefaultsSpec>>),
@@ -128,6 +132,7 @@ impl Head {
             }
             Body::Access(_)
             | Body::Limit(_)
+            | Body::Egress(_)
             | Body::Test(_)
             | Body::Defaults(_)
             | Body::Authorization(_)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::file::{CheckedFile, Content, Head, ReadFile};
 use super::{Known, MAX_DOCUMENTS, Terms, no_documents, parallel, read_all};
-use crate::check::{self, LimitPolicy, Policy, Settled, Test};
+use crate::check::{self, EgressPolicy, LimitPolicy, Policy, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{self, DefaultsSpec, Document};
 use crate::istio;
@@ -18,7 +18,7 @@ use crate::yaml;
 /// A set that has been read, and is to be checked.
 pub(super) struct Set<'a> {
     files: Vec<(&'a SourceFile, State<'a>)>,
-    errors: Diagnostics,
+    pub(super) errors: Diagnostics,
 }
 
 enum State<'a> {
@@ -91,7 +91,7 @@ impl<'a> Set<'a> {
         Ok(set)
     }
 
-    fn heads(&self) -> impl Iterator<Item = (&'a SourceFile, &Head)> {
+    pub(super) fn heads(&self) -> impl Iterator<Item = (&'a SourceFile, &Head)> {
         self.files.iter().flat_map(|(file, state)| state.heads().map(move |head| (*file, head)))
     }
 
@@ -194,7 +194,7 @@ pub(super) struct CheckedSet<'a> {
 }
 
 impl<'a> CheckedSet<'a> {
-    fn documents(&self) -> impl Iterator<Item = (&'a SourceFile, &Head, &Content)> {
+    pub(super) fn documents(&self) -> impl Iterator<Item = (&'a SourceFile, &Head, &Content)> {
         self.files.iter().flat_map(|(file, checked, _)| {
             checked.documents.iter().map(move |(head, content)| (*file, head, content))
         })
@@ -232,8 +232,16 @@ impl<'a> CheckedSet<'a> {
         self.documents().filter_map(|(_, _, content)| test(content)).collect()
     }
 
+    pub(super) fn egress(&self) -> Vec<Arc<EgressPolicy>> {
+        let policy = |content: &Content| match content {
+            Content::Egress(policy) => Some(Arc::clone(policy)),
+            _ => None,
+        };
+        self.documents().filter_map(|(_, _, content)| policy(content)).collect()
+    }
+
     pub(super) fn warnings(&self, implied: &[Policy]) -> Diagnostics {
-        let mut warnings = Diagnostics::new();
+        let mut warnings = self.warnings_about_egress();
         for (_, checked, _) in &self.files {
             warnings.extend(checked.warnings.clone());
         }
@@ -270,6 +278,9 @@ impl<'a> CheckedSet<'a> {
         let policies = self.policies();
         let policies = policies.iter().map(|policy| &**policy).chain(implied);
         let rules = policies.flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name));
+        let egress = self.egress();
+        let rules =
+            rules.chain(egress.iter().flat_map(|policy| policy.rules.iter().map(|(name, _)| &**name)));
         let rules: HashMap<String, &RuleName> = rules.map(|name| (name.to_string(), name)).collect();
         let limits = self.limits();
         let limits = limits.iter().flat_map(|policy| &policy.limits);
@@ -292,6 +303,7 @@ impl<'a> CheckedSet<'a> {
             place: head.place.clone(),
             rules: match content {
                 Content::Policy(policy) => policy.rules.len(),
+                Content::Egress(policy) => policy.rules.len(),
                 Content::Limit(_)
                 | Content::Service(_)
                 | Content::Test(_)
@@ -302,8 +314,9 @@ impl<'a> CheckedSet<'a> {
                 // A test is about a workload of its own choice, and about nobody's traffic.
                 (Content::Test(_), _) => Some(false),
                 (Content::Policy(policy), Some(workload)) => Some(policy.applies_to(workload)),
+                (Content::Egress(policy), Some(workload)) => Some(policy.applies_to(workload)),
                 (Content::Limit(policy), Some(workload)) => Some(policy.applies_to(workload)),
-                (Content::Policy(_) | Content::Limit(_), None) => None,
+                (Content::Policy(_) | Content::Egress(_) | Content::Limit(_), None) => None,
                 (Content::Service(_) | Content::Defaults(_) | Content::PeerAuthentication, _) => Some(true),
             },
             break_glass: match content {
@@ -322,6 +335,6 @@ impl<'a> CheckedSet<'a> {
 }
 
 /// The text of a file that has been read.
-fn text(file: &SourceFile) -> Text<'_> {
+pub(super) fn text(file: &SourceFile) -> Text<'_> {
     Text::new(file, yaml::text_of(file).unwrap_or_default())
 }

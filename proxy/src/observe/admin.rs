@@ -322,7 +322,7 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
     let rule = decision.rule.clone().or_else(|| name(verdict?.rule));
     let shadow = verdict.and_then(|verdict| verdict.shadow).map(|would| {
         let effect = if would.effect == Effect::Allow { "allow" } else { "deny" };
-        json!({ "effect": effect, "rule": name(Some(would.rule)) })
+        json!({ "effect": effect, "rule": name(would.rule) })
     });
     let audit = name(verdict.and_then(|verdict| verdict.audit));
     let reason = match decision.verdict.map(|verdict| verdict.effect) {

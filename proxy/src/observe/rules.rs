@@ -24,7 +24,7 @@ impl RuleCounts {
     /// Counts a verdict with the rules that it names.
     pub fn count(&self, verdict: &Verdict) {
         let Verdict { rule, shadow, audit, effect: _, generation: _ } = verdict;
-        let named = [*rule, shadow.map(|would| would.rule), *audit];
+        let named = [*rule, shadow.and_then(|would| would.rule), *audit];
         for rule in named.into_iter().flatten() {
             if let Some(count) = self.0.get(rule.index()) {
                 count.fetch_add(1, Ordering::Relaxed);
