@@ -385,3 +385,44 @@ fn an_explanation_takes_claims() {
         assert!(code == Some(2) && said.contains(says), "{claims}: {said}");
     }
 }
+
+/// A call out is explained at the caller's sidecar: the rule, or the nearest one and what to change in it.
+#[test]
+fn calls_out_are_explained() {
+    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/shop");
+    for (arguments, code, words) in [
+        (&["https://api.bank.example"][..], 0, "allowed by rule pay/payments-out/bank ("),
+        (
+            &["https://api.bank.example", "--resolves-to", "169.254.169.254"],
+            1,
+            "169.254.169.254 is opened only by an alternative with `cidrs`",
+        ),
+        (&["https://api.bank.example", "--resolves-to", "127.0.0.1"], 1, "never dialled outside of the mesh"),
+        (&["http://orders.shop/", "POST"], 1, "add shop/orders to `services`"),
+        (&["http://ledger:9090/a"], 0, "allowed by rule pay/payments-out/books"),
+        (
+            &["https://drop.example"],
+            1,
+            "before any rule is asked (unknown_service): no Service has this host",
+        ),
+        (&["http://api.bank.example:443/"], 1, "(http_to_tcp)"),
+        (&["http://ledger:9090/%2f"], 1, "(bad_request)"),
+        (&["https://api.bank.example", "GET"], 2, "no method is known"),
+        (&["api.bank.example"], 2, "this is no URL"),
+        (&["https://api.bank.example", "--host", "a"], 2, "cannot be used with"),
+    ] {
+        let all =
+            [&["policy", "explain", "--egress", shop, "--from", "pay/payments", "--to"], arguments].concat();
+        let answer = run(&all);
+        let said = text(&answer.stdout) + &text(&answer.stderr);
+        assert!(answer.status.code() == Some(code) && said.contains(words), "{arguments:?}: {said}");
+    }
+    let ask =
+        ["policy", "explain", "--egress", "--json", shop, "--from", "pay/payments", "--to", "http://fraud/"];
+    let json: serde_json::Value = serde_json::from_slice(&run(&ask).stdout).expect("it is JSON");
+    assert_eq!(
+        (&json["verdict"]["allowed"], &json["service"]),
+        (&true.into(), &"pay/fraud".into()),
+        "{json}"
+    );
+}

@@ -44,7 +44,8 @@ fn the_example_loads_without_a_warning_and_its_tests_reach_every_rule() {
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
     let said = text(&checked.stdout);
     assert!(
-        said.contains("20 services, 1 rate limit policy, 20 policy tests") && !said.contains("warning"),
+        said.contains("21 services, 1 rate limit policy, 1 egress policy, 21 policy tests")
+            && !said.contains("warning"),
         "{said}"
     );
     let (code, said) = tested(Path::new(SHOP), &["--coverage", "--min-coverage", "100"]);
@@ -80,7 +81,7 @@ fn a_rule_that_says_something_else_fails_its_cases_with_the_reason() {
         "expected: allowed by pay/payments/charges",
         "got:      denied by default",
         "to allow it:",
-        "1 of 98 cases failed",
+        "1 of 103 cases failed",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
@@ -90,7 +91,7 @@ fn a_rule_that_says_something_else_fails_its_cases_with_the_reason() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
     let failed: Vec<_> =
         json["cases"].as_array().expect("a list").iter().filter(|case| case["passed"] == false).collect();
-    assert_eq!((json["ok"].as_bool(), json["passed"].as_u64(), failed.len()), (Some(false), Some(97), 1));
+    assert_eq!((json["ok"].as_bool(), json["passed"].as_u64(), failed.len()), (Some(false), Some(102), 1));
     assert_eq!((&failed[0]["test"], &failed[0]["case"]), (&"pay/payments".into(), &"a charge".into()));
     assert_eq!(json["coverage"]["percent"], 98);
 }
@@ -145,7 +146,7 @@ fn a_rule_that_no_case_reaches_is_named_and_fails_where_all_are_asked_for() {
     let shop = shop_with("shop-test.yaml", &[(case, "")]);
     for (arguments, code, words) in [
         (&["--coverage"][..], 0, "no case reaches shop/cart/take ("),
-        (&["--min-coverage", "98"], 0, "98%, 66 of 67 rules"),
+        (&["--min-coverage", "98"], 0, "98%, 68 of 69 rules"),
         (&["--min-coverage", "99"], 1, "that is less than 99%"),
     ] {
         let (found, said) = tested(shop.path(), arguments);

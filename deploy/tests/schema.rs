@@ -208,7 +208,10 @@ fn typical_mistakes_do_not_validate() {
         rule("when: {time: {weekly: [Mon-Fri 06:00-22:00]}}"),
         rule("when: {time: {notAfter: tomorrow}}"),
         document("EgressPolicy", "{action: Allow, rules: [{name: r}]}"),
-        document("EgressPolicy", "{action: Allow, target: {all: true}, rules: [{name: r, to: [{services: [a]}]}]}"),
+        document(
+            "EgressPolicy",
+            "{action: Allow, target: {all: true}, rules: [{name: r, to: [{services: [a]}]}]}",
+        ),
         document("EgressPolicy", "{action: Allow, source: {}, rules: [{name: r, to: [{services: [a]}]}]}"),
         to("{}"),
         to("{ports: [443]}"),

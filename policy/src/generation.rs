@@ -235,6 +235,12 @@ impl Generation {
         external || self.egress.is_selected() || !self.egress.rules.is_empty()
     }
 
+    /// Refuses a call whose path would be forwarded in another spelling than the judged one, if an obeyed rule about calls
+    /// out speaks of paths.
+    pub fn check_path_out(&self, path: &CanonPath) -> Result<(), NormError> {
+        if path.is_raw() && self.egress.speaks_of_paths { Err(NormError::PathRaw) } else { Ok(()) }
+    }
+
     /// Judges a call on its way out.
     pub fn decide_egress(&self, call: &Call<'_>) -> Verdict {
         self.egress.decide(call)

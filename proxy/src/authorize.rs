@@ -69,22 +69,43 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
 }
 
+/// Judges a registered call of the own workload, as [`stream`] does. `None`: no rule is asked about it.
+pub fn call(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Option<Judgement> {
+    let entry = stream.entry();
+    let generation = snapshot.policy.as_ref()?;
+    let verdict = entry.judge_egress(generation, &sidecar.config)?;
+    snapshot.rule_counts.count(&verdict);
+    let id = sidecar.decisions.id(generation.number());
+    let allowed = verdict.is_allowed();
+    let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };
+    remark(entry, id, &verdict, generation);
+    remember(sidecar, entry, id, Answer { verdict: Some(verdict), rule, without: None });
+    Some(Judgement { id, refused: (!allowed).then_some(Reason::EgressDenied) })
+}
+
 /// Says what shadow rules would turn round, and what an Audit marks.
 fn remark(entry: &Entry, id: DecisionId, verdict: &Verdict, generation: &Generation) {
     let peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str());
     let (method, path) = entry.facts.method_and_path();
     let (path, port) = (log::path(path), entry.facts.port);
+    let (direction, destination) = way(entry);
     let would = verdict.shadow.filter(|would| (would.effect == Effect::Allow) != verdict.is_allowed());
     if let Some(would) = would {
         let effect = if would.effect == Effect::Allow { "allow" } else { "deny" };
         let rule = would.rule.map_or_else(|| "-".to_owned(), |rule| generation.rule(rule).to_string());
-        tracing::info!(target: "postern::decision", decision = %id, would = effect, %rule, peer, port, method, %path, "in the shadow");
+        tracing::info!(target: "postern::decision", decision = %id, would = effect, %rule, direction, peer, destination, port, method, %path, "in the shadow");
     }
     if let Some(rule) = verdict.audit {
         let effect = if verdict.is_allowed() { "allow" } else { "deny" };
         let rule = generation.rule(rule);
-        tracing::info!(target: "postern::decision", decision = %id, effect, %rule, peer, port, method, %path, "audited");
+        tracing::info!(target: "postern::decision", decision = %id, effect, %rule, direction, peer, destination, port, method, %path, "audited");
     }
+}
+
+/// Which way a stream runs, and where to if it is outwards.
+fn way(entry: &Entry) -> (&'static str, &str) {
+    let Entry { connection, facts, .. } = entry;
+    (connection.direction.label(), facts.destination.as_deref().unwrap_or("-"))
 }
 
 /// Says whom broken glass lets in.
@@ -115,11 +136,14 @@ fn remember(sidecar: &Sidecar, entry: &Entry, id: DecisionId, answer: Answer) {
     sidecar.metrics.decision(verdict);
     if !allowed && log::DENIALS.admits("denied") {
         let (method, path) = entry.facts.method_and_path();
+        let (direction, destination) = way(entry);
         tracing::info!(
             target: "postern::decision",
             decision = %decision.id,
             effect = "deny",
             rule = decision.rule.as_deref().unwrap_or("-"),
+            direction,
+            destination,
             peer = entry.connection.peer.identity.as_ref().map_or("-", |id| id.as_str()),
             port = entry.facts.port,
             method,

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict};
+use postern_policy::{Call, Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict};
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
 
 use crate::admission::Admitted;
+use crate::config::Config;
 use crate::decisions::Subject;
 use crate::error::Reason;
 use crate::sidecar::Sidecar;
@@ -173,8 +174,21 @@ pub struct Facts {
     pub operation: Operation,
     /// Outbound: the service's name.
     pub destination: Option<String>,
-    /// Outbound: what the workload asked for, host and port.
-    pub asked: Option<(CanonHost, u16)>,
+    /// Outbound: what the workload asked for.
+    pub asked: Option<Asked>,
+}
+
+/// What a workload asks its sidecar for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The host.
+    pub host: CanonHost,
+    /// The port.
+    pub port: u16,
+    /// Whether it was outside of the mesh.
+    pub external: bool,
+    /// Outside of the mesh: where it was to be dialled. Empty if that is not known.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Facts {
@@ -261,16 +275,40 @@ impl Entry {
     /// now, or its endpoint must prove another identity. An endpoint that is merely no longer listed is leaving, and what
     /// runs there may end.
     pub fn has_lost_its_way(&self, generation: &Generation, namespace: &str) -> bool {
-        let Some((host, port)) = &self.facts.asked else { return false };
-        let Some(port) = generation.services().find(host, *port, namespace).filter(|port| !port.external)
-        else {
-            return true;
-        };
+        let Some(Asked { host, port, external, addresses: _ }) = &self.facts.asked else { return false };
+        let found = generation.services().find(host, *port, namespace);
+        let Some(port) = found.filter(|port| port.external == *external) else { return true };
         let used = self.endpoint.lock();
         let Some(used) = used.as_ref() else { return false };
         let at_address =
             |listed: &&Endpoint| listed.address == used.address && listed.mesh_port == used.mesh_port;
         port.endpoints.iter().find(at_address).is_some_and(|listed| listed != used)
+    }
+
+    /// Outbound: what the rules say to this call. `None`: none is asked, and it may go on.
+    pub fn judge_egress(&self, generation: &Generation, config: &Config) -> Option<Verdict> {
+        let Asked { host, port, external, addresses } = self.facts.asked.as_ref()?;
+        if !generation.judges_egress(*external) {
+            return None;
+        }
+        let port = generation.services().find(host, *port, &config.namespace)?;
+        // What runs somewhere runs there, whatever other places there were.
+        let dialled = self.endpoint.lock().as_ref().map(|endpoint| [endpoint.address]);
+        let addresses = dialled.as_ref().map_or(addresses.as_slice(), |dialled| dialled);
+        let own = config.own_addresses();
+        let operation = self.facts.policy_operation();
+        Some(generation.decide_egress(&Call { port, host, addresses, own: &own, operation }))
+    }
+
+    /// Outbound: whether the documents still let this call go out.
+    pub fn may_go_out(&self, generation: &Generation, config: &Config) -> bool {
+        // A raw path may have gone on while no rule about calls out spoke of paths.
+        let is_forwarded_as_judged = match &self.facts.operation {
+            Operation::Http { path, .. } => generation.check_path_out(path).is_ok(),
+            Operation::Tcp | Operation::Tls { .. } => true,
+        };
+        is_forwarded_as_judged
+            && self.judge_egress(generation, config).is_none_or(|verdict| verdict.is_allowed())
     }
 
     /// Whether permission is withdrawn.

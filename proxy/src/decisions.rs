@@ -116,6 +116,10 @@ pub struct Subject {
     pub address: SocketAddr,
     /// The port asked for.
     pub port: u16,
+    /// Outbound: the service.
+    pub destination: Option<Box<str>>,
+    /// Outbound: the host by which it was asked for.
+    pub host: Option<Box<str>>,
     /// A tunnel has none.
     method: Option<CanonMethod>,
     /// Without the query.
@@ -137,6 +141,8 @@ impl Subject {
             peer: peer.identity.clone(),
             address: peer.address,
             port: facts.port,
+            destination: facts.destination.as_deref().map(Box::from),
+            host: facts.asked.as_ref().map(|asked| asked.host.name().into()),
             method,
             path: shortened(path),
             status,

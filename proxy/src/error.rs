@@ -56,8 +56,14 @@ pub enum Reason {
     ConnectToHttp,
     /// No Service document names this destination.
     UnknownService,
-    /// The Service is outside the mesh and nothing allows calls there.
-    ExternalService,
+    /// No rule lets the workload call there, or one forbids it.
+    EgressDenied,
+    /// A destination outside of the mesh could not be reached in time.
+    ExternalUnreachable,
+    /// A connection outside of the mesh broke.
+    ExternalReset,
+    /// The workload's own TLS names another host than the one it asked for, or it is no TLS.
+    SniMismatch,
     /// The Service has no endpoint.
     NoEndpoint,
     /// The endpoint could not be reached in time.
@@ -92,7 +98,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
@@ -104,7 +110,10 @@ impl Reason {
         Self::UpgradeRefused,
         Self::ConnectToHttp,
         Self::UnknownService,
-        Self::ExternalService,
+        Self::EgressDenied,
+        Self::ExternalUnreachable,
+        Self::ExternalReset,
+        Self::SniMismatch,
         Self::NoEndpoint,
         Self::RemoteUnreachable,
         Self::RemoteIdentity,
@@ -157,12 +166,16 @@ impl Reason {
             Self::UnknownService => {
                 (403, PERMISSION_DENIED, "unknown_service", "No service of the mesh has this name and port.")
             }
-            Self::ExternalService => (
-                403,
-                PERMISSION_DENIED,
-                "external_service",
-                "Calls out of the mesh are not allowed to this destination.",
-            ),
+            Self::EgressDenied => (403, PERMISSION_DENIED, "egress_denied", "This call is not allowed."),
+            Self::ExternalUnreachable => {
+                (503, UNAVAILABLE, "external_unreachable", "The destination cannot be reached.")
+            }
+            Self::ExternalReset => {
+                (502, UNAVAILABLE, "external_reset", "The connection to the destination broke.")
+            }
+            Self::SniMismatch => {
+                (403, PERMISSION_DENIED, "sni_mismatch", "The TLS is for another host than was asked for.")
+            }
             Self::NoEndpoint => (503, UNAVAILABLE, "no_endpoint", "The service has no endpoint."),
             Self::RemoteUnreachable => {
                 (503, UNAVAILABLE, "remote_unreachable", "The service's sidecar cannot be reached.")

@@ -27,7 +27,7 @@ use crate::worker::Worker;
 
 mod tunnel;
 
-pub use tunnel::{relay_stream, serve_tunnel};
+pub use tunnel::{relay, relay_stream, serve_tunnel};
 
 /// Serves one connection to the mesh listener from its first byte to its last.
 pub async fn serve_connection(

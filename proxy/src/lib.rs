@@ -45,6 +45,7 @@ pub mod pool;
 pub mod pressure;
 pub mod rate_limits;
 pub mod rejudge;
+pub mod resolve;
 pub mod retry;
 pub mod runtime;
 pub mod sidecar;

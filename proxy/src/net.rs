@@ -12,13 +12,22 @@ pub use tokio::net::{TcpListener, TcpStream};
 pub use turmoil::net::{TcpListener, TcpStream};
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Connects and turns off Nagle's delay.
 pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// The addresses of a name, by the system's resolver.
+pub async fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
+    #[cfg(not(feature = "sim"))]
+    let found = tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect();
+    #[cfg(feature = "sim")]
+    let found = vec![turmoil::lookup(name)];
+    Ok(found)
 }
 
 /// Waits for the first byte and leaves it unread; 0 if the peer closes instead.

@@ -20,6 +20,7 @@ use crate::error::Reason;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::pressure::Pressure;
+use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
 
 /// The sidecar's shared state. The data path reads it without waiting for anyone.
@@ -53,6 +54,8 @@ pub struct Sidecar {
     /// What is in flight.
     pub admission: Admission,
     started: Instant,
+    /// Names outside of the mesh.
+    pub resolver: Resolver,
     lost_worker: AtomicBool,
 }
 
@@ -84,6 +87,7 @@ impl Sidecar {
             heavy_page: Arc::new(Semaphore::new(1)),
             admission: Admission::default(),
             started,
+            resolver: Resolver::default(),
             lost_worker: AtomicBool::new(false),
         }
     }

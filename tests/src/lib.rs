@@ -19,6 +19,7 @@
 
 mod binaries;
 mod curl;
+mod dns;
 mod documents;
 pub mod foreign;
 mod forge;
@@ -37,6 +38,7 @@ pub mod wire;
 
 pub use binaries::{postern, postern_proxy, target_directory};
 pub use curl::Answer;
+pub use dns::Dns;
 pub use documents::{Documents, digest};
 pub use forge::{Forge, Papers, openssl, pem};
 pub use load::{Load, Loaded};

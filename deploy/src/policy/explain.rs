@@ -1,5 +1,7 @@
 //! `postern policy explain`: which rule decides a call, or what is missing.
 
+mod egress;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,15 +33,23 @@ pub(super) struct Args {
     /// Ask the sidecar with this admin socket, whose documents are in force; or, with a decision id alone, what it decided.
     #[arg(long, value_name = "SOCKET")]
     sidecar: Option<PathBuf>,
-    /// The called workload: namespace/service-account or namespace/service, with a port.
+    /// The called workload: namespace/service-account or namespace/service, with a port. With --egress what is called:
+    /// http://HOST[:PORT]/PATH, https://HOST[:PORT] or tcp://HOST:PORT.
     #[arg(
         long,
-        value_name = "NAMESPACE/NAME[:PORT]",
+        value_name = "NAMESPACE/NAME[:PORT]|URL",
         required_unless_present = "sidecar",
         default_value = "",
         hide_default_value = true
     )]
     to: String,
+    /// Ask about a call on its way out, at the caller's sidecar: --from is the workload, --to a URL, and METHOD may be
+    /// given.
+    #[arg(long, conflicts_with_all = ["workload_port", "host", "headers", "sidecar"])]
+    egress: bool,
+    /// With --egress: an address that the host has, as often as there are; nothing is looked up.
+    #[arg(long, value_name = "ADDRESS", requires = "egress")]
+    resolves_to: Vec<IpAddr>,
     /// The port in --to is the workload's own, whatever ports its Service has.
     #[arg(long)]
     workload_port: bool,
@@ -55,7 +65,7 @@ pub(super) struct Args {
     /// The caller's address.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     address: IpAddr,
-    /// Labels of the called workload, k=v,k=v [default: app=NAME].
+    /// Labels of the called workload, of the calling one with --egress; k=v,k=v [default: app=NAME].
     #[arg(long)]
     labels: Option<String>,
     /// The host that the request is addressed to [default: not known].
@@ -78,7 +88,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "2026-11-27T10:00:00Z")]
     at: Option<String>,
     /// A method and a path, or `tcp`.
-    #[arg(required_unless_present = "sidecar", num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
+    #[arg(required_unless_present_any = ["sidecar", "egress"], num_args = 1..=2, value_names = ["METHOD|tcp", "PATH"])]
     operation: Vec<String>,
     #[command(flatten)]
     pub(super) set: Set,
@@ -87,6 +97,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some(socket) = &args.sidecar {
         return live::ask(args, socket);
+    }
+    if args.egress {
+        return egress::run(args);
     }
     let files = read(&args.path)?;
     let (namespace, name, port) = callee(&args.to)?;

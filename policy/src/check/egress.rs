@@ -107,7 +107,17 @@ pub(crate) fn egress_policy(
                 let own = &metadata.namespace.value;
                 Reader { page: &mut *page, named: &mut policy.named, own, action, rules }.destinations(list)
             }),
-            window: when.as_ref().and_then(|when| when::window(page, when)),
+            window: when.as_ref().and_then(|when| {
+                // A condition that nobody evaluates would be one that always holds.
+                if let Some(cel) = &when.value.cel {
+                    page.error_with(
+                        cel.referenced,
+                        "rules about calls out know no conditions",
+                        "write hosts, methods and paths as fields, and leave `cel` out",
+                    );
+                }
+                when::window(page, when)
+            }),
         };
         let rule_name = RuleName {
             namespace: policy.namespace.clone(),

@@ -8,6 +8,7 @@ use super::set::{CheckedSet, Set, text};
 use crate::check::{EgressPolicy, Known};
 use crate::diagnostic::{Diagnostics, Place};
 use crate::doc;
+use crate::istio::doc::AUTHORIZATION_POLICY;
 use crate::services::Service;
 use crate::verdict::{Action, Enforcement};
 use crate::yaml;
@@ -17,7 +18,7 @@ impl Set<'_> {
     pub(super) fn check_policy_names(&mut self) {
         let mut access: HashMap<(&str, &str), &Place> = HashMap::new();
         for (_, Head { kind, namespace, name, place, .. }) in self.heads() {
-            if *kind != doc::EGRESS_POLICY && kind.ends_with("Policy") {
+            if [doc::ACCESS_POLICY, AUTHORIZATION_POLICY].contains(kind) {
                 access.insert((namespace, name), place);
             }
         }

@@ -41,6 +41,11 @@ impl Config {
         !self.is_at(self.inbound, target) && self.own_listeners().any(|own| self.is_at(own, target))
     }
 
+    /// Addresses that are this sidecar's and its workload's: nothing outside of the mesh has them.
+    pub fn own_addresses(&self) -> [IpAddr; 4] {
+        [self.workload.address, self.inbound.ip(), self.outbound.ip(), self.health.ip()]
+    }
+
     fn own_listeners(&self) -> impl Iterator<Item = SocketAddr> {
         [self.inbound, self.outbound, self.health].into_iter().chain(self.admin_port)
     }

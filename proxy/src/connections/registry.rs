@@ -106,7 +106,10 @@ impl Registry {
                         && entry.facts.is_judged_as_forwarded(generation)
                         && entry.connection.judge(generation, &entry.facts).is_allowed()
                 }
-                Direction::Outbound => !entry.has_lost_its_way(generation, &config.namespace),
+                Direction::Outbound => {
+                    !entry.has_lost_its_way(generation, &config.namespace)
+                        && entry.may_go_out(generation, config)
+                }
             };
             if !is_allowed {
                 entry.revoke();

@@ -1,7 +1,10 @@
 //! One outbound request: from the own workload to a service of the mesh, and nowhere else.
 
+mod external;
 mod handshake;
 
+use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
@@ -11,14 +14,17 @@ use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
 use postern_policy::{Endpoint, HeaderFields, ServicePort, Transport, Upgrade};
 
+use self::external::Resolved;
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
 use super::upgrade::{Io, Pending};
 use super::{headers, inbound, respond};
 use crate::authorize;
 use crate::balance;
-use crate::connections::{Connection, End, Facts, Operation, Stream};
+use crate::connections::{Asked, Connection, End, Facts, Operation, Stream};
+use crate::decisions::DecisionId;
 use crate::error::{Error, Reason, Side};
+use crate::net::TcpStream;
 use crate::observe::log;
 use crate::pool::Kind;
 use crate::retry::should_retry;
@@ -36,10 +42,12 @@ pub async fn request(
 ) -> Response<Body> {
     let is_grpc = headers::is_grpc(request.headers());
     let mut stream = None;
-    match serve(&worker, &connection, request, pending, &mut stream).await {
+    let mut decision = None;
+    match serve(&worker, &connection, request, pending, &mut stream, &mut decision).await {
         Ok(response) => response,
         Err(error) => {
-            if log::FAILURES.admits(error.reason.label()) {
+            // A denial has a line of its own.
+            if error.reason != Reason::EgressDenied && log::FAILURES.admits(error.reason.label()) {
                 tracing::info!(%error, "an outbound call failed");
             }
             match stream {
@@ -49,7 +57,7 @@ pub async fn request(
                 }
                 None => worker.sidecar.metrics.failure(connection.direction, error.reason),
             }
-            respond::error(&error, None, is_grpc)
+            respond::error(&error, decision, is_grpc)
         }
     }
 }
@@ -60,22 +68,38 @@ async fn serve(
     request: Request<Body>,
     pending: Option<Pending>,
     registered: &mut Option<Box<Stream>>,
+    decision: &mut Option<DecisionId>,
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
-    let mut snapshot = sidecar.snapshots.held();
-    let limits = Arc::clone(&snapshot.limits);
+    let limits = sidecar.snapshots.limits();
     let (fields, bytes) = headers::size(request.headers());
     if fields > limits.head_fields || bytes > limits.head_bytes {
         return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{fields} fields, {bytes} bytes")));
     }
     let is_websocket = handshake::asks_for_websocket(&request)?;
     let is_tunnel = request.method() == Method::CONNECT && !is_websocket;
+    let (host, port) = asked(&request, is_tunnel)?;
+    let resolved = external::resolve(sidecar, &host, port).await;
+    let mut snapshot = sidecar.snapshots.held();
     let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
-        let target = Target::find(sidecar, snapshot, &request, is_tunnel)?;
+        let target = Target::find(sidecar, snapshot, &request, (&host, port), resolved.as_ref(), is_tunnel)?;
         let upgrade = if is_websocket { Some(Upgrade::WebSocket) } else { target.upgrade(&request) };
-        Ok((target.facts(&request, upgrade, is_tunnel)?, target))
+        let facts = target.facts(&request, upgrade, is_tunnel)?;
+        if let (Operation::Http { path, .. }, Some(generation)) = (&facts.operation, &snapshot.policy) {
+            generation
+                .check_path_out(path)
+                .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
+        }
+        Ok((facts, target))
     })?;
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
+    if let Some(judgement) = authorize::call(sidecar, &stream, &snapshot) {
+        *decision = Some(judgement.id);
+        if let Some(reason) = judgement.refused {
+            *registered = Some(stream);
+            return Err(Error::new(Side::Peer, reason, "the policy says no"));
+        }
+    }
     // A long call must not keep this policy for as long as it waits.
     drop(snapshot);
     stream.hold(match sidecar.admit_to(&limits, &target.port.service) {
@@ -85,10 +109,25 @@ async fn serve(
             return Err(error);
         }
     });
-    let result = match (is_upgrade, is_tunnel) {
-        (true, _) => handshake::open(worker, &target, request, pending, &stream).await,
-        (false, true) => open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel),
-        (false, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
+    let target = Arc::new(target);
+    let attempt = async {
+        match (target.port.external, is_upgrade, is_tunnel) {
+            (_, true, _) => handshake::open(worker, &target, request, pending, &stream).await,
+            (true, false, true) => open_external(worker, &target, pending, &stream).await,
+            (true, false, false) => {
+                external::send(worker, &target, request, &stream).await.map(Opened::Response)
+            }
+            (false, false, true) => {
+                open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel)
+            }
+            (false, false, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
+        }
+    };
+    let result = tokio::select! {
+        result = attempt => result,
+        () = poll_fn(|cx| stream.poll_revoked(cx)) => {
+            Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
+        }
     };
     match result {
         Ok(Opened::Response(mut response)) => {
@@ -105,6 +144,11 @@ async fn serve(
             });
             Ok(answer)
         }
+        Ok(Opened::Outside { pending, far }) => {
+            stream.answered(StatusCode::OK.as_u16());
+            spawn(external::carry(Arc::clone(sidecar), stream, target, pending, far, limits));
+            Ok(respond::empty(StatusCode::OK))
+        }
         Err(error) => {
             *registered = Some(stream);
             Err(error)
@@ -116,6 +160,7 @@ async fn serve(
 enum Opened {
     Response(Response<Body>),
     Bytes { answer: Response<Body>, pending: Pending, far: TunnelIo },
+    Outside { pending: Pending, far: TcpStream },
 }
 
 impl Opened {
@@ -132,6 +177,28 @@ struct Target {
     host: CanonHost,
     port: ServicePort,
     path_options: PathOptions,
+    /// Outside of the mesh: where it is, or why nobody knows.
+    addresses: Vec<IpAddr>,
+    unresolved: String,
+}
+
+/// The host and the port that a request asks for.
+fn asked(request: &Request<Body>, is_tunnel: bool) -> Result<(CanonHost, u16), Error> {
+    let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
+    if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        return Err(bad("only http:// targets: for TLS of your own, use CONNECT".to_owned()));
+    }
+    let host = if is_tunnel {
+        let text = request.uri().authority().map_or("", Authority::as_str);
+        CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?
+    } else {
+        inbound::authority(request.uri(), request.headers())?
+    };
+    match host.port() {
+        Some(port) => Ok((host, port)),
+        None if is_tunnel => Err(bad("CONNECT needs host:port".to_owned())),
+        None => Ok((host, 80)),
+    }
 }
 
 impl Target {
@@ -140,35 +207,19 @@ impl Target {
         sidecar: &Sidecar,
         snapshot: &Snapshot,
         request: &Request<Body>,
+        (host, port): (&CanonHost, u16),
+        resolved: Option<&Resolved>,
         is_tunnel: bool,
     ) -> Result<Self, Error> {
-        let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
-        if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
-            return Err(bad("only http:// targets: for TLS of your own, use CONNECT".to_owned()));
-        }
-        let host = if is_tunnel {
-            let text = request.uri().authority().map_or("", Authority::as_str);
-            CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?
-        } else {
-            inbound::authority(request.uri(), request.headers())?
-        };
-        let port = match host.port() {
-            Some(port) => port,
-            None if is_tunnel => return Err(bad("CONNECT needs host:port".to_owned())),
-            None => 80,
-        };
         let generation = snapshot
             .policy
             .as_ref()
             .ok_or_else(|| Error::new(Side::Us, snapshot.without_policy(), "no documents are in force"))?;
-        let port = generation.services().find(&host, port, &sidecar.config.namespace).ok_or_else(|| {
-            let leads_back = sidecar.config.leads_back(&host, port);
+        let port = generation.services().find(host, port, &sidecar.config.namespace).ok_or_else(|| {
+            let leads_back = sidecar.config.leads_back(host, port);
             let reason = if leads_back { Reason::Loop } else { Reason::UnknownService };
             Error::new(Side::Peer, reason, format!("{host} (port {port})"))
         })?;
-        if port.external {
-            return Err(Error::new(Side::Peer, Reason::ExternalService, port.service.to_string()));
-        }
         let detail = || format!("{} port {} is {}", port.service, port.port, port.protocol.as_str());
         match (is_tunnel, port.protocol.is_http()) {
             (true, true) => return Err(Error::new(Side::Peer, Reason::ConnectToHttp, detail())),
@@ -179,7 +230,12 @@ impl Target {
         if path_options.preserve_raw && !is_tunnel {
             inbound::check_raw_authority(request.uri(), request.headers())?;
         }
-        Ok(Self { host, port: port.clone(), path_options })
+        let addresses = external::addresses(port, host, resolved);
+        let unresolved = match port.external && addresses.is_empty() {
+            true => external::unresolved(resolved),
+            false => String::new(),
+        };
+        Ok(Self { host: host.clone(), port: port.clone(), path_options, addresses, unresolved })
     }
 
     fn facts(
@@ -204,7 +260,12 @@ impl Target {
             Operation::Http { method, path, host: self.host.clone(), headers, upgrade }
         };
         let destination = Some(self.port.service.to_string());
-        let asked = Some((self.host.clone(), self.port.port));
+        let asked = Some(Asked {
+            host: self.host.clone(),
+            port: self.port.port,
+            external: self.port.external,
+            addresses: self.addresses.clone(),
+        });
         Ok(Facts { port: self.port.target_port, operation, destination, asked })
     }
 
@@ -226,7 +287,8 @@ impl Target {
 /// The response as the workload may see it.
 fn clean(response: &mut Response<Body>, target: &Target) {
     // Only sidecars of ours speak of decisions; whoever else is among the endpoints could have said anything.
-    let are_ours = target.port.endpoints.iter().all(|endpoint| endpoint.transport == Transport::Postern);
+    let are_ours = !target.port.external
+        && target.port.endpoints.iter().all(|endpoint| endpoint.transport == Transport::Postern);
     let decision = response.headers().get(headers::POSTERN_DECISION).filter(|_| are_ours).cloned();
     let told = response.headers().get(headers::POSTERN_ERROR).filter(|_| are_ours);
     let reason = told.and_then(|label| Reason::from_label(label.as_bytes())).map(Reason::as_told);
@@ -321,11 +383,9 @@ fn ask(sidecar: &Sidecar, stream: &Stream, endpoint: &Endpoint) -> Result<(), Er
     let entry = stream.entry();
     entry.asks(endpoint);
     let snapshot = sidecar.snapshots.load();
-    let has_lost_its_way = snapshot
-        .policy
-        .as_ref()
-        .is_some_and(|generation| entry.has_lost_its_way(generation, &sidecar.config.namespace));
-    if !has_lost_its_way {
+    let Some(generation) = &snapshot.policy else { return Ok(()) };
+    let config = &sidecar.config;
+    if !entry.has_lost_its_way(generation, &config.namespace) && entry.may_go_out(generation, config) {
         return Ok(());
     }
     let detail =
@@ -395,6 +455,19 @@ async fn open_tunnel(
         }
         Err(response) => Ok(Err(response)),
     }
+}
+
+async fn open_external(
+    worker: &Worker,
+    target: &Target,
+    pending: Option<Pending>,
+    stream: &Stream,
+) -> Result<Opened, Error> {
+    let pending = pending.ok_or_else(|| {
+        Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
+    })?;
+    let far = external::open(worker, target, stream).await?;
+    Ok(Opened::Outside { pending, far })
 }
 
 #[cfg(test)]

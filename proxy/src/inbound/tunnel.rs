@@ -271,7 +271,7 @@ pub async fn relay_stream(stream: Box<Stream>, pending: Pending, workload: Io, l
 }
 
 /// Relays until one side ends, or permission does.
-async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
+pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
     let relayed = {
         let relay = tcp::relay(&mut a, &mut b, limits.stall);
         tokio::select! {

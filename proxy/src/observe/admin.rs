@@ -328,6 +328,7 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
     let reason = match decision.verdict.map(|verdict| verdict.effect) {
         _ if decision.limit.is_some() => "rate_limited",
         None => decision.without.unwrap_or(Reason::NoPolicy).label(),
+        Some(Effect::Allow) if verdict.is_some_and(|verdict| verdict.rule.is_none()) => "default",
         Some(Effect::Allow) => "rule",
         Some(Effect::Deny(reason)) => reason.label(),
     };
@@ -344,6 +345,8 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
         "direction": subject.direction.label(),
         "peer": subject.peer.as_ref().map(SpiffeId::as_str),
         "address": subject.address,
+        "destination": subject.destination,
+        "host": subject.host,
         "port": subject.port,
         "method": method,
         "path": path,

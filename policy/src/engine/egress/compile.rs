@@ -39,7 +39,8 @@ pub(super) fn compile(
     let mut filed = drawers
         .into_iter()
         .map(|Drawer { http, opaque }| Layers { http: file(count, http), opaque: file(count, opaque) });
-    let mut next = || filed.next().unwrap_or(Layers { http: Index::default(), opaque: Index::default() });
+    let mut next =
+        || filed.next().unwrap_or_else(|| Layers { http: Index::default(), opaque: Index::default() });
     let mut tier = || {
         let (deny, allow) = (next(), next());
         Layers {
@@ -52,6 +53,11 @@ pub(super) fn compile(
     let audit = next();
     let any = |wanted: fn(&EgressRule) -> bool| rules.iter().any(|rule| wanted(rule));
     let is_selected = any(|rule| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit);
+    let speaks_of_paths = any(|rule| {
+        rule.enforcement == Enforcement::Enforce
+            && rule.action != Action::Audit
+            && rule.to.iter().flatten().any(|to| to.paths.is_some())
+    });
     let has_shadow = any(|rule| rule.enforcement == Enforcement::Shadow);
     let has_audit = any(|rule| rule.action == Action::Audit);
     Egress {
@@ -66,6 +72,7 @@ pub(super) fn compile(
         shadow: has_shadow.then_some(shadow),
         audit: has_audit.then_some(audit),
         is_selected,
+        speaks_of_paths,
         clock,
     }
 }

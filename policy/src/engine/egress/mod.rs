@@ -45,6 +45,8 @@ pub(crate) struct Egress {
     audit: Option<Layers>,
     /// Whether an obeyed rule makes what nobody lists denied.
     is_selected: bool,
+    /// Whether an obeyed rule is about some path and not another.
+    pub(crate) speaks_of_paths: bool,
     clock: Clock,
 }
 

@@ -55,6 +55,9 @@ pub(super) async fn open(
     let Operation::Http { method, path, upgrade: Some(upgrade), .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "what is no upgrade came to be sent as one"));
     };
+    if target.port.external {
+        return Err(refused("upgrades do not leave the mesh"));
+    }
     let (mut parts, body) = request.into_parts();
     if !body.is_end_stream() {
         // Where the body ends and the byte stream begins could not be told on the mesh.

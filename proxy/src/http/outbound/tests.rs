@@ -38,7 +38,8 @@ fn endpoints(sidecar: &Sidecar) -> Vec<Endpoint> {
 }
 
 fn call(sidecar: &Arc<Sidecar>, connection: &Arc<Connection>) -> Stream {
-    let asked = Some((CanonHost::parse("store.shop").unwrap(), 80));
+    let host = CanonHost::parse("store.shop").unwrap();
+    let asked = Some(Asked { host, port: 80, external: false, addresses: Vec::new() });
     let facts = Facts { port: 8080, operation: Operation::Tcp, destination: None, asked };
     Stream::open(sidecar, connection, facts)
 }
