@@ -26,6 +26,7 @@ mod egress;
 mod engine;
 mod eval_ref;
 mod explain;
+pub mod export;
 mod fields;
 mod generation;
 mod issuers;

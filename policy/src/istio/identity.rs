@@ -54,6 +54,11 @@ impl Glob {
         }
         text.ends_with(&**last)
     }
+
+    /// What stands between the gaps.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|part| &**part)
+    }
 }
 
 impl IdentityPattern {

@@ -20,6 +20,33 @@ use super::rbac::rules;
 
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 
+/// What Envoy judges by for one set: the rules of each action.
+#[derive(Default)]
+pub(crate) struct Rules {
+    pub(crate) http: Vec<(String, Value)>,
+    pub(crate) tcp: Vec<(String, Value)>,
+}
+
+impl Rules {
+    /// As Istio's control plane would write them.
+    pub(crate) fn of(set: &[Policy]) -> Self {
+        let all = |tcp: bool| {
+            let of = |action: &str| Some((action.to_owned(), rules(set, action, tcp)?));
+            ["DENY", "ALLOW"].into_iter().filter_map(of).collect()
+        };
+        Self { http: all(false), tcp: all(true) }
+    }
+
+    /// Out of what `postern policy export envoy` writes.
+    pub(crate) fn exported(filters: &[Value]) -> Vec<(String, Value)> {
+        let of = |filter: &Value| {
+            let rules = &filter["typed_config"]["rules"];
+            (rules["action"].as_str().expect("a filter has an action").to_owned(), rules.clone())
+        };
+        filters.iter().map(of).collect()
+    }
+}
+
 pub(crate) struct Envoy {
     _process: Process,
     clients: HashMap<String, Arc<ClientConfig>>,
@@ -37,7 +64,7 @@ impl Envoy {
         papers: &Papers,
         host: IpAddr,
         ports: [u16; 3],
-        sets: &[Vec<Policy>],
+        sets: &[Rules],
     ) -> Self {
         let config = directory.join("envoy.json");
         let http = ports[..2].iter().map(|port| http_listener(papers, host, *port, sets));
@@ -163,15 +190,13 @@ fn tls(papers: &Papers) -> Value {
     })
 }
 
-fn http_listener(papers: &Papers, host: IpAddr, port: u16, sets: &[Vec<Policy>]) -> Value {
+fn http_listener(papers: &Papers, host: IpAddr, port: u16, sets: &[Rules]) -> Value {
     let rbac = format!("{EXTENSIONS}.filters.http.rbac.v3");
-    let route = |(n, set): (usize, &Vec<Policy>)| {
+    let route = |(n, set): (usize, &Rules)| {
         let mut own = serde_json::Map::new();
-        for action in ["DENY", "ALLOW"] {
-            if let Some(rules) = rules(set, action, false) {
-                let config = json!({"@type": format!("{rbac}.RBACPerRoute"), "rbac": {"rules": rules}});
-                own.insert(action.to_owned(), config);
-            }
+        for (action, rules) in &set.http {
+            let config = json!({"@type": format!("{rbac}.RBACPerRoute"), "rbac": {"rules": rules}});
+            own.insert(action.clone(), config);
         }
         json!({
             "match": {"safe_regex": {"regex": ".*"}, "headers": [{"name": "x-set", "string_match": {"exact": n.to_string()}}]},
@@ -210,17 +235,15 @@ fn http_listener(papers: &Papers, host: IpAddr, port: u16, sets: &[Vec<Policy>])
     )
 }
 
-fn tcp_listener(papers: &Papers, host: IpAddr, port: u16, sets: &[Vec<Policy>]) -> Value {
+fn tcp_listener(papers: &Papers, host: IpAddr, port: u16, sets: &[Rules]) -> Value {
     let rbac = format!("{EXTENSIONS}.filters.network.rbac.v3.RBAC");
-    let chain = |(n, set): (usize, &Vec<Policy>)| {
+    let chain = |(n, set): (usize, &Rules)| {
         let mut filters = Vec::new();
-        for action in ["DENY", "ALLOW"] {
-            if let Some(rules) = rules(set, action, true) {
-                filters.push(json!({
-                    "name": action,
-                    "typed_config": {"@type": rbac, "rules": rules, "stat_prefix": "tcp"},
-                }));
-            }
+        for (action, rules) in &set.tcp {
+            filters.push(json!({
+                "name": action,
+                "typed_config": {"@type": rbac, "rules": rules, "stat_prefix": "tcp"},
+            }));
         }
         filters.push(json!({
             "name": "echo",

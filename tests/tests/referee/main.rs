@@ -9,6 +9,7 @@
 
 mod draw;
 mod envoy;
+mod own;
 mod papers;
 mod policy;
 mod rbac;
@@ -19,11 +20,13 @@ use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::time::Instant;
 
+use postern_policy::export::{self, EnvoyFilters};
 use postern_policy::{Generation, Operation, Scope, Source, SourceFile, Workload, load};
 use postern_svid::{SpiffeId, TrustDomain};
 use postern_tests::{Block, foreign, is_long};
 
 use draw::Draw;
+use envoy::Rules;
 use policy::{Policy, Words};
 use request::{Asked, Odd};
 
@@ -77,7 +80,7 @@ fn envoy_decides_alike() {
         std::env::var(name).ok().map_or(other, |text| text.parse().expect("it is a number"))
     };
     let seed = number("POSTERN_REFEREE_SEED", 1);
-    let sets = number("POSTERN_REFEREE_SETS", if is_long() { 5_000 } else { 400 });
+    let sets = number("POSTERN_REFEREE_SETS", if is_long() { 5_000 } else { 250 });
     let start = Instant::now();
     let mut draw = Draw::new(seed as u64);
     let block = Block::take();
@@ -98,10 +101,15 @@ fn envoy_decides_alike() {
         .collect();
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let papers = papers::Papers::make(&IDS);
-    let mut envoy = envoy::Envoy::start(directory.path(), &papers, host, ports, &sets);
     let generations: Vec<Generation> = sets.iter().map(|set| generation(set)).collect();
+    let own: Vec<Generation> = own::SPECS.iter().map(|spec| own::generation(spec, &words)).collect();
+    // First the sets as Istio would write them, then as they are exported, then our own rules.
+    let written = sets.iter().map(|set| Rules::of(set));
+    let exported = generations.iter().chain(&own).map(exported);
+    let all: Vec<Rules> = written.chain(exported).collect();
+    let mut envoy = envoy::Envoy::start(directory.path(), &papers, host, ports, &all);
 
-    let (mut allowed, mut denied, mut bytes) = (0, 0, [0; 2]);
+    let (mut allowed, mut denied, mut exports, mut bytes) = (0, 0, 0, [0; 2]);
     let mut differences = Differences::new();
     for (n, (set, generation)) in sets.iter().zip(&generations).enumerate() {
         for _ in 0..REQUESTS {
@@ -116,6 +124,11 @@ fn envoy_decides_alike() {
             if theirs != ours {
                 note(&mut differences, &asked, set, theirs);
             }
+            if asked.is_exported() {
+                let theirs = envoy.status(asked.id, asked.address, asked.port, &asked.bytes(sets.len() + n));
+                assert_eq!(theirs == 200, ours, "exported, Envoy says {theirs}: {asked:#?}\n{}", yaml(set));
+                exports += 1;
+            }
         }
         // Each asks for a handshake of its own.
         for _ in 0..2 {
@@ -124,10 +137,32 @@ fn envoy_decides_alike() {
             let ours = opaque(generation, id, address, ports[2]);
             assert_eq!(theirs, ours, "opaque bytes of {id} from {address}: Envoy and Postern\n{}", yaml(set));
             bytes[usize::from(theirs)] += 1;
+            let theirs = envoy.passes_bytes(id, address, ports[2], sets.len() + n);
+            assert_eq!(theirs, ours, "exported: opaque bytes of {id} from {address}\n{}", yaml(set));
+        }
+    }
+    for (n, (spec, generation)) in own::SPECS.iter().zip(&own).enumerate() {
+        let route = 2 * sets.len() + n;
+        for _ in 0..4 * REQUESTS {
+            let asked = Asked::draw(&mut draw, &[], &IDS, &addresses, &ports[..2]);
+            if asked.is_exported() {
+                let theirs = envoy.status(asked.id, asked.address, asked.port, &asked.bytes(route));
+                assert_eq!(theirs == 200, asked.judged_by(generation), "{spec}: {asked:#?}");
+                exports += 1;
+            }
+        }
+        for id in IDS {
+            let theirs = envoy.passes_bytes(id, addresses[0], ports[2], route);
+            assert_eq!(
+                theirs,
+                opaque(generation, id, addresses[0], ports[2]),
+                "{spec}: opaque bytes of {id}"
+            );
         }
     }
     println!(
-        "{} sets, {} requests ({allowed} allowed, {denied} denied by Envoy), {} connections of opaque bytes ({} pass), {:?}",
+        "{} sets, {} requests ({allowed} allowed, {denied} denied by Envoy), {} connections of opaque bytes ({} pass), \
+         {exports} requests by what was exported, {:?}",
         sets.len(),
         allowed + denied,
         bytes[0] + bytes[1],
@@ -142,6 +177,11 @@ fn envoy_decides_alike() {
     assert!(bytes[0] > 50 && bytes[1] > 50, "{bytes:?}");
     let found: BTreeSet<&str> = differences.keys().flatten().map(|odd| odd.name()).collect();
     assert_eq!(found, documented(), "found on the left, in docs/istio.md on the right");
+}
+
+fn exported(generation: &Generation) -> Rules {
+    let EnvoyFilters { http, tcp, losses: _ } = export::envoy(generation);
+    Rules { http: Rules::exported(&http), tcp: Rules::exported(&tcp) }
 }
 
 /// A difference must have a reason among the listed ones.

@@ -194,6 +194,11 @@ impl Asked {
         out
     }
 
+    /// Whether an export says the same of it: Envoy brings no request into Postern's form first.
+    pub(crate) fn is_exported(&self) -> bool {
+        self.odd.iter().all(|odd| matches!(odd, Odd::Unauthenticated | Odd::HostPort | Odd::NamedMethods))
+    }
+
     /// What is sent to the route of a set.
     pub(crate) fn bytes(&self, set: usize) -> Vec<u8> {
         let lines: String = self.lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
