@@ -57,6 +57,7 @@ pub use explain::{Explanation, Miss, Shadow};
 pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use generation::Generation;
 pub use issuers::{Algorithm, Issuer, Jwt, KeySource, OtherTokens, TokenHeader};
+pub use istio::{Imported, Note, import_istio};
 pub use limits::{Limit, LimitCounts, LimitId, LimitName, Refused};
 pub use load::{Loader, load, trust_domain_of};
 pub use port_paths::PortPaths;

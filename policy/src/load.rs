@@ -110,6 +110,11 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
+    /// All policies that are written.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().map(|policy| &**policy)
+    }
+
     /// The names of all rules, whomever they concern.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &RuleName> {
         let written = self.policies.iter().map(|policy| &**policy);

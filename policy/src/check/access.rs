@@ -23,6 +23,8 @@ pub(crate) struct Policy {
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) break_glass: Option<BreakGlass>,
     pub(crate) rules: Vec<(Arc<RuleName>, Arc<Rule>)>,
+    /// Its name.
+    pub(crate) document: Box<str>,
     /// If it is of Istio's kind.
     pub(crate) istio: Option<Part>,
     /// Where it stands. `None`: nowhere, it is implied.
@@ -111,6 +113,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         selector,
         break_glass: None,
         rules: Vec::with_capacity(written.value.len()),
+        document: metadata.name.value.as_str().into(),
         istio: None,
         place: Some(page.place(metadata.name.referenced)),
     };

@@ -64,6 +64,7 @@ pub(crate) fn authorization(
         break_glass: None,
         selector: selector.as_ref().map(|selector| labels(page, selector)).unwrap_or_default(),
         rules: Vec::new(),
+        document: metadata.name.value.as_str().into(),
         istio: Some(Part::Written(action, enforcement)),
         place: Some(page.place(metadata.name.referenced)),
     };

@@ -72,6 +72,7 @@ fn policy(
             Arc::new(name),
             Arc::new(Rule::of_istio(action, Tier::Baseline, enforcement, everything)),
         )],
+        document: "istio".into(),
         istio: Some(part),
         place: None,
     })

@@ -9,6 +9,7 @@ mod clause;
 pub(crate) mod doc;
 mod identity;
 mod implicit;
+mod import;
 mod text;
 
 pub(crate) use check::{authorization, peer_authentication};
@@ -17,6 +18,7 @@ pub(crate) use clause::{
 };
 pub(crate) use identity::{IdentityPattern, namespaces};
 pub(crate) use implicit::{findings, implied, selected};
+pub use import::{Imported, Note, import_istio};
 pub(crate) use text::TextPattern;
 
 use crate::verdict::{Action, Enforcement};
