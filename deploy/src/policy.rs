@@ -3,6 +3,8 @@
 
 mod check;
 mod explain;
+mod export;
+mod import;
 mod live;
 mod open;
 mod rollback;
@@ -39,6 +41,10 @@ enum Verb {
     /// Say which rule decides a request, or what is missing. Exit code 0: allowed; 1: denied; 2: the question or the
     /// documents are wrong.
     Explain(Box<explain::Args>),
+    /// Write the rules for a workload in another program's words.
+    Export(export::Args),
+    /// Rewrite another mesh's policies in ours.
+    Import(import::Args),
     /// Break the glass: proven peers may call a namespace, for a while and for a reason. Exit code 0: done; 1: refused; 2: the
     /// question is wrong.
     Open(open::Args),
@@ -69,6 +75,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let (result, json) = match args.verb {
         Verb::Check(args) => (check::run(&args), args.set.json),
         Verb::Explain(args) => (explain::run(&args), args.set.json),
+        Verb::Export(args) => {
+            let export::Program::Envoy(envoy) = &args.program;
+            (export::run(&args), envoy.set.json)
+        }
+        Verb::Import(args) => {
+            let import::Mesh::Istio(istio) = &args.mesh;
+            (import::run(&args), istio.set.json)
+        }
         Verb::Open(args) => (open::run(&args), args.json),
         Verb::Rollback(args) => (rollback::run(&args), args.json),
         Verb::Schema(args) => (schema::run(&args), false),

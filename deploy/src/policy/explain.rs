@@ -353,7 +353,7 @@ fn caller(text: &str, trust_domain: &TrustDomain) -> Result<Option<SpiffeId>, Fa
     id.map(Some).map_err(|error| question(format!("--from: {error}")))
 }
 
-fn labels(text: &str) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn labels(text: &str) -> Result<BTreeMap<String, String>, Failure> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=').ok_or_else(|| question("--labels is k=v,k=v"))?;
         Ok((key.to_owned(), value.to_owned()))

@@ -245,7 +245,7 @@ fn documents_and_notes() {
     );
     // One rule that cannot be said keeps the namespace.
     let patterns =
-        import(&(deny.clone() + &policy("b", "rules: [{to: [{operation: {paths: [\"*.html\"]}}]}]")), true);
+        import(&(deny + &policy("b", "rules: [{to: [{operation: {paths: [\"*.html\"]}}]}]")), true);
     assert!(patterns.documents.is_empty() && patterns.kept.contains("shop"));
     assert_eq!((patterns.notes[0].name.as_str(), patterns.notes[0].is_stricter), ("b/rule-0", false));
     // What only becomes stricter is rewritten if that is good enough.
