@@ -1,5 +1,6 @@
 //! Why a question is answered as it is, for people.
 
+mod condition;
 pub(crate) mod egress;
 mod jwt;
 
@@ -7,7 +8,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::cond::{Asked, Caller};
 use crate::eval_ref::{self, Truth};
 use crate::generation::Generation;
 use crate::istio;
@@ -17,7 +17,6 @@ use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, HostPattern, ListOf, Methods, OwnDomains, Peer, Rule, Target};
 use crate::upgrade::{Upgrade, Upgrades};
 use crate::verdict::{Action, DenyReason, Effect, Enforcement, Operation, RuleName, Source, Verdict};
-use crate::yaml::printable;
 
 /// Why a question is answered as it is.
 #[derive(Clone, Debug, Serialize)]
@@ -104,7 +103,12 @@ pub(crate) fn explain(
         Effect::Deny(_) => Vec::new(),
     };
     let limits = limits.into_iter().cloned().collect();
-    Explanation { verdict, rule, readings, notes: Vec::new(), shadow, audit, nearest, limits }
+    let unknown = match verdict.effect {
+        Effect::Deny(_) => condition::unknown(generation, verdict.rule, source, port, operation),
+        Effect::Allow => None,
+    };
+    let notes = unknown.map(|unknown| format!("{unknown}; a Deny fires then")).into_iter().collect();
+    Explanation { verdict, rule, readings, notes, shadow, audit, nearest, limits }
 }
 
 /// The Allow rule with the fewest failing fields; of several, the first. With several readings of the path the miss is
@@ -199,16 +203,9 @@ fn misfit(
     };
     out.add(what, || to_alternative(to.is_some(), port, operation, paths));
     if let Some(condition) = condition {
-        let caller = &Caller::new(source, domains);
         let readings = views.iter().copied().map(Some).chain(views.is_empty().then_some(None));
-        let at = generation.engine.told();
-        let outcomes = readings.map(|view| condition.explain(Asked { caller, port, operation, view, at }));
-        if let Some(failed) = outcomes.into_iter().find(|outcome| *outcome != Ok(true)) {
-            let shown = printable(&condition.to_string());
-            out.failed.push(match failed {
-                Ok(_) => format!("the condition `{shown}` is false"),
-                Err(why) => format!("whether the condition `{shown}` holds is not known: {why}"),
-            });
+        if let Some(failed) = condition::failure(condition, generation, source, port, operation, readings) {
+            out.failed.push(failed);
             out.changes.push("change the condition `cel`, or the request".to_owned());
         }
     }

@@ -129,6 +129,11 @@ fn explanations_say_which_condition_fails() {
     says(None, "holds is not known: the header field `x-tenant` is not there");
     says(Some("a,b"), "holds is not known: the header field `x-tenant` has several values");
     says(Some("a"), "allowed by rule");
+    let deny =
+        loaded(&policy("p", "Deny", "  - {name: r, when: {cel: 'request.headers[\"x-tenant\"] == \"a\"'}}"));
+    let text = Ask { path: "/", tenant: None }.explained(&deny);
+    assert!(text.contains("`x-tenant` is not there; a Deny fires then"), "{text}");
+    assert!(!Ask { path: "/", tenant: Some("a") }.explained(&deny).contains("fires then"));
 }
 
 #[test]

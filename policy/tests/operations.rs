@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
     Generation, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Tokens, Upgrade, Workload,
-    load,
+    load, run_tests,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -301,6 +301,52 @@ fn server_names() {
     assert!(!generation("Allow", "{sni: [a.b], ports: [1]}").asks_sni(8080));
     assert!(generation("Deny", "{not: {sni: [a.b]}}").asks_sni(8080));
     assert!(!generation("Deny", "{hosts: [a.b]}").asks_sni(8080));
+}
+
+#[test]
+fn tests_of_policies_state_upgrades_and_server_names() {
+    let text = r#"
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - {name: chat, to: [{paths: [/chat], upgrade: [websocket]}]}
+  - {name: db, to: [{sni: ["*.db.example"], ports: [5432]}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: PolicyTest
+metadata: {name: t, namespace: shop}
+spec:
+  workload: {port: 5432}
+  cases:
+  - {name: a chat, request: {from: web, path: /chat, upgrade: websocket}, expect: {allow: p/chat}}
+  - {name: another, request: {from: web, path: /chat, upgrade: tcp}, expect: {deny: default}}
+  - {name: none, request: {from: web, path: /chat}, expect: {deny: default}}
+  - {name: named, request: {from: web, tcp: true, sni: a.db.example}, expect: {allow: p/db}}
+  - {name: other name, request: {from: web, tcp: true, sni: db.example}, expect: {deny: default}}
+  - {name: no name, request: {from: web, tcp: true, sni: ""}, expect: {deny: default}}
+  - {name: unread, request: {from: web, tcp: true}, expect: {deny: default}}
+"#;
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: None,
+    };
+    let run = |text: &str| run_tests(&[SourceFile { name: "p.yaml".into(), text: text.into() }], &scope);
+    let report = run(text).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((report.passed(), report.percent()), (7, 100), "{report:?}");
+    for (written, wrong, expected) in [
+        ("upgrade: tcp", "upgrade: TCP", "write tcp"),
+        ("tcp: true, sni: db.example", "path: /, sni: db.example", "write `tcp: true`"),
+        ("sni: db.example", "sni: 'db.example:1'", "has no port"),
+        ("tcp: true, sni: db.example", "tcp: true, upgrade: tcp", "has no method"),
+    ] {
+        assert!(text.contains(written), "{written}");
+        let errors = run(&text.replace(written, wrong)).err().unwrap_or_default().to_string();
+        assert!(errors.contains(expected), "{wrong}: {errors}");
+    }
 }
 
 #[test]
