@@ -7,7 +7,7 @@ use serde_json::{Number, Value};
 use crate::tokens::{ClaimPath, Claims, Tokens};
 
 /// A token that a rule means: every field that is given must hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct JwtMatch {
     pub(crate) issuer: Box<str>,
     /// One of them is in `aud`.
@@ -18,14 +18,14 @@ pub(crate) struct JwtMatch {
     pub(crate) claims: Vec<ClaimMatch>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ClaimMatch {
     pub(crate) path: ClaimPath,
     pub(crate) test: ClaimTest,
 }
 
 /// What a claim must be. `null` counts as absent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ClaimTest {
     Present,
     Absent,

@@ -18,6 +18,7 @@
 //! been passed before (CVE-2026-27588 and its kin).
 
 mod break_glass;
+mod changes;
 mod check;
 mod cond;
 mod diagnostic;
@@ -50,6 +51,7 @@ pub mod yaml;
 mod yaml_words;
 
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};
+pub use changes::Changes;
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
 pub use egress::{Call, CallTarget, NotAsked};
 pub use engine::Connection;

@@ -18,7 +18,7 @@ use crate::verdict::{Action, Enforcement, Tier};
 use crate::window::Window;
 
 /// One rule that concerns the workload.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rule {
     pub(crate) action: Action,
     pub(crate) tier: Tier,
@@ -76,7 +76,7 @@ impl Rule {
 }
 
 /// Who: every field that is given must hold, any value of a field will do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Peer {
     /// Only peers without an identity. The checker lets nothing but `cidrs` stand beside it.
     pub(crate) unauthenticated: bool,
@@ -99,7 +99,7 @@ impl Peer {
 }
 
 /// Who not: a peer that matches any of these is excluded.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Excluded {
     pub(crate) spiffe: Vec<SpiffeId>,
     pub(crate) accounts: Vec<Account>,
@@ -124,7 +124,7 @@ impl fmt::Display for Account {
 }
 
 /// What: every field that is given must hold, any value of a field will do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Target {
     pub(crate) methods: Option<Methods>,
     pub(crate) paths: Option<Vec<PathPattern>>,
@@ -164,7 +164,7 @@ impl Target {
 }
 
 /// What not: an operation that matches any of these is excluded.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ExcludedTarget {
     pub(crate) methods: Vec<CanonMethod>,
     pub(crate) paths: Vec<PathPattern>,
@@ -270,7 +270,7 @@ impl fmt::Display for ValuePattern {
 }
 
 /// Methods of a rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Methods {
     /// `"*"`.
     Any,
@@ -289,7 +289,7 @@ impl Methods {
 }
 
 /// The workload's ports for which rules speak of something.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PortsJudged {
     everywhere: bool,
     ports: BTreeSet<u16>,

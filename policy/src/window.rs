@@ -13,7 +13,7 @@ const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const DAY: u16 = 24 * 60;
 
 /// Times at which a rule holds. Seconds count, fractions do not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Window {
     /// Alternatives. Empty: any hour.
     pub(crate) weekly: Vec<Weekly>,

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Call, Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict};
+use postern_policy::{
+    Call, Changes, Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict,
+};
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
 
@@ -264,6 +266,17 @@ impl Entry {
     /// Whether this is a request that began less than `age` ago.
     fn is_young(&self, age: Duration) -> bool {
         matches!(self.facts.operation, Operation::Http { .. }) && self.since.elapsed() < age
+    }
+
+    /// Whether the stream may be judged otherwise after `changes`.
+    fn may_be_concerned(&self, changes: &Changes) -> bool {
+        let facts = &self.facts;
+        match self.connection.direction {
+            Direction::Inbound => {
+                changes.may_concern(self.connection.source(), facts.port, facts.policy_operation())
+            }
+            Direction::Outbound => changes.may_concern_calls(),
+        }
     }
 
     /// Notes which endpoint is asked. To be held against the documents only afterwards, by `has_lost_its_way`.

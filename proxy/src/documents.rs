@@ -299,8 +299,10 @@ impl Loader {
         sidecar.metrics.rate_limits.follow(&generation);
         let rule_counts = sidecar.metrics.rules.follow(&generation);
         let is_stale = steer::is_stale(sidecar, &generation);
+        let mut before = None;
         sidecar.snapshots.publish(|snapshot| {
-            snapshot.policy = (!is_stale).then(|| Arc::clone(&generation));
+            let policy = (!is_stale).then(|| Arc::clone(&generation));
+            before = std::mem::replace(&mut snapshot.policy, policy);
             snapshot.is_stale = is_stale;
             snapshot.rule_counts = rule_counts;
         });
@@ -315,7 +317,10 @@ impl Loader {
         }
         tracing::info!(generation = self.number, source = origin.label(), "documents in force");
         glass::tell(sidecar);
-        rejudge::all(sidecar, &generation);
+        match before {
+            Some(before) => rejudge::changed(sidecar, &before, &generation),
+            None => rejudge::all(sidecar, &generation),
+        }
         warn_about(&generation);
     }
 

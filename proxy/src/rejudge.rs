@@ -1,9 +1,9 @@
 //! Judges again what lives, when what it may has changed: by new documents, or by the hour.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use postern_policy::Generation;
+use postern_policy::{Changes, Generation};
 
 use crate::documents;
 use crate::runtime::spawn;
@@ -36,16 +36,29 @@ pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
 /// answered was allowed when it was judged; cutting it would protect nothing and break an answer in the middle. So it is
 /// asked about once more when it has run so long that it is a stream.
 pub fn all(sidecar: &Arc<Sidecar>, generation: &Arc<Generation>) {
+    since(sidecar, None, generation);
+}
+
+/// The same when `generation` follows `before`: asks only about streams that the difference may concern. Each stream that
+/// lives was allowed by the generation that was in force when it was judged, and every step from there to here is asked
+/// about in its turn.
+pub fn changed(sidecar: &Arc<Sidecar>, before: &Arc<Generation>, generation: &Arc<Generation>) {
+    since(sidecar, Some(before), generation);
+}
+
+fn since(sidecar: &Arc<Sidecar>, before: Option<&Arc<Generation>>, generation: &Arc<Generation>) {
     let grace = generation.defaults().on_change.grace;
     if grace.is_zero() {
-        revoke(sidecar, generation);
+        revoke(sidecar, before.map(|before| &**before), generation);
     }
     let sidecar = Arc::clone(sidecar);
+    // A grace may be long, and a generation is large: one that nobody else keeps by then is not compared with.
+    let before = before.map_or_else(Weak::new, Arc::downgrade);
     spawn(async move {
         tokio::time::sleep(grace.max(YOUNG)).await;
         // Whatever is in force by then decides: a change that was taken back resets nothing.
         match sidecar.snapshots.load().policy.clone() {
-            Some(current) => revoke(&sidecar, &current),
+            Some(current) => revoke(&sidecar, before.upgrade().as_deref(), &current),
             None => revoke_all(&sidecar, YOUNG),
         }
     });
@@ -60,7 +73,7 @@ pub fn nothing(sidecar: &Arc<Sidecar>, grace: Duration) {
     spawn(async move {
         tokio::time::sleep(grace.max(YOUNG)).await;
         match sidecar.snapshots.load().policy.clone() {
-            Some(current) => revoke(&sidecar, &current),
+            Some(current) => revoke(&sidecar, None, &current),
             None => revoke_all(&sidecar, YOUNG),
         }
     });
@@ -74,10 +87,14 @@ fn revoke_all(sidecar: &Sidecar, young: Duration) {
     }
 }
 
-fn revoke(sidecar: &Sidecar, generation: &Generation) {
-    let revoked = sidecar.registry.rejudge(generation, &sidecar.config, YOUNG);
+fn revoke(sidecar: &Sidecar, before: Option<&Generation>, generation: &Generation) {
+    let changes = before.map_or_else(Changes::everything, |before| Changes::between(before, generation));
+    let revoked = sidecar.registry.rejudge_concerned(&changes, generation, &sidecar.config, YOUNG);
     if revoked > 0 {
         sidecar.metrics.policy_revoked.inc_by(revoked as u64);
         tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");
     }
 }
+
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;

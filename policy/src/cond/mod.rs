@@ -48,6 +48,13 @@ struct Inner {
     variables: Vec<usize>,
 }
 
+/// The text says it all: there is one way to read it.
+impl PartialEq for Condition {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.text == other.0.text
+    }
+}
+
 impl Condition {
     /// Reads an expression.
     pub(crate) fn parse(text: &str) -> Result<Self, Mistake> {

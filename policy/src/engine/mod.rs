@@ -127,7 +127,6 @@ struct Lists<'a> {
 }
 
 impl Engine {
-    #[cfg(test)]
     pub(crate) fn new<R: Into<Arc<Rule>>>(rules: Vec<R>, domains: OwnDomains, generation: u64) -> Self {
         let rules = rules.into_iter().map(Into::into).collect();
         Self::with_limits(rules, std::iter::empty(), domains, generation)

@@ -27,6 +27,7 @@ use crate::{HeaderFields, HeaderLines, SourceFile, eval_ref, load};
 use super::{Connection, Engine};
 
 mod boundaries;
+mod changes;
 mod limits;
 mod proofs;
 

@@ -15,7 +15,7 @@ use crate::verdict::{Action, Operation, Source};
 /// One rule of an AuthorizationPolicy: one of `from`, one of `to`, and all of `fields`.
 ///
 /// `when` is taken apart: its conditions about the peer and the port stand in every alternative.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Clause {
     /// Alternatives; at least one.
     pub(crate) from: Vec<Who>,
@@ -25,7 +25,7 @@ pub(crate) struct Clause {
 }
 
 /// Holds if one of `values` does, or there are none, and none of `not` does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Test<T> {
     pub(crate) values: Vec<T>,
     pub(crate) not: Vec<T>,
@@ -48,14 +48,14 @@ impl<T> Test<T> {
 }
 
 /// Who: all of it must hold.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Who {
     pub(crate) identities: Vec<Test<IdentityPattern>>,
     pub(crate) addresses: Vec<Test<IpNet>>,
 }
 
 /// What: all of it must hold.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct What {
     /// In lower case.
     pub(crate) hosts: Test<TextPattern>,
@@ -65,7 +65,7 @@ pub(crate) struct What {
 }
 
 /// A header field.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Field {
     /// In lower case.
     pub(crate) name: Box<str>,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_policy::Generation;
+use postern_policy::{Changes, Generation};
 use slab::Slab;
 use tokio::sync::{Notify, watch};
 
@@ -94,9 +94,23 @@ impl Registry {
     /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
     /// excepted. Returns how many it revoked.
     pub fn rejudge(&self, generation: &Generation, config: &Config, young: Duration) -> usize {
+        self.rejudge_concerned(&Changes::everything(), generation, config, young)
+    }
+
+    /// The same, but asks only about streams that `changes` may concern; all others keep what they have.
+    pub fn rejudge_concerned(
+        &self,
+        changes: &Changes,
+        generation: &Generation,
+        config: &Config,
+        young: Duration,
+    ) -> usize {
+        if changes.are_none() {
+            return 0;
+        }
         let mut revoked = 0;
         for entry in self.streams() {
-            if entry.is_young(young) {
+            if entry.is_young(young) || !entry.may_be_concerned(changes) {
                 continue;
             }
             let is_allowed = match entry.connection.direction {

@@ -1,0 +1,85 @@
+use std::time::Instant;
+
+use postern_policy::HeaderFields;
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+
+use super::*;
+use crate::connections::{Direction, Facts, Operation, Registered, Stream};
+use crate::testing;
+
+fn documents(rules: &[String]) -> String {
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  action: Allow\n  rules:\n{}",
+        rules.concat()
+    )
+}
+
+/// `/n/{n}` for everybody of the namespace.
+fn rule(n: usize, port: u16) -> String {
+    format!(
+        "  - {{name: r{n}, from: [{{namespaces: [shop]}}], to: [{{paths: [/n/{n}], ports: [{port}]}}]}}\n"
+    )
+}
+
+fn stream(sidecar: &Arc<Sidecar>, registered: &Registered, n: usize) -> Stream {
+    let operation = Operation::Http {
+        method: CanonMethod::get(),
+        path: CanonPath::parse(format!("/n/{n}"), &Default::default()).expect("a path"),
+        host: CanonHost::parse("orders.shop").expect("a host"),
+        headers: HeaderFields::new(),
+        upgrade: None,
+    };
+    let facts = Facts { port: 8080, operation, destination: None, asked: None };
+    Stream::open(sidecar, registered.connection(), facts)
+}
+
+#[test]
+fn those_that_a_change_may_concern_are_all_that_lose_permission() {
+    const RULES: usize = 2_000;
+    let long = std::env::var_os("POSTERN_TEST_LONG").is_some();
+    let count = if long { 100_000 } else { 10_000 };
+    let sidecar = testing::sidecar("");
+    let connections: Vec<Registered> =
+        (0..count).map(|_| testing::connection(&sidecar, Direction::Inbound)).collect();
+    let streams: Vec<Stream> = connections
+        .iter()
+        .enumerate()
+        .map(|(n, registered)| stream(&sidecar, registered, n % RULES))
+        .collect();
+    let rules: Vec<String> = (0..RULES).map(|n| rule(n, 8080)).collect();
+    let before = testing::generation(&sidecar, 1, &documents(&rules));
+    assert_eq!(sidecar.registry.rejudge(&before, &sidecar.config, Duration::ZERO), 0);
+
+    // The same again, with a remark: nobody is asked.
+    let same = testing::generation(&sidecar, 2, &(documents(&rules) + "# a remark\n"));
+    assert!(Changes::between(&before, &same).are_none());
+
+    // Three rules go, one is another one now, one comes.
+    let mut changed = rules;
+    changed[7] = rule(7, 8081);
+    changed[9] = rule(RULES, 8080);
+    changed.truncate(RULES - 2);
+    changed.insert(0, "  - {name: first, to: [{ports: [8081]}]}\n".to_owned());
+    // Both name 8081, or everybody is asked, because a port that is not named is not reached.
+    let before = testing::generation(
+        &sidecar,
+        3,
+        &documents(&(0..RULES).map(|n| rule(n, 8080)).chain([rule(RULES + 1, 8081)]).collect::<Vec<_>>()),
+    );
+    let after = testing::generation(&sidecar, 4, &documents(&changed));
+    let start = Instant::now();
+    let changes = Changes::between(&before, &after);
+    let compared = start.elapsed();
+    let lost = |n: usize| [7, 9, RULES - 1, RULES - 2].contains(&(n % RULES));
+    let concerned = sidecar.registry.rejudge_concerned(&changes, &after, &sidecar.config, Duration::ZERO);
+    let asked = start.elapsed() - compared;
+    for (n, stream) in streams.iter().enumerate() {
+        assert_eq!(stream.entry().is_revoked(), lost(n), "{n}");
+    }
+    let start = Instant::now();
+    assert_eq!(sidecar.registry.rejudge(&after, &sidecar.config, Duration::ZERO), concerned);
+    println!(
+        "{count} streams on as many connections: compared in {compared:?}, those concerned asked in {asked:?}, all in {:?}",
+        start.elapsed()
+    );
+}
