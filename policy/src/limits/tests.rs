@@ -14,7 +14,12 @@ fn numbered(spec: &str, number: u64) -> Generation {
     let text = format!(
         "apiVersion: postern.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
     );
-    let scope = Scope {
+    let file = SourceFile { name: "p".into(), text: text.into_bytes() };
+    load(&[file], &scope(), number).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn scope() -> Scope {
+    Scope {
         trust_domain: TrustDomain::parse("td").unwrap(),
         root_namespace: "root".into(),
         workload: Some(Workload {
@@ -22,9 +27,7 @@ fn numbered(spec: &str, number: u64) -> Generation {
             service_account: "orders".into(),
             labels: BTreeMap::new(),
         }),
-    };
-    let file = SourceFile { name: "p".into(), text: text.into_bytes() };
-    load(&[file], &scope, number).unwrap_or_else(|errors| panic!("{errors}"))
+    }
 }
 
 /// A caller's account in namespace shop (`-`: none), a path, and the value of `x-tenant`.
@@ -203,4 +206,98 @@ fn beyond_the_bound_a_limit_matches() {
     matched.insert(3);
     matched.insert(MAX_LIMITS + 3);
     assert!(matched.contains(3) && !matched.contains(4) && matched.contains(MAX_LIMITS + 4));
+}
+
+fn warnings(spec: &str) -> Vec<String> {
+    generation(spec).warnings().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_loads_but_does_nothing_is_told() {
+    let each = "{name: each, rate: 10/s, burst: 5, key: [source.identity]}";
+    for (spec, word, line) in [
+        // Always refused by another one first.
+        (
+            format!("{{limits: [{each}, {{name: b, rate: 9/s, burst: 5}}]}}"),
+            "`b` always does so first",
+            "each",
+        ),
+        (
+            format!("{{limits: [{each}, {{name: b, rate: 10/s, burst: 5, key: [source.identity]}}]}}"),
+            "`each` always",
+            "b,",
+        ),
+        (
+            "{limits: [{name: a, rate: 2/s, burst: 2, match: {ports: [80]}}, {name: b, rate: 1/s, burst: 1}]}"
+                .to_owned(),
+            "`b` always",
+            "a,",
+        ),
+        // On ports that are none of the target's, or whose requests are never seen.
+        (
+            "{target: {ports: [80]}, limits: [{name: a, rate: 1/s, match: {ports: [81]}}]}".to_owned(),
+            "counts nothing",
+            "a,",
+        ),
+        ("{limits: [{name: a, rate: 1/s, match: {paths: [/a]}}]}".to_owned(), "opaque TCP", "a,"),
+        ("{limits: [{name: a, rate: 1/s, match: {sni: [a.b]}}]}".to_owned(), "declared `tcp`", "a,"),
+        // Overrides of nothing, by nothing, and behind one that means the same callers.
+        (
+            "{limits: [{name: a, rate: 1/s}], overrides: [{from: [{namespaces: [b]}], rate: 2/s}]}"
+                .to_owned(),
+            "overrides nothing",
+            "namespaces",
+        ),
+        (
+            format!(
+                "{{limits: [{each}], overrides: [{{from: [{{namespaces: [b]}}], rate: 10/s, burst: 5}}]}}"
+            ),
+            "changes nothing",
+            "namespaces",
+        ),
+        (
+            format!(
+                "{{limits: [{each}], overrides: [{{from: [{{namespaces: [b]}}], rate: 2/s}}, {{from: [{{namespaces: [b]}}], rate: 3/s}}]}}"
+            ),
+            "never reached",
+            "namespaces",
+        ),
+    ] {
+        let told = warnings(&spec);
+        let [one] = &told[..] else { panic!("{spec}\n{told:#?}") };
+        assert!(one.contains(word) && one.contains(line) && one.contains("help:"), "{spec}\n{one}");
+    }
+    for spec in [
+        format!("{{limits: [{each}, {{name: b, rate: 11/s, burst: 5}}]}}"),
+        format!("{{limits: [{each}, {{name: b, rate: 9/s, burst: 6}}]}}"),
+        format!("{{limits: [{each}, {{name: b, rate: 9/s, burst: 5, key: [source.address]}}]}}"),
+        format!("{{limits: [{each}, {{name: b, rate: 9/s, burst: 5, match: {{ports: [80]}}}}]}}"),
+        // For those whom the override means the other one is the stricter.
+        format!(
+            "{{limits: [{each}, {{name: b, rate: 9/s, burst: 5}}], overrides: [{{from: [{{namespaces: [b]}}], limit: each, rate: 1/s}}]}}"
+        ),
+        format!(
+            "{{limits: [{each}], overrides: [{{from: [{{namespaces: [b]}}], rate: 2/s}}, {{from: [{{namespaces: [c]}}], rate: 2/s}}]}}"
+        ),
+    ] {
+        assert!(warnings(&spec).is_empty(), "{spec}\n{:#?}", warnings(&spec));
+    }
+}
+
+#[test]
+fn more_limits_than_a_request_can_be_asked_about_are_refused() {
+    let document = |n: usize| {
+        let limits: Vec<String> = (0..32).map(|at| format!("{{name: l{at}, rate: {}/s}}", at + 1)).collect();
+        format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {{name: p{n}, namespace: shop}}\nspec: {{limits: [{}]}}\n",
+            limits.join(", ")
+        )
+    };
+    let set = |count: usize| {
+        let text = (0..count).map(document).collect::<Vec<_>>().join("---\n");
+        load(&[SourceFile { name: "p".into(), text: text.into_bytes() }], &scope(), 1)
+    };
+    assert_eq!(set(8).unwrap().limits().count(), MAX_LIMITS);
+    let refused = set(9).unwrap_err().to_string();
+    assert!(refused.contains("288 rate limits that concern this workload; at most 256"), "{refused}");
 }

@@ -5,7 +5,7 @@ use crate::SourceFile;
 use crate::limits::{LimitName, LimitRule, Override, Quota, Rate};
 
 fn limit(written: &Written, n: usize) -> LimitRule {
-    let rule = Rule { action: Action::Audit, window: None, ..rule(written) };
+    let rule = Rule { action: Action::Audit, window: None, condition: None, ..rule(written) };
     let place = crate::Place { file: "p".into(), line: n, column: 1 };
     let name = LimitName {
         namespace: "a".into(),
