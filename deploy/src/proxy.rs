@@ -95,6 +95,8 @@ enum Show {
     Policy,
     /// The services that the workload may call.
     Services,
+    /// Issuers of tokens and their keys.
+    Jwt,
     /// Connections and streams.
     Connections,
     /// The rate limits in force, and what they have counted.
@@ -115,6 +117,7 @@ impl Show {
             Self::Identity => "/v1/identity",
             Self::Policy => "/v1/policy",
             Self::Services => "/v1/services",
+            Self::Jwt => "/v1/jwt",
             Self::Connections => "/v1/connections",
             Self::Limits => "/v1/limits",
             Self::Log => "/v1/log",

@@ -65,7 +65,7 @@ pub use load::{Loader, load, trust_domain_of};
 pub use port_paths::PortPaths;
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use testing::{CaseResult, Coverage, InvariantResult, TestReport, run_tests};
-pub use tokens::{BadClaims, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, TokenSet, Tokens};
+pub use tokens::{BadClaims, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, TokenSet, Tokens, strict_object};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId,

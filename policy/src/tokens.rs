@@ -102,6 +102,15 @@ impl TokenSet {
     }
 }
 
+/// A JSON object of at most [`MAX_PAYLOAD`] bytes in which no name stands twice, as a token's parts have to be: two
+/// readers of any other could see two tokens.
+pub fn strict_object(text: &[u8]) -> Result<Map<String, Value>, BadClaims> {
+    if text.len() > MAX_PAYLOAD {
+        return Err(BadClaims::TooLarge);
+    }
+    json::object(text)
+}
+
 fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(since).unwrap_or(i64::MAX)
@@ -125,10 +134,7 @@ impl Claims {
     /// `iss` and `exp`, and with `sub`, `aud`, `nbf` and `iat` of the right types where they are there (RFC 7519 4.1).
     /// That the payload is what an issuer signed is the caller's to know.
     pub fn from_json(payload: &[u8]) -> Result<Self, BadClaims> {
-        if payload.len() > MAX_PAYLOAD {
-            return Err(BadClaims::TooLarge);
-        }
-        Self::from_object(json::object(payload)?)
+        Self::from_object(strict_object(payload)?)
     }
 
     /// From a JSON object that a person wrote, for questions and tests.

@@ -22,7 +22,7 @@ use crate::observe::{admin, admin_port, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::{Accepting, Sidecar};
 use crate::worker::Worker;
-use crate::{documents, identity, inbound, outbound, pressure, rejudge};
+use crate::{documents, identity, inbound, jwt, outbound, pressure, rejudge};
 
 /// Why a sidecar did not start, or could not go on.
 #[derive(Debug)]
@@ -99,6 +99,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     let (loaded, first_load) = watch::channel(false);
     spawn(rejudge::by_the_hour(Arc::clone(&sidecar)));
     spawn(documents::stale::watch(Arc::clone(&sidecar)));
+    spawn(jwt::keep(Arc::clone(&sidecar)));
     spawn(documents::follow(Arc::clone(&sidecar), loaded, stopped));
 
     // Nothing is accepted before there is an identity to prove and a verdict to give.

@@ -55,7 +55,7 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
         remember(sidecar, entry, id, Answer { verdict: None, rule: None, without: Some(reason) });
         return Judgement { id, refused: Some(reason) };
     };
-    let verdict = entry.connection.judge(generation, &entry.facts);
+    let verdict = entry.connection.judge(generation, &entry.facts, sidecar.clock.wall());
     snapshot.rule_counts.count(&verdict);
     let id = sidecar.decisions.id(generation.number());
     let allowed = verdict.is_allowed();

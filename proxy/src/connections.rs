@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Call, Changes, Endpoint, Generation, HeaderFields, Refused, Source, Stage, Upgrade, Verdict,
+    Call, Changes, Endpoint, Generation, HeaderFields, Refused, Source, Stage, TokenSet, Upgrade, Verdict,
 };
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
@@ -93,20 +93,26 @@ impl Connection {
 
     /// Judges one stream of this connection. What is certain about every stream is answered from the connection stage;
     /// only what that defers costs a look at the stream itself.
-    pub fn judge(&self, generation: &Generation, facts: &Facts) -> Verdict {
+    pub fn judge(&self, generation: &Generation, facts: &Facts, now: SystemTime) -> Verdict {
         let resolved = self.resolved(generation);
         match resolved.stage() {
             Stage::Allow(verdict) | Stage::Deny(verdict) => verdict,
-            Stage::Defer => generation.decide(&resolved, facts.port, facts.policy_operation()),
+            Stage::Defer => generation.decide(&resolved, facts.port, facts.policy_operation(now)),
         }
     }
 
     /// Asks the rate limits about a stream that is allowed.
-    pub fn admit(&self, generation: &Generation, facts: &Facts, now: Duration) -> Option<Refused> {
+    pub fn admit(
+        &self,
+        generation: &Generation,
+        facts: &Facts,
+        wall: SystemTime,
+        now: Duration,
+    ) -> Option<Refused> {
         // Most workloads have none.
         generation.limits().next()?;
         let resolved = self.resolved(generation);
-        generation.admit(&resolved, self.source(), facts.port, facts.policy_operation(), now)
+        generation.admit(&resolved, self.source(), facts.port, facts.policy_operation(wall), now)
     }
 
     /// Whether nothing at all can be allowed here, whatever a stream may turn out to be.
@@ -157,6 +163,8 @@ pub enum Operation {
         headers: HeaderFields,
         /// What it wants to become.
         upgrade: Option<Upgrade>,
+        /// The tokens that it carries; unknown if no rule asked for any when it came.
+        tokens: TokenSet,
     },
     /// Opaque bytes.
     Tcp,
@@ -194,17 +202,19 @@ pub struct Asked {
 }
 
 impl Facts {
-    /// The operation as the policy engine wants to know it.
-    pub fn policy_operation(&self) -> postern_policy::Operation<'_> {
+    /// The operation as the policy engine wants to know it at `now`: tokens end.
+    pub fn policy_operation(&self, now: SystemTime) -> postern_policy::Operation<'_> {
         match &self.operation {
-            Operation::Http { method, path, host, headers, upgrade } => postern_policy::Operation::Http {
-                method,
-                path,
-                host: Some(host),
-                headers: Some(headers),
-                upgrade: upgrade.as_ref(),
-                tokens: postern_policy::Tokens::Absent,
-            },
+            Operation::Http { method, path, host, headers, upgrade, tokens } => {
+                postern_policy::Operation::Http {
+                    method,
+                    path,
+                    host: Some(host),
+                    headers: Some(headers),
+                    upgrade: upgrade.as_ref(),
+                    tokens: tokens.at(now),
+                }
+            }
             Operation::Tcp => postern_policy::Operation::Tcp,
             Operation::Tls { sni } => postern_policy::Operation::Tls { sni: sni.as_ref() },
         }
@@ -216,6 +226,14 @@ impl Facts {
         match &self.operation {
             Operation::Http { path, .. } => generation.check_path(self.port, path).is_ok(),
             Operation::Tcp | Operation::Tls { .. } => true,
+        }
+    }
+
+    /// Whether a token ended between two moments.
+    fn has_token_ended(&self, from: SystemTime, to: SystemTime) -> bool {
+        match &self.operation {
+            Operation::Http { tokens, .. } => tokens.has_ended_between(from, to),
+            _ => false,
         }
     }
 
@@ -269,11 +287,11 @@ impl Entry {
     }
 
     /// Whether the stream may be judged otherwise after `changes`.
-    fn may_be_concerned(&self, changes: &Changes) -> bool {
+    fn may_be_concerned(&self, changes: &Changes, now: SystemTime) -> bool {
         let facts = &self.facts;
         match self.connection.direction {
             Direction::Inbound => {
-                changes.may_concern(self.connection.source(), facts.port, facts.policy_operation())
+                changes.may_concern(self.connection.source(), facts.port, facts.policy_operation(now))
             }
             Direction::Outbound => changes.may_concern_calls(),
         }
@@ -309,7 +327,8 @@ impl Entry {
         let dialled = self.endpoint.lock().as_ref().map(|endpoint| [endpoint.address]);
         let addresses = dialled.as_ref().map_or(addresses.as_slice(), |dialled| dialled);
         let own = config.own_addresses();
-        let operation = self.facts.policy_operation();
+        // The tokens of a call out are unknown at all times: nobody reads them.
+        let operation = self.facts.policy_operation(SystemTime::UNIX_EPOCH);
         Some(generation.decide_egress(&Call { port, host, addresses, own: &own, operation }))
     }
 

@@ -258,8 +258,8 @@ impl DecisionLog {
 
 #[cfg(test)]
 mod tests {
-    use postern_policy::HeaderFields;
     use postern_policy::norm::{CanonHost, CanonPath};
+    use postern_policy::{HeaderFields, TokenSet};
 
     use super::*;
 
@@ -274,6 +274,7 @@ mod tests {
                 host: CanonHost::parse("orders.shop").unwrap(),
                 headers: HeaderFields::new(),
                 upgrade: None,
+                tokens: TokenSet::absent(),
             },
             destination: None,
             asked: None,

@@ -94,11 +94,13 @@ pub enum Reason {
     Loop,
     /// An HTTP request to a port that is declared opaque.
     HttpToTcp,
+    /// The request carries a token that is none, or that does not hold.
+    TokenInvalid,
 }
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
@@ -129,6 +131,7 @@ impl Reason {
         Self::Misdirected,
         Self::Loop,
         Self::HttpToTcp,
+        Self::TokenInvalid,
     ];
 
     /// HTTP status, gRPC status, label (in metrics, logs and `postern-error`), and what a caller is told.
@@ -139,6 +142,7 @@ impl Reason {
         const INTERNAL: u8 = 13;
         const UNAVAILABLE: u8 = 14;
         const CANCELLED: u8 = 1;
+        const UNAUTHENTICATED: u8 = 16;
         match self {
             Self::BadRequest => {
                 (400, INVALID_ARGUMENT, "bad_request", "The request is malformed or ambiguous.")
@@ -209,6 +213,9 @@ impl Reason {
                 "http_to_tcp",
                 "This port is declared opaque: reach it with CONNECT.",
             ),
+            Self::TokenInvalid => {
+                (401, UNAUTHENTICATED, "token_invalid", "The request's token is not valid.")
+            }
             Self::Loop => (508, UNAVAILABLE, "loop", "The call would come back to this sidecar."),
         }
     }

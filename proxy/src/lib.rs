@@ -36,6 +36,7 @@ pub mod error;
 pub mod http;
 pub mod identity;
 pub mod inbound;
+pub mod jwt;
 pub mod limits;
 pub mod listener;
 pub mod net;

@@ -14,7 +14,8 @@ use crate::snapshot::Snapshot;
 pub fn admit(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot, id: DecisionId) -> Result<(), Error> {
     let entry = stream.entry();
     let Some(generation) = &snapshot.policy else { return Ok(()) };
-    let Some(refused) = entry.connection.admit(generation, &entry.facts, sidecar.age()) else {
+    let Some(refused) = entry.connection.admit(generation, &entry.facts, sidecar.clock.wall(), sidecar.age())
+    else {
         return Ok(());
     };
     let limit = generation.limit(refused.limit).to_string();

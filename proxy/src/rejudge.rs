@@ -15,10 +15,13 @@ const YOUNG: Duration = Duration::from_millis(500);
 /// How often rules that hold at some times are told the time. Wall time jumps, so nobody waits for the next boundary.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Tells the generation in force the time, for ever.
+/// Tells the generation in force the time, and looks for tokens that have ended, for ever.
 pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
+    let mut before = sidecar.clock.wall();
     loop {
         tokio::time::sleep(TICK).await;
+        let now = sidecar.clock.wall();
+        let since = std::mem::replace(&mut before, now);
         let Some(generation) = sidecar.snapshots.load().policy.clone() else { continue };
         generation.tidy_limits(sidecar.age());
         documents::glass::tell(&sidecar);
@@ -27,6 +30,8 @@ pub async fn by_the_hour(sidecar: Arc<Sidecar>) {
                 generation = generation.number(),
                 "by the hour, rules hold that did not, or no longer"
             );
+            all(&sidecar, &generation);
+        } else if generation.asks_tokens() && sidecar.registry.has_token_ended(since, now) {
             all(&sidecar, &generation);
         }
     }
@@ -89,7 +94,8 @@ fn revoke_all(sidecar: &Sidecar, young: Duration) {
 
 fn revoke(sidecar: &Sidecar, before: Option<&Generation>, generation: &Generation) {
     let changes = before.map_or_else(Changes::everything, |before| Changes::between(before, generation));
-    let revoked = sidecar.registry.rejudge_concerned(&changes, generation, &sidecar.config, YOUNG);
+    let (config, now) = (&sidecar.config, sidecar.clock.wall());
+    let revoked = sidecar.registry.rejudge_concerned(&changes, generation, config, YOUNG, now);
     if revoked > 0 {
         sidecar.metrics.policy_revoked.inc_by(revoked as u64);
         tracing::info!(revoked, generation = generation.number(), "streams lost permission and are reset");

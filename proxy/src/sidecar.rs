@@ -17,6 +17,7 @@ use crate::documents::glass::Glass;
 use crate::documents::{History, Steering};
 use crate::drain::{Drain, Phase};
 use crate::error::Reason;
+use crate::jwt::Keyrings;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::pressure::Pressure;
@@ -53,6 +54,8 @@ pub struct Sidecar {
     pub heavy_page: Arc<Semaphore>,
     /// What is in flight.
     pub admission: Admission,
+    /// The keys that tokens are verified with.
+    pub keyrings: Keyrings,
     started: Instant,
     /// Names outside of the mesh.
     pub resolver: Resolver,
@@ -86,6 +89,7 @@ impl Sidecar {
             pressure: Pressure::default(),
             heavy_page: Arc::new(Semaphore::new(1)),
             admission: Admission::default(),
+            keyrings: Keyrings::default(),
             started,
             resolver: Resolver::default(),
             lost_worker: AtomicBool::new(false),

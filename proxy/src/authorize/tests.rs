@@ -1,5 +1,5 @@
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
-use postern_policy::{Generation, HeaderFields};
+use postern_policy::{Generation, HeaderFields, TokenSet};
 
 use super::*;
 use crate::connections::{Direction, Operation};
@@ -52,6 +52,7 @@ fn get(path: CanonPath) -> Facts {
             host: CanonHost::parse("orders.shop").unwrap(),
             headers: HeaderFields::new(),
             upgrade: None,
+            tokens: TokenSet::absent(),
         },
         destination: None,
         asked: None,
@@ -83,7 +84,15 @@ fn a_policy_published_before_the_registration_makes_the_stream_out_anew_and_judg
         if made == 1 {
             // Published and re-judged before the stream can be found.
             publish(&sidecar, &new);
-            assert_eq!(sidecar.registry.rejudge(&new, &sidecar.config, std::time::Duration::ZERO), 0);
+            assert_eq!(
+                sidecar.registry.rejudge(
+                    &new,
+                    &sidecar.config,
+                    std::time::Duration::ZERO,
+                    sidecar.clock.wall()
+                ),
+                0
+            );
         }
         Ok((facts, ()))
     })
@@ -113,7 +122,10 @@ fn a_request_is_judged_by_the_policy_that_it_was_read_by_and_a_later_one_finds_i
     let judgement = stream(&sidecar, &opened, &snapshot);
     assert!(judgement.refused.is_none(), "one snapshot reads and judges");
     assert_eq!(judged_by(&sidecar), 1);
-    assert_eq!(sidecar.registry.rejudge(&new, &sidecar.config, std::time::Duration::ZERO), 1);
+    assert_eq!(
+        sidecar.registry.rejudge(&new, &sidecar.config, std::time::Duration::ZERO, sidecar.clock.wall()),
+        1
+    );
 }
 
 #[test]
@@ -156,7 +168,12 @@ fn a_raw_path_that_went_on_while_no_rule_spoke_of_paths_ends_when_one_does() {
     let (raw, canonical) = (open("/files//a"), open("/files/a"));
     let rejudged = |number: u64, to: &str| {
         let generation = testing::generation(&sidecar, number, &policy(to));
-        sidecar.registry.rejudge(&generation, &sidecar.config, std::time::Duration::ZERO)
+        sidecar.registry.rejudge(
+            &generation,
+            &sidecar.config,
+            std::time::Duration::ZERO,
+            sidecar.clock.wall(),
+        )
     };
     assert_eq!(rejudged(2, "{ports: [8080], methods: [GET]}"), 0);
     // Either path is allowed, but only one of them was judged as it was forwarded.

@@ -91,10 +91,21 @@ impl Registry {
         old.map(|entry| entry.revoke()).count()
     }
 
+    /// Whether a token of some stream ended between two moments.
+    pub fn has_token_ended(&self, from: SystemTime, to: SystemTime) -> bool {
+        self.streams.lock().iter().any(|(_, entry)| entry.facts.has_token_ended(from, to))
+    }
+
     /// Asks `generation` again about every stream and revokes what lost permission, requests younger than `young`
     /// excepted. Returns how many it revoked.
-    pub fn rejudge(&self, generation: &Generation, config: &Config, young: Duration) -> usize {
-        self.rejudge_concerned(&Changes::everything(), generation, config, young)
+    pub fn rejudge(
+        &self,
+        generation: &Generation,
+        config: &Config,
+        young: Duration,
+        now: SystemTime,
+    ) -> usize {
+        self.rejudge_concerned(&Changes::everything(), generation, config, young, now)
     }
 
     /// The same, but asks only about streams that `changes` may concern; all others keep what they have.
@@ -104,13 +115,14 @@ impl Registry {
         generation: &Generation,
         config: &Config,
         young: Duration,
+        now: SystemTime,
     ) -> usize {
         if changes.are_none() {
             return 0;
         }
         let mut revoked = 0;
         for entry in self.streams() {
-            if entry.is_young(young) || !entry.may_be_concerned(changes) {
+            if entry.is_young(young) || !entry.may_be_concerned(changes, now) {
                 continue;
             }
             let is_allowed = match entry.connection.direction {
@@ -118,7 +130,7 @@ impl Registry {
                 Direction::Inbound => {
                     config.reaches(Some(generation), entry.facts.port)
                         && entry.facts.is_judged_as_forwarded(generation)
-                        && entry.connection.judge(generation, &entry.facts).is_allowed()
+                        && entry.connection.judge(generation, &entry.facts, now).is_allowed()
                 }
                 Direction::Outbound => {
                     !entry.has_lost_its_way(generation, &config.namespace)

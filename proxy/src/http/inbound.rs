@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderName, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions, check_grpc};
 use postern_policy::{HeaderFields, Protocol};
@@ -21,6 +21,7 @@ use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
 use crate::error::{Error, Reason, Side};
 use crate::inbound::{check_port, relay_stream, serve_tunnel, target_port};
+use crate::jwt;
 use crate::limits::Limits;
 use crate::observe::log;
 use crate::rate_limits;
@@ -111,7 +112,7 @@ async fn forward(
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
     let has_body = !body.is_end_stream();
     let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &host, &parts);
-    let (mut stream, protocol) = authorize::register(sidecar, connection, &mut snapshot, make)?;
+    let (mut stream, (protocol, withheld)) = authorize::register(sidecar, connection, &mut snapshot, make)?;
     let port = stream.entry().facts.port;
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
     let judgement = authorize::stream(sidecar, &stream, &snapshot);
@@ -133,6 +134,9 @@ async fn forward(
     headers::strip_postern(&mut parts.headers);
     headers::strip_forged_identity(&mut parts.headers);
     headers::strip_overrides(&mut parts.headers);
+    for name in withheld {
+        parts.headers.remove(name);
+    }
     headers::add_identity(&mut parts.headers, connection.peer.identity.as_ref());
     let delivered = match sidecar.admit(&limits) {
         Ok(admitted) => {
@@ -241,7 +245,11 @@ async fn send(
     worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
 }
 
-/// The judged form of a request, and what the workload speaks at its port, if it declares it.
+/// What the workload speaks at a port, if it declares it, and header fields that it must not see.
+type Towards = (Option<Protocol>, Vec<HeaderName>);
+
+/// The judged form of a request, what the workload speaks at its port, if it declares it, and header fields with tokens
+/// that it must not see.
 fn facts(
     sidecar: &Sidecar,
     snapshot: &Snapshot,
@@ -249,7 +257,7 @@ fn facts(
     has_body: bool,
     host: &CanonHost,
     parts: &http::request::Parts,
-) -> Result<(Facts, Option<Protocol>), Error> {
+) -> Result<(Facts, Towards), Error> {
     let port = match inside {
         Some(port) => {
             // It was reached when the tunnel began; the documents may have changed since.
@@ -284,8 +292,15 @@ fn facts(
         check_grpc(&method, &path).map_err(bad)?;
     }
     let headers = HeaderFields::keep(&headers::EndToEnd(&parts.headers), asked);
-    let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade };
-    Ok((Facts { port, operation, destination: None, asked: None }, protocol))
+    let jwt::Read { tokens, withheld } = match &snapshot.policy {
+        Some(generation) => {
+            let (keyrings, counts) = (&sidecar.keyrings, &sidecar.metrics.tokens);
+            jwt::read(generation, keyrings, counts, &parts.headers, sidecar.clock.wall())?
+        }
+        None => jwt::Read::default(),
+    };
+    let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade, tokens };
+    Ok((Facts { port, operation, destination: None, asked: None }, (protocol, withheld)))
 }
 
 fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
-use postern_policy::{Endpoint, HeaderFields, ServicePort, Transport, Upgrade};
+use postern_policy::{Endpoint, HeaderFields, ServicePort, TokenSet, Transport, Upgrade};
 
 use self::external::Resolved;
 use super::body::Body;
@@ -257,7 +257,8 @@ impl Target {
             let path = CanonPath::parse_for(&method, raw, &self.path_options).map_err(bad)?;
             // No rule is asked about them on the way out.
             let headers = HeaderFields::keep(&headers::EndToEnd(request.headers()), &[]);
-            Operation::Http { method, path, host: self.host.clone(), headers, upgrade }
+            let (host, tokens) = (self.host.clone(), TokenSet::unknown());
+            Operation::Http { method, path, host, headers, upgrade, tokens }
         };
         let destination = Some(self.port.service.to_string());
         let asked = Some(Asked {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, Response, StatusCode};
 
 use super::body::Body;
 use super::headers;
 use crate::decisions::DecisionId;
-use crate::error::Error;
+use crate::error::{Error, Reason};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -54,6 +54,11 @@ pub fn error(error: &Error, decision: Option<DecisionId>, is_grpc: bool) -> Resp
             fields.insert(GRPC_PUSHBACK, whole(wait, Duration::from_millis(1)));
         }
     }
+    if reason == Reason::TokenInvalid {
+        // RFC 6750 3: a client that sees this gets itself another token.
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
     if let Some(id) = decision {
         headers::add_decision(response.headers_mut(), id);
     }
@@ -75,7 +80,7 @@ pub fn empty(status: StatusCode) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Reason, Side};
+    use crate::error::Side;
 
     #[test]
     fn grpc_errors_are_trailers_only() {

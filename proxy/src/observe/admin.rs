@@ -100,6 +100,7 @@ pub(super) async fn show<B: Sync>(sidecar: &Arc<Sidecar>, request: &Request<B>) 
         "/v1/identity" => ok(&identity(sidecar)),
         "/v1/policy" => heavy(sidecar, policy).await,
         "/v1/services" => heavy(sidecar, services).await,
+        "/v1/jwt" => ok(&jwt(sidecar)),
         "/v1/connections" => heavy(sidecar, live::connections).await,
         "/v1/limits" => heavy(sidecar, live::limits).await,
         "/v1/decisions" => heavy(sidecar, decisions).await,
@@ -130,7 +131,7 @@ async fn heavy(sidecar: &Arc<Sidecar>, page: fn(&Sidecar) -> Value) -> Response<
     made.await.unwrap_or_else(|error| failure(error.to_string()))
 }
 
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "/v1/version",
     "/v1/config",
     "/v1/identity",
@@ -142,6 +143,7 @@ const PATHS: [&str; 16] = [
     "/v1/policy/close",
     "/v1/policy/documents",
     "/v1/services",
+    "/v1/jwt",
     "/v1/connections",
     "/v1/decisions",
     "/v1/limits",
@@ -480,6 +482,28 @@ async fn explain(sidecar: &Sidecar, request: Request<Incoming>) -> Response<Full
         _ => return bad("give method and path for a request, or neither for opaque TCP".to_owned()),
     };
     ok(&json!({ "explanation": explanation, "text": explanation.to_string() }))
+}
+
+/// Who issues tokens, and what is known of their keys. No token and no claim is here.
+fn jwt(sidecar: &Sidecar) -> Value {
+    let snapshot = sidecar.snapshots.load();
+    let generation = snapshot.policy.as_deref();
+    let issuers = generation.map(|generation| &*generation.defaults().jwt.issuers).unwrap_or_default();
+    let issuers: Vec<Value> = issuers
+        .iter()
+        .map(|issuer| {
+            json!({
+                "issuer": issuer.name,
+                "audiences": issuer.audiences,
+                "algorithms": issuer.algorithms,
+                "header": issuer.header.name,
+                "forward": issuer.forward,
+                "keys": sidecar.keyrings.state(&issuer.keys, sidecar.clock.wall()),
+            })
+        })
+        .collect();
+    let asked = generation.is_some_and(postern_policy::Generation::asks_tokens);
+    json!({ "asked": asked, "issuers": issuers })
 }
 
 fn hex(bytes: &[u8]) -> String {

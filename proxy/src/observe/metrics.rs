@@ -18,6 +18,8 @@ use super::rules::{RuleCollector, RuleSeries};
 use crate::connections::Direction;
 use crate::error::Reason;
 
+pub use super::tokens::{JwksCounts, TokenCounts};
+
 type Labels = Vec<(&'static str, &'static str)>;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
@@ -156,6 +158,10 @@ pub struct Metrics {
     pub svid_renewals: Counter,
     /// Sequence number of the trust bundle in force.
     pub bundle_sequence: Gauge,
+    /// Tokens that were read.
+    pub tokens: TokenCounts,
+    /// Issuers' keys.
+    pub jwks: JwksCounts,
 }
 
 impl Default for Metrics {
@@ -267,6 +273,8 @@ impl Default for Metrics {
             svid_not_after: Gauge::default(),
             svid_renewals: Counter::default(),
             bundle_sequence: Gauge::default(),
+            tokens: TokenCounts::new(&mut registry),
+            jwks: JwksCounts::new(&mut registry),
             registry: Registry::default(),
         };
         metrics.with_singles(registry)

@@ -8,3 +8,4 @@ pub mod log;
 pub mod metrics;
 pub mod rate_limits;
 pub mod rules;
+pub mod tokens;

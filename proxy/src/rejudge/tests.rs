@@ -1,7 +1,7 @@
 use std::time::Instant;
 
-use postern_policy::HeaderFields;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{HeaderFields, TokenSet};
 
 use super::*;
 use crate::connections::{Direction, Facts, Operation, Registered, Stream};
@@ -28,6 +28,7 @@ fn stream(sidecar: &Arc<Sidecar>, registered: &Registered, n: usize) -> Stream {
         host: CanonHost::parse("orders.shop").expect("a host"),
         headers: HeaderFields::new(),
         upgrade: None,
+        tokens: TokenSet::absent(),
     };
     let facts = Facts { port: 8080, operation, destination: None, asked: None };
     Stream::open(sidecar, registered.connection(), facts)
@@ -48,7 +49,7 @@ fn those_that_a_change_may_concern_are_all_that_lose_permission() {
         .collect();
     let rules: Vec<String> = (0..RULES).map(|n| rule(n, 8080)).collect();
     let before = testing::generation(&sidecar, 1, &documents(&rules));
-    assert_eq!(sidecar.registry.rejudge(&before, &sidecar.config, Duration::ZERO), 0);
+    assert_eq!(sidecar.registry.rejudge(&before, &sidecar.config, Duration::ZERO, sidecar.clock.wall()), 0);
 
     // The same again, with a remark: nobody is asked.
     let same = testing::generation(&sidecar, 2, &(documents(&rules) + "# a remark\n"));
@@ -71,13 +72,22 @@ fn those_that_a_change_may_concern_are_all_that_lose_permission() {
     let changes = Changes::between(&before, &after);
     let compared = start.elapsed();
     let lost = |n: usize| [7, 9, RULES - 1, RULES - 2].contains(&(n % RULES));
-    let concerned = sidecar.registry.rejudge_concerned(&changes, &after, &sidecar.config, Duration::ZERO);
+    let concerned = sidecar.registry.rejudge_concerned(
+        &changes,
+        &after,
+        &sidecar.config,
+        Duration::ZERO,
+        sidecar.clock.wall(),
+    );
     let asked = start.elapsed() - compared;
     for (n, stream) in streams.iter().enumerate() {
         assert_eq!(stream.entry().is_revoked(), lost(n), "{n}");
     }
     let start = Instant::now();
-    assert_eq!(sidecar.registry.rejudge(&after, &sidecar.config, Duration::ZERO), concerned);
+    assert_eq!(
+        sidecar.registry.rejudge(&after, &sidecar.config, Duration::ZERO, sidecar.clock.wall()),
+        concerned
+    );
     println!(
         "{count} streams on as many connections: compared in {compared:?}, those concerned asked in {asked:?}, all in {:?}",
         start.elapsed()

@@ -46,7 +46,7 @@ fn call(sidecar: &Arc<Sidecar>, connection: &Arc<Connection>) -> Stream {
 
 fn rejudge(sidecar: &Sidecar) -> usize {
     let generation = sidecar.snapshots.load().policy.clone().unwrap();
-    sidecar.registry.rejudge(&generation, &sidecar.config, Duration::ZERO)
+    sidecar.registry.rejudge(&generation, &sidecar.config, Duration::ZERO, sidecar.clock.wall())
 }
 
 #[test]
