@@ -40,7 +40,8 @@ fn who(peer: &Who, wide: bool) -> String {
     field(trust_domain.iter().map(|name| entity("Domain", name)).collect());
     let names = known.len() > 1;
     if let Some(not) = not {
-        known.push(format!("!({})", excluded(not, domain)));
+        // Names in `not` are meant in the mesh's own trust domain, whatever is said beside it.
+        known.push(format!("!({})", excluded(not, TRUST_DOMAIN)));
     }
     known.push(in_cidrs.clone());
     let anonymous = all(["!context.authenticated".to_owned(), in_cidrs]);
