@@ -35,7 +35,8 @@ pub(super) fn compile<'a>(
     let compiled: Vec<Compiled> =
         rules.iter().map(|rule| compile_rule(&mut keys, &mut clock, rule)).collect();
     let limits = limits::compile(&mut keys, &mut clock, limits);
-    let mut conditions = rules.iter().filter_map(|rule| rule.condition.as_ref());
+    let all = compiled.iter().chain(limits.iter().map(|limit| &limit.rule));
+    let mut conditions = all.filter_map(|rule| rule.condition.as_ref());
     let has_conditions = conditions.clone().next().is_some();
     if conditions.any(Condition::asks_time) {
         clock.count_minutes();

@@ -13,7 +13,7 @@ use crate::verdict::{Action, Operation};
 /// One limit.
 #[derive(Debug)]
 pub(super) struct CompiledLimit {
-    rule: Compiled,
+    pub(super) rule: Compiled,
     overrides: Box<[Box<[PeerKeys]>]>,
 }
 
