@@ -35,6 +35,11 @@ impl HeaderFields {
         kept
     }
 
+    /// The bytes of all lines.
+    pub fn bytes(&self) -> usize {
+        self.lines.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// Adds a line.
     pub fn push(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let name = name.to_ascii_lowercase();

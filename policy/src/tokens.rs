@@ -83,6 +83,11 @@ impl TokenSet {
         }
     }
 
+    /// How many there are; none if they are unknown.
+    pub fn count(&self) -> usize {
+        self.claims.len()
+    }
+
     /// What holds at `now`: an expired token counts as absent.
     pub fn at(&self, now: SystemTime) -> Tokens<'_> {
         if self.is_unknown {

@@ -90,6 +90,8 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     }
     spawn(signals(Arc::clone(&sidecar)));
     spawn(log::tell_left_out());
+    crate::decision_log::start(&sidecar)
+        .map_err(|error| StartError::Machine(format!("no thread: {error}")))?;
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
     let identities = agent.identity();
@@ -118,6 +120,12 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     stop.send_replace(true);
     for worker in workers {
         let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+    }
+    if sidecar.decision_log.is_some() {
+        let sidecar = Arc::clone(&sidecar);
+        let last_words =
+            move || sidecar.decision_log.as_ref().map(crate::decision_log::DecisionLogger::flush);
+        let _ = tokio::task::spawn_blocking(last_words).await;
     }
     let _ = std::fs::remove_file(&sidecar.config.admin_socket);
     if sidecar.has_lost_worker() {

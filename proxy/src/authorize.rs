@@ -5,9 +5,11 @@ use std::sync::Arc;
 use postern_policy::{Effect, Generation, Verdict};
 
 use crate::connections::{Connection, Entry, Facts, Stream};
+use crate::decision_log::Note;
 use crate::decisions::{Decision, DecisionId};
 use crate::error::{Error, Reason, Side};
 use crate::observe::log;
+use crate::observe::metrics::Dropped;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 
@@ -52,6 +54,7 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     let Some(generation) = &snapshot.policy else {
         let id = sidecar.decisions.id(0);
         let reason = snapshot.without_policy();
+        write(sidecar, entry, id, None, Some(reason), None);
         remember(sidecar, entry, id, Answer { verdict: None, rule: None, without: Some(reason) });
         return Judgement { id, refused: Some(reason) };
     };
@@ -65,6 +68,7 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     if let Some(rule) = verdict.rule.filter(|rule| allowed && breaks_glass(*rule)) {
         remark_glass(entry, id, &generation.rule(rule).to_string());
     }
+    write(sidecar, entry, id, Some(verdict), None, Some(generation));
     remember(sidecar, entry, id, Answer { verdict: Some(verdict), rule, without: None });
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
 }
@@ -79,6 +83,7 @@ pub fn call(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Option<J
     let allowed = verdict.is_allowed();
     let rule = if allowed { None } else { verdict.rule.map(|rule| generation.rule(rule).to_string()) };
     remark(entry, id, &verdict, generation);
+    write(sidecar, entry, id, Some(verdict), None, Some(generation));
     remember(sidecar, entry, id, Answer { verdict: Some(verdict), rule, without: None });
     Some(Judgement { id, refused: (!allowed).then_some(Reason::EgressDenied) })
 }
@@ -117,6 +122,26 @@ fn remark_glass(entry: &Entry, id: DecisionId, rule: &str) {
     let (method, path) = entry.facts.method_and_path();
     let (path, port) = (log::path(path), entry.facts.port);
     tracing::warn!(target: "postern::decision", decision = %id, effect = "allow", rule, peer, port, method, %path, "let in through broken glass");
+}
+
+/// Has the decision written to the log of decisions, if it is one of those that are.
+fn write(
+    sidecar: &Sidecar,
+    entry: &Arc<Entry>,
+    id: DecisionId,
+    verdict: Option<Verdict>,
+    without: Option<Reason>,
+    generation: Option<&Arc<Generation>>,
+) {
+    let allowed = verdict.is_some_and(|verdict| verdict.is_allowed());
+    let Some(log) = sidecar.decision_log.as_ref().filter(|log| log.samples(id, allowed)) else { return };
+    let (at, entry, generation) = (sidecar.clock.wall(), Arc::clone(entry), generation.map(Arc::clone));
+    if allowed {
+        entry.is_logged_as(id);
+    }
+    if !log.offer(Note::Decision { id, at, entry, verdict, without, generation }) {
+        sidecar.metrics.decision_dropped[Dropped::Queue as usize].inc();
+    }
 }
 
 /// What a stream was answered.

@@ -15,11 +15,14 @@ use postern_policy::{Diagnostic, Diagnostics, PortPaths, Protocol, SourceFile, U
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 
+pub use decision_log::{DecisionLogConfig, WITHHELD};
+
 use crate::limits::Limits;
 use crate::observe::log;
 use join_token::{JoinToken, attestation};
 use ports::{Port, Ports};
 
+mod decision_log;
 mod join_token;
 
 mod listeners;
@@ -65,6 +68,8 @@ pub struct Config {
     pub test: bool,
     /// How the log is written.
     pub log: LogConfig,
+    /// Where decisions are logged, if they are.
+    pub decision_log: Option<DecisionLogConfig>,
     /// Limits and deadlines.
     pub limits: Limits,
 }
@@ -157,6 +162,8 @@ impl Config {
             wrong.push(yaml::at(file, workers, "workers must be 1 to 64"));
         }
         let limits = limits(file, &raw.limits, &mut wrong);
+        let decision_log =
+            raw.decision_log.as_ref().map(|section| decision_log::check(file, section, &mut wrong));
         if let Some(level) = &raw.log.level
             && let Err(text) = log::check(&level.value)
         {
@@ -195,6 +202,7 @@ impl Config {
                 level: raw.log.level.map_or_else(|| "info".to_owned(), |level| level.value),
                 format: raw.log.format,
             },
+            decision_log,
             limits,
         })
     }
@@ -219,6 +227,7 @@ struct File {
     test: bool,
     #[serde(default)]
     log: Log,
+    decision_log: Option<Spanned<decision_log::Raw>>,
     #[serde(default)]
     limits: BTreeMap<String, Spanned<String>>,
 }

@@ -4,13 +4,14 @@
 //! second. So whichever comes first, no stream escapes both.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use postern_policy::MAX_PAYLOAD;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
     Call, Changes, Endpoint, Generation, HeaderFields, Refused, Source, Stage, TokenSet, Upgrade, Verdict,
@@ -20,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::admission::Admitted;
 use crate::config::Config;
-use crate::decisions::Subject;
+use crate::decisions::{DecisionId, Subject};
 use crate::error::Reason;
 use crate::sidecar::Sidecar;
 use crate::trust::Proof;
@@ -237,6 +238,16 @@ impl Facts {
         }
     }
 
+    /// Roughly the bytes that these facts hold.
+    pub fn weight(&self) -> usize {
+        match &self.operation {
+            Operation::Http { path, headers, tokens, .. } => {
+                4 * path.path().len() + headers.bytes() + tokens.count() * MAX_PAYLOAD
+            }
+            Operation::Tcp | Operation::Tls { .. } => 0,
+        }
+    }
+
     /// Method and path for people; a tunnel has neither.
     pub fn method_and_path(&self) -> (&str, &str) {
         match &self.operation {
@@ -262,9 +273,21 @@ pub struct Entry {
     endpoint: Mutex<Option<Endpoint>>,
     revoked: AtomicBool,
     waker: AtomicWaker,
+    /// The decision that the log of decisions has about it.
+    logged: OnceLock<DecisionId>,
 }
 
 impl Entry {
+    /// Notes that the log of decisions has this one, and will want to know its end.
+    pub fn is_logged_as(&self, id: DecisionId) {
+        let _ = self.logged.set(id);
+    }
+
+    /// The decision that the log has, of one that was allowed.
+    pub fn logged(&self) -> Option<DecisionId> {
+        self.logged.get().copied()
+    }
+
     /// The status answered so far; 0 for none yet.
     pub fn status(&self) -> u16 {
         self.status.load(Ordering::Relaxed)
@@ -397,6 +420,7 @@ impl Stream {
             endpoint: Mutex::new(None),
             revoked: AtomicBool::new(false),
             waker: AtomicWaker::new(),
+            logged: OnceLock::new(),
         });
         let key = sidecar.registry.streams.lock().insert(Arc::clone(&entry));
         sidecar.metrics.streams_active[connection.direction as usize].inc();

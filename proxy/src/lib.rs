@@ -28,6 +28,7 @@ pub mod authorize;
 pub mod balance;
 pub mod config;
 pub mod connections;
+pub mod decision_log;
 pub mod decisions;
 pub mod detect;
 pub mod documents;

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::connections::{End, Entry, Registry};
+use crate::decision_log::{DecisionLogger, Note};
 use crate::decisions::DecisionLog;
 use crate::documents::glass::Glass;
 use crate::documents::{History, Steering};
@@ -19,7 +20,7 @@ use crate::drain::{Drain, Phase};
 use crate::error::Reason;
 use crate::jwt::Keyrings;
 use crate::observe::log;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Dropped, Metrics};
 use crate::pressure::Pressure;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
@@ -36,6 +37,8 @@ pub struct Sidecar {
     pub registry: Registry,
     /// What was decided.
     pub decisions: DecisionLog,
+    /// Where decisions are written to, if they are.
+    pub decision_log: Option<DecisionLogger>,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether it is leaving.
@@ -74,7 +77,9 @@ impl Sidecar {
         let started = clock.monotonic();
         let drain = Drain::new(config.limits.drain_min, config.limits.drain_max);
         let snapshots = Snapshots::new(config.limits.clone());
+        let decision_log = config.decision_log.as_ref().map(DecisionLogger::new);
         Self {
+            decision_log,
             config,
             clock,
             snapshots,
@@ -123,6 +128,19 @@ impl Sidecar {
                 reason.label()
             }
         };
+        if let (Some(log), Some(id)) = (&self.decision_log, entry.logged()) {
+            let note = Note::End {
+                id,
+                at: self.clock.wall(),
+                status: entry.status(),
+                lasted: entry.since.elapsed(),
+                bytes: entry.response_bytes(),
+                outcome,
+            };
+            if !log.offer(note) {
+                self.metrics.decision_dropped[Dropped::Queue as usize].inc();
+            }
+        }
         let (method, path) = entry.facts.method_and_path();
         tracing::debug!(
             target: "postern::access",

@@ -10,7 +10,7 @@ use crate::connections::{Direction, Peer, Registered};
 use crate::documents;
 use crate::sidecar::Sidecar;
 
-const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 identity: spiffe://demo.postern/ns/shop/sa/orders
 stateDir: /nonexistent
 controlPlane:

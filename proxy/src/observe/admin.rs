@@ -216,6 +216,15 @@ fn config(sidecar: &Sidecar) -> Value {
         "workers": config.workers,
         "test": config.test,
         "log": { "level": config.log.level, "format": format },
+        "decisionLog": config.decision_log.as_ref().map(|log| {
+            json!({
+                "path": log.path, "stdout": log.path.is_none(),
+                "sample": { "allow": log.allow, "deny": log.deny },
+                "maxBytesPerSecond": log.max_bytes_per_second,
+                "rotate": { "bytes": log.rotate_bytes, "keep": log.rotate_keep },
+                "showHeaders": log.show_headers,
+            })
+        }),
         "limits": config.limits.shown(),
     })
 }

@@ -99,6 +99,18 @@ impl ServerCounts {
     }
 }
 
+/// Why a line of the decision log was not written.
+#[derive(Clone, Copy, Debug)]
+#[repr(usize)]
+pub enum Dropped {
+    /// Too many waited.
+    Queue,
+    /// More would have been written in a second than may be.
+    Rate,
+    /// The disk did not take it.
+    Write,
+}
+
 /// Handles that are resolved once; the data path only adds.
 #[derive(Debug)]
 pub struct Metrics {
@@ -150,6 +162,10 @@ pub struct Metrics {
     pub policy_loaded_at: Gauge<f64, AtomicU64>,
     /// When a good set was read last, in seconds since 1970.
     pub policy_confirmed_at: Gauge<f64, AtomicU64>,
+    /// Lines of the decision log that were written.
+    pub decision_lines: Counter,
+    /// Lines that were not, by [`Dropped`].
+    pub decision_dropped: [Counter; 3],
     /// Streams reset because a change took their permission.
     pub policy_revoked: Counter,
     /// When the own certificate ends, in seconds since 1970.
@@ -230,6 +246,12 @@ impl Default for Metrics {
         registry.register("response_bytes", "Bytes of response bodies", response_bytes.clone());
         let policy_loads = Family::<Labels, Counter>::default();
         registry.register("policy_loads", "Sets of documents read, by result", policy_loads.clone());
+        let decision_dropped = Family::<Labels, Counter>::default();
+        registry.register(
+            "decision_log_dropped",
+            "Lines of the decision log that were not written, by what stood in the way",
+            decision_dropped.clone(),
+        );
         let metrics = Self {
             requests: DIRECTIONS.map(|direction| {
                 CLASSES.map(|class| {
@@ -269,6 +291,9 @@ impl Default for Metrics {
             policy_failed_closed: Gauge::default(),
             policy_loaded_at: Gauge::default(),
             policy_confirmed_at: Gauge::default(),
+            decision_lines: Counter::default(),
+            decision_dropped: ["queue", "rate", "write"]
+                .map(|reason| decision_dropped.get_or_create_owned(&vec![("reason", reason)])),
             policy_revoked: Counter::default(),
             svid_not_after: Gauge::default(),
             svid_renewals: Counter::default(),
@@ -334,6 +359,11 @@ impl Metrics {
             "policy_confirmed_timestamp_seconds",
             "When good documents were read last, since 1970",
             self.policy_confirmed_at.clone(),
+        );
+        registry.register(
+            "decision_log_lines",
+            "Lines of the decision log that were written",
+            self.decision_lines.clone(),
         );
         registry.register(
             "policy_revoked_streams",
