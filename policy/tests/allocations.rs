@@ -6,7 +6,7 @@ use std::sync::Arc;
 use allocation_counter::measure;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{
-    Claims, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, TokenSet, Workload, load,
+    Call, Claims, HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, TokenSet, Workload, load,
 };
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -165,4 +165,66 @@ spec: {enforcement: Shadow, limits: [{name: tried, rate: 1/s, key: [request.head
     }
     assert!((1..99).contains(&refused), "{refused}");
     assert_eq!(generation.limits().map(|limit| limit.counts().keys).sum::<usize>(), 3);
+}
+
+const OUTSIDE: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {name: partner, namespace: shop}
+spec:
+  external: true
+  hosts: [api.partner.example]
+  ports: [{port: 443, protocol: tls}, {port: 80, protocol: http}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: out, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - {name: host, to: [{hosts: ["*.partner.example"], protocol: Http, methods: [GET], paths: ["/v1/{*}", "/v1/{**}/x"]}]}
+  - {name: net, to: [{cidrs: [192.0.2.0/24, "::/0"], except: [192.0.2.9], ports: [443]}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: less, namespace: shop}
+spec:
+  enforcement: Shadow
+  action: Deny
+  rules: [{name: service, to: [{services: [partner]}]}]
+"#;
+
+#[test]
+fn a_decision_about_a_call_out_allocates_nothing() {
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::new(),
+        }),
+    };
+    let file = SourceFile { name: "p.yaml".into(), text: OUTSIDE.into() };
+    let generation = load(&[file], &scope, 1).unwrap_or_else(|errors| panic!("{errors}"));
+    let host = CanonHost::parse("api.partner.example").expect("a literal");
+    let get = CanonMethod::get();
+    let mut verdicts = Vec::with_capacity(64);
+    for addresses in
+        [&["192.0.2.1"][..], &["192.0.2.9", "2001:db8::1"], &["127.0.0.1"], &["169.254.169.254"], &[]]
+    {
+        let addresses: Vec<std::net::IpAddr> =
+            addresses.iter().map(|one| one.parse().expect("a literal")).collect();
+        for path in ["/v1/a", "/v1/a;p=1/x", "/other"] {
+            let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
+            for (port, operation) in [(80, Operation::http(&get, &path)), (443, Operation::Tcp)] {
+                let port = generation.services().find(&host, port, "shop").expect("it is there");
+                let call = Call { port, host: &host, addresses: &addresses, own: &addresses[..0], operation };
+                let counted = measure(|| verdicts.push(generation.decide_egress(&call)));
+                assert_eq!(counted.count_total, 0, "{addresses:?} {path:?}");
+            }
+        }
+    }
+    assert!(verdicts.iter().any(|verdict| verdict.is_allowed() && verdict.shadow.is_some()));
+    assert!(verdicts.iter().any(|verdict| !verdict.is_allowed()));
 }
