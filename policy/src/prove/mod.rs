@@ -170,11 +170,11 @@ impl<'e> Proof<'e> {
                 }
                 doubts += 1;
                 if doubts >= MAX_DOUBTS {
-                    return Ok(open.map_or(Outcome::Empty, |open| Outcome::Open(Box::new(open))));
+                    return Ok(open.map_or(Outcome::Empty, Outcome::Open));
                 }
             }
         }
-        Ok(open.map_or(Outcome::Proven(classes), |open| Outcome::Open(Box::new(open))))
+        Ok(open.map_or(Outcome::Proven(classes), Outcome::Open))
     }
 
     /// The combinations that an alternative of the claim means.

@@ -42,7 +42,7 @@ pub(crate) struct Witness {
 }
 
 /// Looks for header fields and a time with which the real rules answer so; the error is the witness in doubt.
-pub(super) fn confirm(real: &Engine, scope: &Rule, found: &Found<'_>) -> Result<Witness, Witness> {
+pub(super) fn confirm(real: &Engine, scope: &Rule, found: &Found<'_>) -> Result<Witness, Box<Witness>> {
     let mut doubtful = witness(found);
     doubtful.rule = found.blamed.and_then(|at| u32::try_from(at).ok()).map(RuleId);
     let all_fields = fields(real, found);
@@ -70,7 +70,7 @@ pub(super) fn confirm(real: &Engine, scope: &Rule, found: &Found<'_>) -> Result<
             }
         }
     }
-    Err(doubtful)
+    Err(Box::new(doubtful))
 }
 
 /// What is allowed although it is not known is allowed whatever it is: it need not be said.
