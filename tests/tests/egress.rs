@@ -335,7 +335,7 @@ fn a_change_resets_what_lost_permission_and_a_shadow_resets_nothing() {
         "  enforcement: Shadow\n  action: Deny\n  rules: [{name: x, to: [{services: [store]}]}]\n",
     );
     mesh.change("egress.yaml", &(allow(all) + &shadow));
-    std::thread::sleep(Duration::from_secs(1));
+    wait::pause(Duration::from_secs(1));
     assert_eq!(states(&mut alive), [true; 3]);
     drop(tunnel(&mesh, "store.shop:9000").expect("a shadow changes nothing"));
     let page = mesh.sidecar("web").admin("/v1/decisions").to_string();
