@@ -99,6 +99,7 @@ fn each_kind_has_a_file_that_takes_no_other() {
         "PeerAuthentication",
         "PolicyTest",
         "RateLimitPolicy",
+        "RequestAuthentication",
         "Service",
     ] {
         let path = directory.path().join(format!("{kind}.schema.json"));
@@ -395,10 +396,13 @@ fn the_checker_and_the_schema_know_the_same_fields_of_istio() {
         "provider",
         "targetRef",
         "targetRefs",
-        "requestPrincipals",
-        "notRequestPrincipals",
         "remoteIpBlocks",
         "notRemoteIpBlocks",
+        "fromParams",
+        "fromCookies",
+        "outputPayloadToHeader",
+        "outputClaimToHeaders",
+        "timeout",
     ];
     for (text, definition) in [
         (istio("AuthorizationPolicy", "{zzzzzz: 1}"), "/$defs/AuthorizationSpec"),
@@ -411,6 +415,12 @@ fn the_checker_and_the_schema_know_the_same_fields_of_istio() {
         (rule("when: [{zzzzzz: 1}]"), "/$defs/IstioCondition"),
         (istio("PeerAuthentication", "{zzzzzz: 1}"), "/$defs/PeerAuthenticationSpec"),
         (istio("PeerAuthentication", "{mtls: {zzzzzz: 1}}"), "/$defs/IstioMtls"),
+        (istio("RequestAuthentication", "{zzzzzz: 1}"), "/$defs/RequestAuthenticationSpec"),
+        (istio("RequestAuthentication", "{jwtRules: [{zzzzzz: 1}]}"), "/$defs/IstioJwtRule"),
+        (
+            istio("RequestAuthentication", "{jwtRules: [{issuer: a, fromHeaders: [{zzzzzz: 1}]}]}"),
+            "/$defs/IstioJwtRule/properties/fromHeaders/items",
+        ),
     ] {
         let said = loads(&text).expect_err("the field is unknown");
         let known = said.split("known: ").nth(1).unwrap_or_else(|| panic!("{text}\n{said}"));

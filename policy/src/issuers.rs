@@ -38,7 +38,7 @@ pub enum OtherTokens {
 pub struct Issuer {
     /// `iss` of its tokens, compared byte by byte.
     pub name: Box<str>,
-    /// One of these must be in `aud`.
+    /// One of these must be in `aud`; any will do if there are none here, as Istio's documents allow.
     pub audiences: Box<[Box<str>]>,
     /// Algorithms with which its tokens may be signed.
     pub algorithms: Box<[Algorithm]>,
@@ -50,6 +50,18 @@ pub struct Issuer {
     pub header: TokenHeader,
     /// Whether the workload sees its tokens.
     pub forward: bool,
+}
+
+impl Issuer {
+    /// Whether both take the same tokens and do the same with them, apart from clocks, algorithms and how long keys serve.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        let Self { name, audiences, algorithms: _, keys, clock_skew: _, header, forward } = self;
+        *name == other.name
+            && *audiences == other.audiences
+            && keys.is_same_place(&other.keys)
+            && *header == other.header
+            && *forward == other.forward
+    }
 }
 
 /// Where tokens stand in a request.
@@ -89,6 +101,18 @@ pub enum KeySource {
     },
     /// Written in the document: JSON text.
     Inline(Box<str>),
+}
+
+impl KeySource {
+    /// Whether the keys are the same, however long they serve.
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File { path, max_stale: _ }, Self::File { path: own, max_stale: _ }) => path == own,
+            (Self::Url { url, .. }, Self::Url { url: own, .. }) => url == own,
+            (Self::Inline(text), Self::Inline(own)) => text == own,
+            _ => false,
+        }
+    }
 }
 
 /// A signature algorithm (RFC 7518 3.1, RFC 8037 3.1). Only those with a public key: whoever can check a MAC can make one.

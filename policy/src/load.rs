@@ -3,6 +3,7 @@
 mod document;
 mod egress;
 mod file;
+mod issuers;
 mod loader;
 mod parallel;
 mod set;
@@ -13,14 +14,15 @@ use std::sync::Arc;
 
 use postern_svid::{SpiffeId, TrustDomain};
 
+use crate::check::issuers::MAX_ISSUERS;
 use crate::check::{EgressPolicy, LimitPolicy, Policy, Rules, Settled, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, SourceFile};
 use crate::egress::EgressRule;
 use crate::engine::Engine;
 use crate::engine::egress::Egress;
 use crate::generation::Generation;
-use crate::issuers::Issuer;
-use crate::istio;
+use crate::issuers::{Issuer, Jwt};
+use crate::istio::{self, RequestPolicy};
 use crate::limits::{self, LimitRule, Limits};
 use crate::norm::{EscapedSlashes, PathOptions};
 use crate::rule::{OwnDomains, PortsJudged, Rule};
@@ -81,14 +83,15 @@ pub(crate) struct Terms {
     slashes: EscapedSlashes,
     widest: EscapedSlashes,
     issuers: Arc<[Issuer]>,
+    request_issuers: Arc<[Box<str>]>,
 }
 
 impl Terms {
     /// The only place where checks get their terms: what is not here cannot be looked at by them, so what was checked
     /// under equal terms is the same.
     fn rules(&self) -> Rules<'_> {
-        let Self { root_namespace, domains, slashes, widest, issuers } = self;
-        Rules { root_namespace, domains, slashes: *slashes, widest: *widest, issuers }
+        let Self { root_namespace, domains, slashes, widest, issuers, request_issuers } = self;
+        Rules { root_namespace, domains, slashes: *slashes, widest: *widest, issuers, request_issuers }
     }
 }
 
@@ -99,6 +102,7 @@ pub(crate) struct Checked {
     implied: Vec<Policy>,
     limits: Vec<Arc<LimitPolicy>>,
     egress: Vec<Arc<EgressPolicy>>,
+    requests: Vec<Arc<RequestPolicy>>,
     services: Arc<Services>,
     pub(crate) tests: Vec<Arc<Test>>,
     /// Tests that name rules that are not there.
@@ -113,6 +117,11 @@ impl Checked {
     /// All policies that are written.
     pub(crate) fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.policies.iter().map(|policy| &**policy)
+    }
+
+    /// What RequestAuthentications say.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = &RequestPolicy> {
+        self.requests.iter().map(|policy| &**policy)
     }
 
     /// The names of all rules, whomever they concern.
@@ -132,11 +141,14 @@ impl Checked {
         let first_egress = names.len();
         names.extend(egress_names);
         let limits = limits_of(workload, &self.limits).cloned().collect();
-        self.assembled(Applied { names, rules, first_egress, egress, limits }, number)
+        let requests = self.requests.iter().map(|policy| &**policy);
+        let (jwt, verifies) = issuers::of_workload(&self.settled.jwt, requests, workload);
+        let jwt = Some(jwt);
+        self.assembled(Applied { names, rules, first_egress, egress, limits, jwt, verifies }, number)
     }
 
     fn assembled(&self, applied: Applied, number: u64) -> Generation {
-        let Applied { names, rules: applied, first_egress, egress, limits } = applied;
+        let Applied { names, rules: applied, first_egress, egress, limits, jwt, verifies } = applied;
         let counted = limits.iter().map(|limit| &limit.rule);
         Generation {
             number,
@@ -146,7 +158,7 @@ impl Checked {
                 path: PathOptions { escaped_slashes: self.settled.slashes, ..PathOptions::default() },
                 on_change: self.settled.on_change,
                 aliases: self.settled.aliases.clone(),
-                jwt: self.settled.jwt.clone(),
+                jwt: jwt.unwrap_or_else(|| self.settled.jwt.clone()),
                 stale_after: self.settled.stale_after,
             },
             documents: Vec::new(),
@@ -156,7 +168,8 @@ impl Checked {
             headers_named: headers_named(&applied, &limits),
             paths_judged: PortsJudged::by_path(&applied),
             sni_judged: PortsJudged::by_sni(applied.iter().chain(counted)),
-            asks_tokens: applied.iter().any(|rule| rule.asks_tokens())
+            asks_tokens: verifies
+                || applied.iter().any(|rule| rule.asks_tokens())
                 || limits.iter().any(|limit| limit.asks_tokens()),
             nameable: self.terms.widest,
             names,
@@ -179,6 +192,10 @@ struct Applied {
     first_egress: usize,
     egress: Vec<Arc<EgressRule>>,
     limits: Vec<Arc<LimitRule>>,
+    /// `None`: what MeshDefaults say.
+    jwt: Option<Jwt>,
+    /// Whether tokens are verified even if no rule asks for one.
+    verifies: bool,
 }
 
 /// Reads and checks a set, for whatever workload.
@@ -211,10 +228,14 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
         slashes: settled.slashes,
         widest: set.widest(settled.slashes),
         issuers: Arc::clone(&settled.jwt.issuers),
+        request_issuers: set.request_issuers(),
     });
     let mut set = set.check(&terms);
     set.check_hosts();
-    let egress = set.egress();
+    let (egress, requests) = (set.egress(), set.request_policies());
+    if requests.iter().map(|policy| policy.issuers.len()).sum::<usize>() <= issuers::MAX_WRITTEN {
+        set.check_issuers(&settled.jwt);
+    }
     let (policies, limits, tests) = (set.policies(), set.limits(), set.tests());
     let mut most = |count: usize, what: &str, most: usize| {
         if count > most {
@@ -225,7 +246,12 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
     let count: usize = egress.iter().map(|policy| policy.rules.len()).sum();
     most(count + policies.iter().map(|policy| policy.rules.len()).sum::<usize>(), "rules", MAX_RULES);
     most(tests.iter().map(|test| test.cases.len()).sum(), "cases of tests", MAX_CASES);
+    let count = requests.iter().map(|policy| policy.issuers.len()).sum();
+    most(count, "issuers in RequestAuthentications", issuers::MAX_WRITTEN);
     if let Some(workload) = &scope.workload {
+        let requests = requests.iter().map(|policy| &**policy);
+        let (jwt, _) = issuers::of_workload(&settled.jwt, requests, workload);
+        most(jwt.issuers.len(), "issuers of tokens for this workload", MAX_ISSUERS);
         let count = limits_of(workload, &limits).count();
         most(count, "rate limits that concern this workload", limits::MAX_LIMITS);
     }
@@ -239,6 +265,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
             policies,
             limits,
             egress,
+            requests,
             services: Arc::new(Services::new(set.services(), &scope.root_namespace)),
             tests,
             warnings: set.warnings(&implied),

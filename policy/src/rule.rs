@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
 use crate::cond::Condition;
-use crate::istio::Clause;
+use crate::istio::{Clause, What};
 use crate::jwt::JwtMatch;
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
@@ -71,6 +71,7 @@ impl Rule {
     /// Whether it asks for tokens.
     pub(crate) fn asks_tokens(&self) -> bool {
         self.from.iter().flatten().any(Peer::asks_tokens)
+            || self.istio.as_ref().is_some_and(Clause::asks_tokens)
             || self.condition.as_ref().is_some_and(Condition::asks_tokens)
     }
 }
@@ -303,12 +304,7 @@ impl PortsJudged {
             |rule: &&Arc<Rule>| rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit;
         let mut judged = Self::by(rules.iter().filter(enforced), Target::speaks_of_paths);
         let istio = rules.iter().filter(enforced).flat_map(|rule| &rule.istio).flat_map(|clause| &clause.to);
-        for what in istio.filter(|what| !what.paths.is_empty()) {
-            match what.ports.iter().find(|test| !test.values.is_empty()) {
-                Some(test) => judged.ports.extend(&test.values),
-                None => judged.everywhere = true,
-            }
-        }
+        judged.add(istio.filter(|what| !what.paths.is_empty()));
         for rule in rules.iter().filter(enforced).filter(|rule| rule.condition_asks_path()) {
             match rule.ports() {
                 Some(ports) => judged.ports.extend(ports),
@@ -320,7 +316,20 @@ impl PortsJudged {
 
     /// Ports for which rules of any kind speak of server names.
     pub(crate) fn by_sni<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>) -> Self {
-        Self::by(rules, Target::asks_sni)
+        let rules: Vec<_> = rules.collect();
+        let mut judged = Self::by(rules.iter().copied(), Target::asks_sni);
+        let istio = rules.iter().flat_map(|rule| &rule.istio).flat_map(|clause| &clause.to);
+        judged.add(istio.filter(|what| !what.sni.is_empty()));
+        judged
+    }
+
+    fn add<'r>(&mut self, targets: impl Iterator<Item = &'r What>) {
+        for what in targets {
+            match what.ports.iter().find(|test| !test.values.is_empty()) {
+                Some(test) => self.ports.extend(&test.values),
+                None => self.everywhere = true,
+            }
+        }
     }
 
     fn by<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>, wanted: fn(&Target) -> bool) -> Self {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
+use serde_saphyr::Location;
 
 use super::Page;
 use crate::doc::{IssuerDoc, JwksDoc, JwtDefaults, List, Sp, TokenHeaderDoc};
@@ -14,7 +15,7 @@ use crate::norm::CanonHost;
 use crate::yaml::{self, Span};
 
 /// Every sidecar whose rules ask for tokens fetches the keys of each.
-const MAX_ISSUERS: usize = 16;
+pub(crate) const MAX_ISSUERS: usize = 16;
 /// Longer ones are no name that a person wrote.
 const MAX_NAME: usize = 512;
 const MAX_SKEW: Duration = Duration::from_secs(300);
@@ -79,7 +80,8 @@ fn issuer(page: &mut Page<'_>, entry: &Sp<IssuerDoc>) -> Option<Issuer> {
     })
 }
 
-fn name(page: &mut Page<'_>, issuer: &Sp<String>) {
+/// Checks the name of an issuer.
+pub(crate) fn name(page: &mut Page<'_>, issuer: &Sp<String>) {
     if !is_text(&issuer.value) {
         page.error(
             issuer.referenced,
@@ -93,7 +95,7 @@ pub(super) fn is_text(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_NAME && text.trim() == text && !text.chars().any(char::is_control)
 }
 
-pub(super) fn texts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Box<[Box<str>]> {
+pub(crate) fn texts(page: &mut Page<'_>, list: &List<String>, field: &str) -> Box<[Box<str>]> {
     let texts = page.each(list, field, |text| match is_text(text) {
         true => Ok(Box::from(text.as_str())),
         false => Err(format!(
@@ -156,22 +158,34 @@ fn header(page: &mut Page<'_>, entry: &Sp<TokenHeaderDoc>) -> TokenHeader {
             "names of header fields are written in lower case",
             format!("write `{}`", yaml::printable(&lower)),
         );
-    } else if let Err(error) = fields::check_name(&lower) {
-        page.error(name.referenced, error.to_string());
-    } else if NO_TOKENS.contains(&lower.as_str()) || lower.starts_with("postern-") {
-        page.error(name.referenced, format!("no token is read from the field `{lower}`"));
+    } else {
+        token_field(page, name.referenced, &lower);
     }
     let default = if lower == "authorization" { TokenHeader::default().prefix } else { Box::default() };
     let prefix = match prefix {
         Some(prefix) => {
-            if prefix.value.len() > 64 || !prefix.value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-                page.error(prefix.referenced, "a prefix has at most 64 ASCII characters");
-            }
+            self::prefix(page, prefix);
             prefix.value.as_str().into()
         }
         None => default,
     };
     TokenHeader { name: lower.into(), prefix }
+}
+
+/// Checks that a header field, in lower case, can carry tokens.
+pub(crate) fn token_field(page: &mut Page<'_>, at: Location, lower: &str) {
+    if let Err(error) = fields::check_name(lower) {
+        page.error(at, error.to_string());
+    } else if NO_TOKENS.contains(&lower) || lower.starts_with("postern-") {
+        page.error(at, format!("no token is read from the field `{lower}`"));
+    }
+}
+
+/// Checks what stands before a token.
+pub(crate) fn prefix(page: &mut Page<'_>, prefix: &Sp<String>) {
+    if prefix.value.len() > 64 || !prefix.value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        page.error(prefix.referenced, "a prefix has at most 64 ASCII characters");
+    }
 }
 
 fn keys(page: &mut Page<'_>, entry: &Sp<JwksDoc>) -> Option<KeySource> {
@@ -206,7 +220,7 @@ fn keys(page: &mut Page<'_>, entry: &Sp<JwksDoc>) -> Option<KeySource> {
     let max_stale =
         bounded(page, max_stale.as_ref(), DEFAULT_STALE, MAX_STALE, "keys grow stale after at most 30d");
     if let Some(value) = inline {
-        return inline_keys(page, value);
+        return inline_keys(page, value.referenced, &value.value);
     }
     if let Some(path) = file {
         return Some(KeySource::File { path: absolute(page, path), max_stale });
@@ -221,6 +235,14 @@ fn keys(page: &mut Page<'_>, entry: &Sp<JwksDoc>) -> Option<KeySource> {
     }
     let ca_file = ca_file.as_ref().map(|path| absolute(page, path));
     Some(KeySource::Url { url: url.value.as_str().into(), ca_file, max_stale })
+}
+
+/// A JWK set behind a URL, with all else as it is by default.
+pub(crate) fn remote_keys(page: &mut Page<'_>, url: &Sp<String>) -> KeySource {
+    if let Err((message, help)) = check_url(&url.value) {
+        page.error_with(url.referenced, message, help);
+    }
+    KeySource::Url { url: url.value.as_str().into(), ca_file: None, max_stale: DEFAULT_STALE }
 }
 
 fn absolute(page: &mut Page<'_>, path: &Sp<String>) -> Box<str> {
@@ -264,9 +286,9 @@ fn check_url(url: &str) -> Result<(), (&'static str, &'static str)> {
     Ok(())
 }
 
-fn inline_keys(page: &mut Page<'_>, entry: &Sp<Value>) -> Option<KeySource> {
-    let at = entry.referenced;
-    let keys = entry.value.get("keys").and_then(Value::as_array).filter(|keys| !keys.is_empty());
+/// A JWK set that stands in the document.
+pub(crate) fn inline_keys(page: &mut Page<'_>, at: Location, value: &Value) -> Option<KeySource> {
+    let keys = value.get("keys").and_then(Value::as_array).filter(|keys| !keys.is_empty());
     let Some(keys) = keys else {
         page.error_with(at, "this is no set of keys", "write a JWK set: `{keys: [{kty: …}]}`");
         return None;
@@ -282,7 +304,7 @@ fn inline_keys(page: &mut Page<'_>, entry: &Sp<Value>) -> Option<KeySource> {
             );
         }
     }
-    let text = entry.value.to_string();
+    let text = value.to_string();
     if text.len() > MAX_INLINE {
         page.error_with(at, "the set of keys is larger than 64 KiB", "write it to a file");
     }

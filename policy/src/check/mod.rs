@@ -8,7 +8,7 @@ mod egress;
 mod egress_case;
 mod expect;
 mod invariant;
-mod issuers;
+pub(crate) mod issuers;
 mod jwt;
 mod known;
 mod limit;
@@ -52,6 +52,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) widest: EscapedSlashes,
     /// Who issues tokens.
     pub(crate) issuers: &'a [Issuer],
+    /// Names of those that RequestAuthentications add, for some workloads.
+    pub(crate) request_issuers: &'a [Box<str>],
 }
 
 /// What is wrong with a value, and the way out if there is one to tell.

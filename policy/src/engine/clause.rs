@@ -5,12 +5,14 @@ use super::Connection;
 use super::compile::{compile_paths, sorted};
 use super::keys::{Keys, SourceKey};
 use super::matching::{PathKeys, Question, What as Asked, intersect};
+use crate::eval_ref::Truth;
 use crate::istio::{
-    Clause, Field, HostReadings, IdentityPattern, Test, TextPattern, What, Who, field_holds, method_holds,
+    Clause, Field, HostReadings, IdentityPattern, Test, TextPattern, TokenTest, What, Who, field_holds,
+    method_holds, sni_holds, tokens_hold,
 };
 use crate::norm::CanonHost;
 use crate::rule::HostPattern;
-use crate::verdict::Action;
+use crate::verdict::{Action, Operation};
 
 /// A [`Clause`] over keys.
 #[derive(Debug)]
@@ -23,7 +25,10 @@ pub(super) struct ClauseKeys {
 
 /// Every test must hold.
 #[derive(Debug)]
-struct WhoKeys(Box<[KeyTest]>);
+struct WhoKeys {
+    tests: Box<[KeyTest]>,
+    tokens: Box<[TokenTest]>,
+}
 
 /// Both lists are sorted.
 #[derive(Debug)]
@@ -41,6 +46,7 @@ struct WhatKeys {
     paths: Option<PathKeys>,
     not_paths: Option<PathKeys>,
     ports: Box<[Test<u16>]>,
+    sni: Box<[Test<TextPattern>]>,
     asks_layer7: bool,
 }
 
@@ -55,7 +61,7 @@ pub(super) fn compile(keys: &mut Keys, clause: &Clause) -> ClauseKeys {
 }
 
 fn compile_who(keys: &mut Keys, who: &Who) -> WhoKeys {
-    let Who { identities, addresses } = who;
+    let Who { identities, addresses, tokens } = who;
     let mut tests = Vec::with_capacity(identities.len() + addresses.len());
     let mut test = |values: Vec<u32>, not: Vec<u32>| {
         let values = (!values.is_empty()).then(|| sorted(values).into());
@@ -70,11 +76,11 @@ fn compile_who(keys: &mut Keys, who: &Who) -> WhoKeys {
             |list: &[ipnet::IpNet]| list.iter().map(|net| keys.source(SourceKey::Net(*net))).collect();
         test(all(values), all(not));
     }
-    WhoKeys(tests.into())
+    WhoKeys { tests: tests.into(), tokens: tokens.as_slice().into() }
 }
 
 fn compile_what(keys: &mut Keys, what: &What) -> WhatKeys {
-    let What { hosts, methods, paths, ports } = what;
+    let What { hosts, methods, paths, ports, sni } = what;
     let mut host_key = |pattern: &TextPattern| match pattern {
         TextPattern::Exact(text) => {
             let host = CanonHost::parse(text).ok()?;
@@ -92,11 +98,13 @@ fn compile_what(keys: &mut Keys, what: &What) -> WhatKeys {
         hosts: hosts.clone(),
         methods: methods.clone(),
         ports: ports.as_slice().into(),
+        sni: sni.as_slice().into(),
         asks_layer7: what.asks_layer7(),
     }
 }
 
 impl ClauseKeys {
+    /// Whatever tokens a request has.
     pub(super) fn means(&self, connection: &Connection, action: Action) -> bool {
         (action.is_wide() || connection.authenticated) && self.from.iter().any(|who| who.means(connection))
     }
@@ -105,7 +113,8 @@ impl ClauseKeys {
         if !question.what.is_http() && self.asks_layer7 && !action.is_wide() {
             return false;
         }
-        self.means(connection, action)
+        (action.is_wide() || connection.authenticated)
+            && self.from.iter().any(|who| who.means(connection) && who.admits(question, action))
             && self.to.iter().any(|what| what.fires(question, action))
             && self.fields.iter().all(|field| {
                 let Asked::Http(layer7) = &question.what else { return true };
@@ -117,7 +126,7 @@ impl ClauseKeys {
     /// Keys one of which is true of every peer that it means, if every alternative names some.
     pub(super) fn source_keys(&self) -> Option<Vec<u32>> {
         let mut out = Vec::new();
-        for WhoKeys(tests) in &self.from {
+        for WhoKeys { tests, tokens: _ } in &self.from {
             let values = tests.iter().filter_map(|test| test.values.as_ref());
             // The shortest list is the most specific.
             out.extend_from_slice(values.min_by_key(|list| list.len())?);
@@ -154,18 +163,34 @@ impl ClauseKeys {
 
 impl WhoKeys {
     fn means(&self, connection: &Connection) -> bool {
-        self.0.iter().all(|KeyTest { values, not }| {
+        self.tests.iter().all(|KeyTest { values, not }| {
             values.as_ref().is_none_or(|list| intersect(&connection.keys, list))
                 && !intersect(&connection.keys, not)
         })
+    }
+
+    fn admits(&self, question: &Question<'_>, action: Action) -> bool {
+        match tokens_hold(&self.tokens, action, question.tokens) {
+            Truth::True => true,
+            Truth::False => false,
+            Truth::Unknown => action.is_wide(),
+        }
     }
 }
 
 impl WhatKeys {
     fn fires(&self, question: &Question<'_>, action: Action) -> bool {
-        let Self { hosts, host_keys: _, methods, paths, not_paths, ports, asks_layer7 } = self;
+        let Self { hosts, host_keys: _, methods, paths, not_paths, ports, sni, asks_layer7 } = self;
         let is = |port: &u16| *port == question.port;
         if !ports.iter().all(|test| test.holds(is, is)) {
+            return false;
+        }
+        let is_named = match question.operation {
+            Operation::Tcp => sni.is_empty() || action.is_wide(),
+            Operation::Tls { sni: name } => sni.iter().all(|test| sni_holds(test, name)),
+            Operation::Http { .. } => sni.iter().all(|test| sni_holds(test, None)),
+        };
+        if !is_named {
             return false;
         }
         let Asked::Http(layer7) = &question.what else { return action.is_wide() || !asks_layer7 };

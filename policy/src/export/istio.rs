@@ -15,6 +15,19 @@ pub(super) fn policy(writer: &mut Writer<'_>, clause: &Clause) -> Option<Policy>
     if writer.tcp && !wide && clause.asks_layer7() {
         return None;
     }
+    if to.iter().any(|what| !what.sni.is_empty()) {
+        writer.losses.push("judges server names of TLS at its listener, not in this filter");
+        if !wide {
+            return None;
+        }
+    }
+    if clause.asks_tokens() {
+        writer.losses.push("verifies tokens in another filter, which is not written here");
+        // A Deny fires on what it cannot know, an Allow does not.
+        if !wide {
+            return None;
+        }
+    }
     let mut both = Vec::new();
     if !writer.tcp {
         for Field { name, test } in fields {
@@ -38,7 +51,7 @@ pub(super) fn policy(writer: &mut Writer<'_>, clause: &Clause) -> Option<Policy>
 }
 
 fn who_is(who: &Who) -> Vec<Value> {
-    let Who { identities, addresses } = who;
+    let Who { identities, addresses, tokens: _ } = who;
     let mut and = Vec::new();
     for test in identities {
         ids(&mut and, test, identity);
@@ -74,7 +87,7 @@ fn identity(pattern: &IdentityPattern) -> Value {
 }
 
 fn operation(what: &What, wide: bool, tcp: bool) -> Value {
-    let What { hosts, methods, paths, ports } = what;
+    let What { hosts, methods, paths, ports, sni: _ } = what;
     let mut and = Vec::new();
     for test in ports {
         rules(&mut and, test, port, port);

@@ -3,9 +3,12 @@
 mod condition;
 mod operation;
 mod peer;
+mod request;
 mod source;
+mod token;
 
 pub(crate) use peer::peer_authentication;
+pub(crate) use request::{RequestPolicy, WrittenIssuer, request_authentication};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -4,8 +4,9 @@
 
 use ipnet::IpNet;
 
-use super::{IdentityPattern, TextPattern};
-use crate::eval_ref::Truth;
+use super::token::token_failures;
+use super::{IdentityPattern, TextPattern, TokenTest, tokens_hold};
+use crate::eval_ref::{self, Truth};
 use crate::fields::{self, HeaderLines};
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
@@ -52,6 +53,7 @@ impl<T> Test<T> {
 pub(crate) struct Who {
     pub(crate) identities: Vec<Test<IdentityPattern>>,
     pub(crate) addresses: Vec<Test<IpNet>>,
+    pub(crate) tokens: Vec<TokenTest>,
 }
 
 /// What: all of it must hold.
@@ -62,6 +64,8 @@ pub(crate) struct What {
     pub(crate) methods: Test<TextPattern>,
     pub(crate) paths: Test<PathPattern>,
     pub(crate) ports: Vec<Test<u16>>,
+    /// Server names of TLS; an HTTP request has none.
+    pub(crate) sni: Vec<Test<TextPattern>>,
 }
 
 /// A header field.
@@ -75,13 +79,18 @@ pub(crate) struct Field {
 impl Clause {
     /// Whether it asks for anything that opaque bytes never show.
     pub(crate) fn asks_layer7(&self) -> bool {
-        !self.fields.is_empty() || self.to.iter().any(What::asks_layer7)
+        !self.fields.is_empty() || self.asks_tokens() || self.to.iter().any(What::asks_layer7)
+    }
+
+    /// Whether it asks for tokens.
+    pub(crate) fn asks_tokens(&self) -> bool {
+        self.from.iter().any(|who| !who.tokens.is_empty())
     }
 }
 
 impl What {
     pub(crate) fn asks_layer7(&self) -> bool {
-        let Self { hosts, methods, paths, ports: _ } = self;
+        let Self { hosts, methods, paths, ports: _, sni: _ } = self;
         !hosts.is_empty() || !methods.is_empty() || !paths.is_empty()
     }
 }
@@ -106,7 +115,11 @@ pub(crate) fn matches(
             return Truth::False;
         }
     }
-    let who = from.iter().any(|who| who_holds(who, source));
+    let tokens = eval_ref::jwt::tokens(operation);
+    let who = from
+        .iter()
+        .map(|who| Truth::from(who_holds(who, source)).and(tokens_hold(&who.tokens, action, tokens)));
+    let who = who.fold(Truth::False, Truth::or);
     let what = to.iter().map(|what| what_holds(what, action, port, operation, view));
     let fields = fields.iter().map(|field| match operation {
         Operation::Http { headers, .. } => match field_holds(field, action, headers) {
@@ -115,11 +128,11 @@ pub(crate) fn matches(
         },
         Operation::Tcp | Operation::Tls { .. } => Truth::Unknown,
     });
-    fields.fold(Truth::from(who).and(what.fold(Truth::False, Truth::or)), Truth::and)
+    fields.fold(who.and(what.fold(Truth::False, Truth::or)), Truth::and)
 }
 
 fn who_holds(who: &Who, source: Source<'_>) -> bool {
-    let Who { identities, addresses } = who;
+    let Who { identities, addresses, tokens: _ } = who;
     let is = |pattern: &IdentityPattern| source.identity.is_some_and(|id| pattern.matches(id));
     let contains = |net: &IpNet| rule::contains(net, source.address);
     identities.iter().all(|test| test.holds(is, is))
@@ -127,7 +140,7 @@ fn who_holds(who: &Who, source: Source<'_>) -> bool {
 }
 
 fn what_holds(what: &What, action: Action, port: u16, operation: Operation<'_>, view: Option<&str>) -> Truth {
-    let What { hosts, methods, paths, ports } = what;
+    let What { hosts, methods, paths, ports, sni } = what;
     let on_port = ports.iter().all(|test| test.holds(|own| *own == port, |own| *own == port));
     let layer7 = match (operation, view) {
         (Operation::Http { method, host, .. }, Some(view)) => {
@@ -142,7 +155,19 @@ fn what_holds(what: &What, action: Action, port: u16, operation: Operation<'_>, 
         _ if what.asks_layer7() => Truth::Unknown,
         _ => Truth::True,
     };
-    Truth::from(on_port).and(layer7)
+    let named = sni.iter().map(|test| match operation {
+        Operation::Tcp => Truth::Unknown,
+        Operation::Tls { sni } => sni_holds(test, sni).into(),
+        // A request that can be read is no TLS: it has no server name, which is known.
+        Operation::Http { .. } => sni_holds(test, None).into(),
+    });
+    named.fold(Truth::from(on_port).and(layer7), Truth::and)
+}
+
+/// Whether a server name is one that a rule asks for. As for header fields, one that is absent is none of its values.
+pub(crate) fn sni_holds(test: &Test<TextPattern>, name: Option<&CanonHost>) -> bool {
+    let is = |pattern: &TextPattern| name.is_some_and(|name| pattern.matches(name.name().as_bytes()));
+    test.holds(is, is)
 }
 
 /// Why a rule of `action` does not match, for people: one sentence for each part that fails.
@@ -158,7 +183,12 @@ pub(crate) fn failures(
     let mut out = Vec::new();
     match source.identity {
         None if !action.is_wide() => out.push("the peer proved no identity".to_owned()),
-        _ if from.iter().any(|who| who_holds(who, source)) => {}
+        _ if from.iter().any(|who| who_holds(who, source)) => {
+            let meant = from.iter().filter(|who| who_holds(who, source));
+            let tokens = eval_ref::jwt::tokens(operation);
+            let failed = meant.map(|who| token_failures(&who.tokens, action, tokens));
+            out.extend(failed.min_by_key(Vec::len).unwrap_or_default());
+        }
         Some(id) => {
             out.push(format!("no alternative of `from` means {id} at {}", source.address.to_canonical()))
         }
@@ -181,7 +211,9 @@ pub(crate) fn failures(
             }
         }
         Operation::Tcp | Operation::Tls { .. } if clause.asks_layer7() => {
-            out.push("methods, paths, hosts and header fields are never known of opaque TCP".to_owned());
+            out.push(
+                "methods, paths, hosts, header fields and tokens are never known of opaque TCP".to_owned(),
+            );
         }
         Operation::Tcp | Operation::Tls { .. } if !view(None) => {
             out.push(format!("no alternative of `to` means port {port}"))

@@ -1,5 +1,9 @@
 //! Istio's documents as they are written (`security.istio.io/v1` and `v1beta1`, which are the same).
 
+mod request;
+
+pub(crate) use request::{FromHeaderDoc, JwtRuleDoc, RequestAuthenticationSpec};
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -11,8 +15,9 @@ use crate::doc::{List, Sp, present};
 pub(crate) const VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 pub(crate) const AUTHORIZATION_POLICY: &str = "AuthorizationPolicy";
 pub(crate) const PEER_AUTHENTICATION: &str = "PeerAuthentication";
+pub(crate) const REQUEST_AUTHENTICATION: &str = "RequestAuthentication";
 /// All of Istio's kinds that are read.
-pub(crate) const KINDS: [&str; 2] = [AUTHORIZATION_POLICY, PEER_AUTHENTICATION];
+pub(crate) const KINDS: [&str; 3] = [AUTHORIZATION_POLICY, PEER_AUTHENTICATION, REQUEST_AUTHENTICATION];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

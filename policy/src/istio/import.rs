@@ -106,6 +106,13 @@ pub fn import_istio(files: &[SourceFile], scope: &Scope, lossy: bool) -> Result<
         });
         out.kept.insert(namespace);
     }
+    out.notes.extend(checked.requests().map(|policy| Note {
+        namespace: policy.namespace.to_string(),
+        name: policy.document.to_string(),
+        place: policy.issuers.first().map(|issuer| issuer.place.clone()),
+        what: "a RequestAuthentication has no counterpart for one namespace: keep it, it loads beside AccessPolicies".into(),
+        is_stricter: true,
+    }));
     Ok(out)
 }
 

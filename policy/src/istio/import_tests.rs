@@ -253,6 +253,15 @@ fn documents_and_notes() {
     assert!(import(&names, false).kept.contains("shop"));
     let done = import(&names, true);
     assert!(done.documents["shop"].contains("namespaces: [\"web\"]") && done.notes[0].is_stricter);
+    // Tokens are left to a person, and what adds their issuers stays beside what was rewritten.
+    let request = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r, namespace: shop}\nspec: {jwtRules: [{issuer: i, jwksUri: \"https://i/\"}]}\n";
+    let done = import(
+        &(policy("a", "action: DENY, rules: [{to: [{operation: {methods: [PURGE]}}]}]") + request),
+        false,
+    );
+    assert!(done.kept.is_empty() && done.notes[0].what.contains("keep it"), "{:?}", done.notes);
+    let asks = policy("a", "rules: [{from: [{source: {requestPrincipals: [\"i/*\"]}}]}]");
+    assert!(import(&(asks + request), true).kept.contains("shop"));
     // A Deny that would mean fewer peers never is.
     let names = policy("a", "action: DENY, rules: [{from: [{source: {namespaces: [web]}}]}]");
     assert!(import(&names, true).kept.contains("shop"));

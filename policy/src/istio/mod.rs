@@ -11,15 +11,19 @@ mod identity;
 mod implicit;
 mod import;
 mod text;
+mod token;
 
-pub(crate) use check::{authorization, peer_authentication};
+pub(crate) use check::{
+    RequestPolicy, WrittenIssuer, authorization, peer_authentication, request_authentication,
+};
 pub(crate) use clause::{
-    Clause, Field, HostReadings, Test, What, Who, failures, field_holds, matches, method_holds,
+    Clause, Field, HostReadings, Test, What, Who, failures, field_holds, matches, method_holds, sni_holds,
 };
 pub(crate) use identity::{IdentityPattern, namespaces};
 pub(crate) use implicit::{findings, implied, selected};
 pub use import::{Imported, Note, import_istio};
 pub(crate) use text::TextPattern;
+pub(crate) use token::{TokenTest, tokens_hold};
 
 use crate::verdict::{Action, Enforcement};
 
@@ -38,3 +42,5 @@ pub(crate) enum Part {
 mod random_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod token_tests;

@@ -1,9 +1,14 @@
 //! The engine against the reference on random policies of both kinds, through the text of documents.
 
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
 use postern_svid::SpiffeId;
 use proptest::prelude::*;
+use serde_json::{Map, json};
 
 use crate::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
+use crate::tokens::{Claims, TokenSet};
 use crate::{HeaderFields, HeaderLines, Operation, Scope, Source, SourceFile, Stage, Workload, load};
 
 // Few words, so that rules and questions meet.
@@ -49,6 +54,9 @@ const ASKED_HOSTS: [&str; 7] = ["a.x", "A.X:80", "a.x:81", "b.x", "[::1]:80", "[
 const METHODS: [&str; 7] = ["GET", "POST", "P*", "*T", "*", "TRACE", "CONNECT"];
 const PORTS: [&str; 3] = ["80", "81", "82"];
 const VALUES: [&str; 6] = ["v", "w", "v*", "*w", "*", "v,w"];
+const REQUEST_PRINCIPALS: [&str; 6] = ["i/s", "i/*", "*/s", "*", "j*", "*t"];
+const CLAIMS: [&str; 5] = ["v", "w", "v*", "*w", "*"];
+const SNI: [&str; 4] = ["a.x", "*.x", "a*", "*"];
 const LINES: [&str; 7] = ["v", "w", "vw", "v, w", "v,w", "", "z"];
 
 fn list(name: &'static str, of: &'static [&'static str]) -> impl Strategy<Value = Option<String>> {
@@ -69,8 +77,9 @@ prop_compose! {
         by_account in (list("serviceAccounts", &ACCOUNTS), list("notServiceAccounts", &ACCOUNTS)),
         rest in (list("trustDomains", &DOMAINS), list("notTrustDomains", &DOMAINS), list("ipBlocks", &NETS),
             list("notIpBlocks", &NETS)),
+        tokens in (list("requestPrincipals", &REQUEST_PRINCIPALS), list("notRequestPrincipals", &REQUEST_PRINCIPALS)),
     ) -> String {
-        let mut parts = vec![rest.0, rest.1, rest.2, rest.3];
+        let mut parts = vec![rest.0, rest.1, rest.2, rest.3, tokens.0, tokens.1];
         match accounts {
             true => parts.extend([by_account.0, by_account.1]),
             false => parts.extend([names.0, names.1, names.2, names.3]),
@@ -95,6 +104,9 @@ prop_compose! {
         (key, of) in prop::sample::select(vec![
             ("request.headers[x-a]", &VALUES[..]), ("request.headers[X-B]", &VALUES[..]), ("source.ip", &NETS[..]),
             ("source.namespace", &NAMESPACES[..]), ("source.principal", &PRINCIPALS[..]), ("destination.port", &PORTS[..]),
+            ("request.auth.principal", &REQUEST_PRINCIPALS[..]), ("request.auth.audiences", &CLAIMS[..]),
+            ("request.auth.presenter", &CLAIMS[..]), ("request.auth.claims[scope]", &CLAIMS[..]),
+            ("request.auth.claims[n][c]", &CLAIMS[..]), ("connection.sni", &SNI[..]),
         ]),
         (first, second, kind) in (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..3),
     ) -> String {
@@ -168,6 +180,36 @@ struct Asked {
     address: &'static str,
     port: u16,
     http: Option<Http>,
+    /// On a connection without HTTP: opaque (`None`), or TLS with a name or without.
+    tls: Option<Option<&'static str>>,
+    tokens: TokenSet,
+}
+
+prop_compose! {
+    fn claims()(
+        issuer in prop::sample::select(vec!["i", "j"]),
+        subject in prop::option::weighted(0.8, prop::sample::select(vec!["s", "t"])),
+        values in prop::collection::vec((
+            prop::sample::select(vec!["aud", "azp", "scope", "n"]),
+            prop::sample::select(vec![json!("v"), json!("w v"), json!(["v", "w"]), json!([]), json!("")]),
+        ), 0..5),
+    ) -> Claims {
+        let mut object = Map::from_iter([("iss".to_owned(), json!(issuer)), ("exp".to_owned(), json!(2))]);
+        object.extend(subject.map(|subject| ("sub".to_owned(), json!(subject))));
+        for (name, value) in values {
+            let value = if name == "n" { json!({"c": value}) } else { value };
+            object.insert(name.to_owned(), value);
+        }
+        Claims::from_object(object).unwrap()
+    }
+}
+
+fn tokens() -> impl Strategy<Value = TokenSet> {
+    prop_oneof![
+        1 => Just(TokenSet::absent()),
+        1 => Just(TokenSet::unknown()),
+        3 => prop::collection::vec(claims().prop_map(Arc::new), 1..3).prop_map(TokenSet::verified),
+    ]
 }
 
 prop_compose! {
@@ -181,8 +223,10 @@ prop_compose! {
             prop::option::weighted(0.9, prop::sample::select(&ASKED_HOSTS[..])),
             prop::collection::vec((prop::sample::select(vec!["x-a", "x-b"]), prop::sample::select(&LINES[..])), 0..4),
         )),
+        tls in prop::option::of(prop::option::of(prop::sample::select(vec!["a.x", "b.x", "x"]))),
+        tokens in tokens(),
     ) -> Asked {
-        Asked { id, address, port, http }
+        Asked { id, address, port, http, tls, tokens }
     }
 }
 
@@ -220,7 +264,9 @@ proptest! {
                 let path = CanonPath::parse(path, &PathOptions::default()).unwrap();
                 (CanonMethod::parse(method).unwrap(), path, host.map(|host| CanonHost::parse(host).unwrap()), fields)
             });
+            let name = question.tls.flatten().map(|name| CanonHost::parse(name).unwrap());
             let operation = match &parsed {
+                None if question.tls.is_some() => Operation::Tls { sni: name.as_ref() },
                 None => Operation::Tcp,
                 Some((method, path, host, fields)) => Operation::Http {
                     method,
@@ -228,7 +274,7 @@ proptest! {
                     host: host.as_ref(),
                     headers: (fields.clone() != HeaderFields::new()).then_some(fields as &dyn HeaderLines),
                     upgrade: None,
-        tokens: crate::Tokens::Absent,
+                    tokens: question.tokens.at(UNIX_EPOCH),
                 },
             };
             let connection = generation.connection(source);

@@ -42,7 +42,14 @@ fn refused() {
         ("rules: [{when: [{key: \"request.headers[host]\", values: [a]}]}]", "write `hosts`"),
         ("rules: [{when: [{key: \"request.headers[x_a]\", values: [a]}]}]", "never reach"),
         ("rules: [{when: [{key: destination.ip, values: [10.0.0.1]}]}]", "by its labels"),
-        ("rules: [{when: [{key: connection.sni, values: [a]}]}]", "the name that TLS asked for"),
+        ("rules: [{when: [{key: connection.sni, values: [\"a.x:80\"]}]}]", "no server name"),
+        ("rules: [{when: [{key: \"request.auth.claims\", values: [a]}]}]", "unknown attribute"),
+        ("rules: [{when: [{key: \"request.auth.claims[]\", values: [a]}]}]", "is empty"),
+        ("rules: [{when: [{key: \"request.auth.claims[a]b\", values: [a]}]}]", "unknown attribute"),
+        (
+            "rules: [{when: [{key: request.auth.audience, values: [a]}]}]",
+            "did you mean `request.auth.audiences`",
+        ),
         ("rules: [{when: [{key: remote.ip, values: [10.0.0.1]}]}]", "original client"),
     ] {
         let said = errors(spec);

@@ -7,7 +7,7 @@ use crate::doc::{
     self, AccessSpec, DefaultsSpec, Document, EgressSpec, Header, RateLimitSpec, ServiceSpec, TestSpec,
 };
 use crate::istio::doc as istio;
-use crate::istio::doc::{AuthorizationSpec, PeerAuthenticationSpec};
+use crate::istio::doc::{AuthorizationSpec, PeerAuthenticationSpec, RequestAuthenticationSpec};
 use crate::text::{self, Text};
 use crate::yaml;
 
@@ -20,6 +20,7 @@ pub(super) enum Body {
     Test(Document<TestSpec>),
     Authorization(Document<AuthorizationSpec>),
     PeerAuthentication(Document<PeerAuthenticationSpec>),
+    RequestAuthentication(Document<RequestAuthenticationSpec>),
 }
 
 impl Body {
@@ -33,6 +34,7 @@ impl Body {
             Self::Test(_) => doc::POLICY_TEST,
             Self::Authorization(_) => istio::AUTHORIZATION_POLICY,
             Self::PeerAuthentication(_) => istio::PEER_AUTHENTICATION,
+            Self::RequestAuthentication(_) => istio::REQUEST_AUTHENTICATION,
         }
     }
 
@@ -46,6 +48,7 @@ impl Body {
             Self::Test(document) => &document.metadata,
             Self::Authorization(document) => &document.metadata,
             Self::PeerAuthentication(document) => &document.metadata,
+            Self::RequestAuthentication(document) => &document.metadata,
         }
     }
 }
@@ -97,6 +100,9 @@ pub(super) fn body(text: &Text<'_>, piece: &str, first_line: usize) -> Result<Bo
         }
         istio::PEER_AUTHENTICATION => {
             typed(text, piece, first_line, istio::PEER_AUTHENTICATION).map(Body::PeerAuthentication)
+        }
+        istio::REQUEST_AUTHENTICATION => {
+            typed(text, piece, first_line, istio::REQUEST_AUTHENTICATION).map(Body::RequestAuthentication)
         }
         doc::RATE_LIMIT_POLICY => typed(text, piece, first_line, doc::RATE_LIMIT_POLICY).map(Body::Limit),
         _ => typed(text, piece, first_line, doc::SERVICE).map(Body::Service),

@@ -12,7 +12,7 @@ use super::{MAX_DOCUMENTS, Terms};
 use crate::check::{self, EgressPolicy, LimitPolicy, Page, Policy, Test};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::doc::{DefaultsSpec, Document};
-use crate::istio;
+use crate::istio::{self, RequestPolicy};
 use crate::norm::EscapedSlashes;
 use crate::services::Service;
 use crate::text::Text;
@@ -29,6 +29,8 @@ pub(crate) struct Head {
     pub(super) first_line: usize,
     /// The mode that lets rules name most paths, of those that a Service's ports name.
     pub(super) widest: Option<EscapedSlashes>,
+    /// Issuers of tokens that a RequestAuthentication names.
+    pub(super) issuers: Vec<Box<str>>,
 }
 
 /// A file whose documents parsed, as far as they did.
@@ -88,6 +90,10 @@ impl<'a> ReadFile<'a> {
                     istio::peer_authentication(&mut page, &body);
                     Content::PeerAuthentication
                 }
+                Body::RequestAuthentication(body) => {
+                    let policy = istio::request_authentication(&mut page, &body, &rules);
+                    Content::RequestAuthentication(Arc::new(policy))
+                }
                 // Settled already: others are checked in their light.
                 Body::Defaults(body) => Content::Defaults(body),
             };
@@ -116,6 +122,7 @@ pub(super) enum Content {
     Service(Service),
     Test(Arc<Test>),
     Defaults(Box<Document<DefaultsSpec>>),
+    RequestAuthentication(Arc<RequestPolicy>),
     /// It changes nothing.
     PeerAuthentication,
 }
@@ -136,7 +143,15 @@ impl Head {
             | Body::Test(_)
             | Body::Defaults(_)
             | Body::Authorization(_)
+            | Body::RequestAuthentication(_)
             | Body::PeerAuthentication(_) => None,
+        };
+        let issuers = match body {
+            Body::RequestAuthentication(body) => {
+                let rules = body.spec.value.jwt_rules.iter().flat_map(|list| &list.value);
+                rules.map(|rule| rule.value.issuer.value.as_str().into()).collect()
+            }
+            _ => Vec::new(),
         };
         Self {
             kind: body.kind(),
@@ -146,6 +161,7 @@ impl Head {
             at,
             first_line,
             widest,
+            issuers,
         }
     }
 

@@ -308,6 +308,7 @@ impl<'a> CheckedSet<'a> {
                 | Content::Service(_)
                 | Content::Test(_)
                 | Content::Defaults(_)
+                | Content::RequestAuthentication(_)
                 | Content::PeerAuthentication => 0,
             },
             applies: match (content, &scope.workload) {
@@ -316,7 +317,14 @@ impl<'a> CheckedSet<'a> {
                 (Content::Policy(policy), Some(workload)) => Some(policy.applies_to(workload)),
                 (Content::Egress(policy), Some(workload)) => Some(policy.applies_to(workload)),
                 (Content::Limit(policy), Some(workload)) => Some(policy.applies_to(workload)),
-                (Content::Policy(_) | Content::Egress(_) | Content::Limit(_), None) => None,
+                (Content::RequestAuthentication(policy), Some(workload)) => Some(policy.applies_to(workload)),
+                (
+                    Content::Policy(_)
+                    | Content::Egress(_)
+                    | Content::Limit(_)
+                    | Content::RequestAuthentication(_),
+                    None,
+                ) => None,
                 (Content::Service(_) | Content::Defaults(_) | Content::PeerAuthentication, _) => Some(true),
             },
             break_glass: match content {

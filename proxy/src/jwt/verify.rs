@@ -128,7 +128,8 @@ fn check(claims: &Claims, issuer: &Issuer, now: SystemTime) -> Option<&'static s
     if claims.issued_at().is_some_and(|start| start > now.saturating_add(skew)) {
         return Some("issued in the future");
     }
-    let is_for_us = claims.audiences().any(|audience| issuer.audiences.iter().any(|own| **own == *audience));
+    let is_for_us = issuer.audiences.is_empty()
+        || claims.audiences().any(|audience| issuer.audiences.iter().any(|own| **own == *audience));
     (!is_for_us).then_some("for another audience")
 }
 

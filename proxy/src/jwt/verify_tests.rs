@@ -221,6 +221,18 @@ fn claims_in_time_and_for_us() {
 }
 
 #[test]
+fn an_issuer_without_audiences_takes_tokens_for_anybody() {
+    let keys = SIGNERS.keys();
+    let anybody = Issuer { audiences: Box::default(), ..issuer(&ALL) };
+    for more in [json!({"aud": "x"}), json!({"aud": null})] {
+        let token = SIGNERS.sign("ES256", &json!({"alg": "ES256", "kid": "p256"}), &claims(&more));
+        let Ok(token) = Unverified::parse(&token) else { panic!("{more}") };
+        let outcome = token.verify(&anybody, Some(&keys), UNIX_EPOCH + Duration::from_secs(NOW));
+        assert!(matches!(outcome, Outcome::Verified(_)), "{more}");
+    }
+}
+
+#[test]
 fn forms() {
     let keys = SIGNERS.keys();
     let header = json!({"alg": "ES256", "kid": "p256"});

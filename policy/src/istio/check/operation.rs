@@ -31,6 +31,7 @@ pub(super) fn what(page: &mut Page<'_>, entry: &Sp<OperationDoc>, context: &Cont
             not: self::paths(page, not_paths.as_ref(), context),
         },
         ports: Vec::new(),
+        sni: Vec::new(),
     };
     if ports.is_some() || not_ports.is_some() {
         what.ports.push(port_test(page, ports.as_ref(), not_ports.as_ref()));

@@ -2,13 +2,13 @@
 
 use super::super::doc::SourceDoc;
 use super::super::{IdentityPattern, Test, Who};
-use super::Context;
+use super::{Context, token};
 use crate::check::{Page, networks};
 use crate::doc::{List, Sp};
 use crate::yaml;
 
 /// A pair of a field and its `not`.
-type Pair<'d> = (Option<&'d List<String>>, Option<&'d List<String>>);
+pub(super) type Pair<'d> = (Option<&'d List<String>>, Option<&'d List<String>>);
 
 pub(super) fn who(page: &mut Page<'_>, entry: &Sp<SourceDoc>, context: &Context<'_>) -> Who {
     let SourceDoc {
@@ -46,9 +46,6 @@ pub(super) fn who(page: &mut Page<'_>, entry: &Sp<SourceDoc>, context: &Context<
     if lists.iter().all(|list| list.is_none()) {
         page.error_with(entry.referenced, "`source` is empty", "say who is meant, or leave `from` out");
     }
-    for list in [request_principals, not_request_principals].into_iter().flatten() {
-        no_tokens(page, list);
-    }
     for list in [remote_ip_blocks, not_remote_ip_blocks].into_iter().flatten() {
         no_remote_address(page, list);
     }
@@ -73,6 +70,10 @@ pub(super) fn who(page: &mut Page<'_>, entry: &Sp<SourceDoc>, context: &Context<
     identities(page, (trust_domains.as_ref(), not_trust_domains.as_ref()), Kind::TrustDomain);
     if ip_blocks.is_some() || not_ip_blocks.is_some() {
         who.addresses.push(address_test(page, (ip_blocks.as_ref(), not_ip_blocks.as_ref())));
+    }
+    if request_principals.is_some() || not_request_principals.is_some() {
+        let pair = (request_principals.as_ref(), not_request_principals.as_ref());
+        who.tokens.push(token::principals(page, "requestPrincipals", pair, context));
     }
     who
 }
@@ -140,14 +141,6 @@ fn identities(text: &str, kind: Kind, context: &Context<'_>) -> Result<Vec<Ident
 pub(super) fn address_test(page: &mut Page<'_>, (values, not): Pair<'_>) -> Test<ipnet::IpNet> {
     let mut all = |list: Option<&List<String>>| list.map(|list| networks(page, list)).unwrap_or_default();
     Test { values: all(values), not: all(not) }
-}
-
-pub(super) fn no_tokens<T>(page: &mut Page<'_>, at: &Sp<T>) {
-    page.error_with(
-        at.referenced,
-        "rules of Istio's kind do not know tokens yet",
-        "say it in an AccessPolicy, or leave it to the workload; a rule that is skipped would open or close the wrong thing",
-    );
 }
 
 pub(super) fn no_remote_address<T>(page: &mut Page<'_>, at: &Sp<T>) {

@@ -71,7 +71,13 @@ impl Rewriter {
     }
 
     fn who(&mut self, who: &Who) -> Vec<String> {
-        let Who { identities, addresses } = who;
+        let Who { identities, addresses, tokens } = who;
+        if !tokens.is_empty() {
+            self.note(
+                "an AccessPolicy asks for tokens of one issuer that MeshDefaults name: write `jwt` yourself",
+                false,
+            );
+        }
         let mut names = Names::default();
         let mut not = Names::default();
         for Test { values, not: excluded } in identities {
@@ -143,7 +149,13 @@ impl Rewriter {
     }
 
     fn what(&mut self, what: &What) -> Vec<String> {
-        let What { hosts, methods, paths, ports } = what;
+        let What { hosts, methods, paths, ports, sni } = what;
+        if !sni.is_empty() {
+            self.note(
+                "server names of an AccessPolicy hold on opaque TCP alone: write `sni` yourself",
+                false,
+            );
+        }
         let (mut out, mut not) = (Vec::new(), Vec::new());
         let list = |name: &str, items: &[String]| format!("{name}: [{}]", items.join(", "));
         let named = self.methods(&methods.values);
