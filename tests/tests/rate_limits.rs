@@ -77,9 +77,14 @@ fn a_rate_is_held_under_load_and_a_refusal_is_nobodys_failure() {
     // Never more than the burst and the rate; and not much less: h2load waits for nothing.
     assert!((passed as f64) <= 30.0 + 100.0 * took, "{passed} passed in {took} s");
     assert!((passed as f64) >= 30.0 + 100.0 * 3.0, "{passed} passed in {took} s");
-    assert_eq!(shop.origin.requests().len() as u64, passed, "what is refused never reaches the workload");
-    // Each request was asked about once: the caller's sidecar tries none again. What h2load cut off at its end was asked
-    // about too, so the far count may be a few more.
+    // What h2load cut off at its end was asked about too, so the far counts may be a few more.
+    let (seen, admitted) = (shop.origin.requests().len() as u64, shop.count("total", "admitted") as u64);
+    assert!(
+        (passed..=admitted).contains(&seen),
+        "{seen} of {admitted}: what is refused never reaches the workload"
+    );
+    assert!(admitted <= passed + 16, "{admitted} {loaded:?}");
+    // Each request was asked about once: the caller's sidecar tries none again.
     let asked = (shop.count("total", "admitted") + shop.count("total", "refused")) as u64;
     assert!((loaded.answered()..=loaded.answered() + 16).contains(&asked), "{asked} {loaded:?}");
     let web = shop.mesh.sidecar("web").metrics();
