@@ -181,14 +181,16 @@ fn a_flood_is_bounded_on_its_way_and_on_the_disk() {
 fn what_cannot_be_written_is_counted_and_a_line_cut_off_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("decisions.jsonl");
-    fs::create_dir(&path).unwrap();
+    // A link can be replaced in one step: at no moment is there nothing, which the log would make anew.
+    std::os::unix::fs::symlink(dir.path(), &path).unwrap();
     let sidecar = sidecar(config(&path, ""));
     start(&sidecar).unwrap();
     judge(&sidecar, http("POST", "/denied", &[]));
     flush(&sidecar);
     assert_eq!(sidecar.metrics.decision_dropped[2].get(), 1);
-    fs::remove_dir(&path).unwrap();
-    fs::write(&path, "{\"v\":1,\"ki").unwrap();
+    let cut = dir.path().join("cut");
+    fs::write(&cut, "{\"v\":1,\"ki").unwrap();
+    fs::rename(&cut, &path).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while sidecar.metrics.decision_lines.get() == 0 {
         judge(&sidecar, http("POST", "/denied", &[]));
