@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SOCKET")]
     sidecar: Option<PathBuf>,
     /// The called workload: namespace/service-account or namespace/service, with a port. With --egress what is called:
-    /// http://HOST[:PORT]/PATH, https://HOST[:PORT] or tcp://HOST:PORT.
+    /// `http://HOST[:PORT]/PATH`, `https://HOST[:PORT]` or `tcp://HOST:PORT`.
     #[arg(
         long,
         value_name = "NAMESPACE/NAME[:PORT]|URL",
