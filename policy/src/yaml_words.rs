@@ -38,6 +38,7 @@ const WORDS: &[(&str, Option<&str>, &str)] = &[
         Some("this refers to an `&anchor` that does not stand before it"),
         "put a text that begins with `*` in quotes, or write the value itself",
     ),
+    ("tabs disallowed", Some("a tab stands where only spaces may"), "indent with spaces"),
     ("found a tab", Some("a tab stands where only spaces may"), "indent with spaces"),
     (
         "invalid boolean",
