@@ -4,6 +4,7 @@
 mod check;
 mod explain;
 mod export;
+mod fmt;
 mod import;
 mod live;
 mod open;
@@ -11,7 +12,7 @@ mod rollback;
 mod schema;
 mod test;
 
-use std::fmt;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -43,6 +44,9 @@ enum Verb {
     Explain(Box<explain::Args>),
     /// Write the rules for a workload in another program's words.
     Export(export::Args),
+    /// Rewrite documents in the one way to write them; what they say stays. Exit code 0: done; 1: a file would change
+    /// (`--check`), is no YAML, or was left alone; 2: the command line is wrong or a file cannot be read.
+    Fmt(fmt::Args),
     /// Rewrite another mesh's policies in ours.
     Import(import::Args),
     /// Break the glass: proven peers may call a namespace, for a while and for a reason. Exit code 0: done; 1: refused; 2: the
@@ -79,6 +83,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             let export::Program::Envoy(envoy) = &args.program;
             (export::run(&args), envoy.set.json)
         }
+        Verb::Fmt(args) => (fmt::run(&args), args.json),
         Verb::Import(args) => {
             let import::Mesh::Istio(istio) = &args.mesh;
             (import::run(&args), istio.set.json)
@@ -124,7 +129,7 @@ impl From<Diagnostics> for Failure {
     }
 }
 
-fn question(error: impl fmt::Display) -> Failure {
+fn question(error: impl Display) -> Failure {
     Failure::Question(error.to_string())
 }
 
