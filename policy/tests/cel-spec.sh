@@ -4,12 +4,13 @@
 set -eu
 version=0.6.1
 sum=37e4b203f5ca5192db73a6095d129fb5e58a262a89309ba32e1840e7a80270e1
-url=https://registry.npmjs.org/@bufbuild/cel-spec/-/cel-spec-$version.tgz
 mkdir -p "$1"
 exec 9>"$1/lock"
 flock 9
 [ "$(cat "$1/version" 2>/dev/null)" = "$version" ] && [ -f "$1/conformance.js" ] && exit 0
-curl --fail --silent --show-error --location --max-time 120 --output "$1/cel-spec.tgz" "$url"
+# npm knows its registry; the name of the file that it writes is in its last line.
+packed=$(timeout 120 npm pack --silent --pack-destination "$1" "@bufbuild/cel-spec@$version" | tail -n 1)
+mv "$1/$packed" "$1/cel-spec.tgz"
 echo "$sum  $1/cel-spec.tgz" | sha256sum --check --quiet
 tar -xzf "$1/cel-spec.tgz" -C "$1" --strip-components=4 package/dist/esm/testdata/conformance.js
 echo "$version" >"$1/version"
