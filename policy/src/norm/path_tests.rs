@@ -1,61 +1,6 @@
 use proptest::prelude::*;
-use serde::Deserialize;
 
 use super::*;
-use crate::SourceFile;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Vectors {
-    paths: Vec<Vector>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Vector {
-    raw: String,
-    #[serde(default)]
-    path: Option<String>,
-    #[serde(default)]
-    query: Option<String>,
-    #[serde(default)]
-    views: Vec<String>,
-    #[serde(default)]
-    error: Option<String>,
-    #[serde(default)]
-    slashes: Option<String>,
-}
-
-#[test]
-fn vectors() {
-    let text = include_bytes!("../../tests/vectors/norm.yaml");
-    let file = SourceFile { name: "norm.yaml".into(), text: text.to_vec() };
-    let vectors: Vectors = crate::yaml::parse(&file).unwrap();
-    assert!(vectors.paths.len() > 60);
-    for vector in vectors.paths {
-        let escaped_slashes = match vector.slashes.as_deref() {
-            None => EscapedSlashes::Reject,
-            Some("Decode") => EscapedSlashes::Decode,
-            Some("Keep") => EscapedSlashes::Keep,
-            Some(other) => panic!("{other}"),
-        };
-        let result =
-            CanonPath::parse(&vector.raw, &PathOptions { escaped_slashes, ..PathOptions::default() });
-        match (&result, &vector.path, &vector.error) {
-            (Ok(got), Some(path), None) => {
-                assert_eq!(got.path(), path, "{}", vector.raw);
-                assert_eq!(got.query(), vector.query.as_deref(), "{}", vector.raw);
-                let views: Vec<&str> = got.views().skip(1).collect();
-                assert_eq!(views, vector.views, "{}", vector.raw);
-                let whole = vector.query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-                assert_eq!(got.path_and_query(), whole);
-                assert_eq!(got.is_changed(), whole != vector.raw, "{}", vector.raw);
-            }
-            (Err(error), None, Some(label)) => assert_eq!(error.label(), label, "{}", vector.raw),
-            _ => panic!("{}: {result:?}", vector.raw),
-        }
-    }
-}
 
 #[test]
 fn sizes_and_stars() {

@@ -367,6 +367,7 @@ mod tests {
     use super::*;
 
     #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
     struct Vectors {
         authorities: Vec<Vector>,
     }
