@@ -6,6 +6,7 @@ mod file;
 mod issuers;
 mod loader;
 mod parallel;
+mod ports;
 mod set;
 
 use std::borrow::Borrow;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::{Page, Rules, break_glass, condition, peer, target, when};
+use super::{NamedPorts, Page, Rules, break_glass, condition, peer, target, when};
 use crate::break_glass::BreakGlass;
 use crate::cond::Condition;
 use crate::diagnostic::Place;
@@ -29,12 +29,27 @@ pub(crate) struct Policy {
     pub(crate) istio: Option<Part>,
     /// Where it stands. `None`: nowhere, it is implied.
     pub(crate) place: Option<Place>,
+    /// Ports that its target and its rules name.
+    pub(crate) ports: NamedPorts,
 }
 
 impl Policy {
     /// Whether it concerns `workload`.
     pub(crate) fn applies_to(&self, workload: &Workload) -> bool {
         concerns(&self.namespace, self.all, &self.namespaces, &self.selector, workload)
+    }
+
+    /// The namespaces of the workloads that it can concern; none if it speaks for all.
+    pub(crate) fn meant_namespaces(&self) -> Vec<&str> {
+        meant_namespaces(&self.namespace, self.all, &self.namespaces)
+    }
+}
+
+fn meant_namespaces<'p>(own: &'p str, all: bool, named: &'p [Box<str>]) -> Vec<&'p str> {
+    match named {
+        [] if all => Vec::new(),
+        [] => vec![own],
+        named => named.iter().map(|name| &**name).collect(),
     }
 }
 
@@ -71,6 +86,11 @@ impl Selection {
     /// Whether the document concerns `workload`.
     pub(super) fn applies_to(&self, workload: &Workload) -> bool {
         concerns(&self.namespace, self.all, &self.namespaces, &self.selector, workload)
+    }
+
+    /// The namespaces of the workloads that the document can concern; none if it speaks for all.
+    pub(super) fn meant_namespaces(&self) -> Vec<&str> {
+        meant_namespaces(&self.namespace, self.all, &self.namespaces)
     }
 }
 
@@ -116,6 +136,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         document: metadata.name.value.as_str().into(),
         istio: None,
         place: Some(page.place(metadata.name.referenced)),
+        ports: named_ports(target.as_ref(), written),
     };
     let mut seen = HashSet::new();
     for rule in page.items(written, "rules") {
@@ -154,6 +175,12 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     }
     policy.break_glass = break_glass::marked(page, document, &policy.rules);
     policy
+}
+
+fn named_ports(target: Option<&Sp<TargetDoc>>, rules: &List<RuleDoc>) -> NamedPorts {
+    let of_target = target.and_then(|target| target.value.ports.as_ref());
+    let alternatives = rules.value.iter().flat_map(|rule| &rule.value.to).flat_map(|to| &to.value);
+    NamedPorts::of(of_target.into_iter().chain(alternatives.filter_map(|to| to.value.ports.as_ref())))
 }
 
 /// A tier above everybody's is the platform's alone.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_saphyr::Location;
 
 use super::access::{Selection, check_target, peers};
-use super::{Page, Rules, target};
+use super::{NamedPorts, Page, Rules, target};
 use crate::doc::{Document, LimitDoc, List, MatchDoc, OnLimitDoc, OverrideDoc, RateLimitSpec, Sp, ToDoc};
 use crate::limits::{
     ADDRESS, HEADER, IDENTITY, KeyPart, LimitName, LimitRule, NAMESPACE, Override, Quota, Rate,
@@ -28,12 +28,19 @@ const MAX_KEYS: usize = 100_000;
 pub(crate) struct LimitPolicy {
     selection: Selection,
     pub(crate) limits: Vec<Arc<LimitRule>>,
+    /// Ports that its target and its limits name.
+    pub(crate) ports: NamedPorts,
 }
 
 impl LimitPolicy {
     /// Whether it concerns `workload`.
     pub(crate) fn applies_to(&self, workload: &Workload) -> bool {
         self.selection.applies_to(workload)
+    }
+
+    /// The namespaces of the workloads that it can concern; none if it speaks for all.
+    pub(crate) fn meant_namespaces(&self) -> Vec<&str> {
+        self.selection.meant_namespaces()
     }
 }
 
@@ -101,7 +108,11 @@ pub(crate) fn limit_policy(
         }
     }
     warn_of_idle(page, written, &limits);
-    LimitPolicy { selection, limits: limits.into_iter().map(Arc::new).collect() }
+    let of_target = target.as_ref().and_then(|target| target.value.ports.as_ref());
+    let matches = written.value.iter().filter_map(|limit| limit.value.r#match.as_ref());
+    let of_limits = matches.filter_map(|entry| entry.value.ports.as_ref());
+    let named = NamedPorts::of(of_target.into_iter().chain(of_limits));
+    LimitPolicy { selection, limits: limits.into_iter().map(Arc::new).collect(), ports: named }
 }
 
 fn at_most<T>(page: &mut Page<'_>, list: &List<T>, field: &str, most: usize) {

@@ -15,6 +15,7 @@ mod limit;
 mod opaque;
 mod peer;
 mod policy_test;
+mod ports;
 mod scalar;
 mod service;
 mod target;
@@ -31,6 +32,7 @@ pub(crate) use known::Known;
 pub(crate) use limit::{LimitPolicy, limit_policy};
 pub(crate) use peer::networks;
 pub(crate) use policy_test::{Case, Request, Test, policy_test};
+pub(crate) use ports::{Leads, NamedPorts};
 pub(crate) use service::service;
 pub(crate) use target::field_name;
 

@@ -5,7 +5,7 @@ use postern_svid::{SpiffeId, TrustDomain};
 
 use super::{Mistake, Page, Rules, is_name, jwt, no_spiffe_id, no_trust_domain};
 use crate::doc::{FromDoc, List, NotDoc, Sp};
-use crate::rule::{Account, Excluded, Peer};
+use crate::rule::{Account, Excluded, OwnDomains, Peer};
 use crate::verdict::Action;
 use crate::yaml;
 
@@ -34,7 +34,7 @@ pub(super) fn peer(
             action,
         );
     }
-    Peer {
+    let peer = Peer {
         unauthenticated: unauthenticated.as_ref().is_some_and(|flag| flag.value),
         spiffe: spiffe.as_ref().map(|list| ids(page, list)),
         accounts: service_accounts.as_ref().map(|list| accounts(page, list, namespace)),
@@ -43,6 +43,53 @@ pub(super) fn peer(
         cidrs: cidrs.as_ref().map(|list| networks(page, list)),
         jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)),
         not: not.as_ref().map(|not| excluded(page, not, namespace, rules)),
+    };
+    if let Some(not) = not {
+        warn_of_idle_exclusions(page, &not.value, &peer, rules.domains);
+    }
+    peer
+}
+
+/// An exclusion in a trust domain of which the alternative means nobody is one that its writer believes in.
+fn warn_of_idle_exclusions(page: &mut Page<'_>, written: &NotDoc, peer: &Peer, domains: &OwnDomains) {
+    let Some(not) = &peer.not else { return };
+    let names = peer.accounts.is_some() || peer.namespaces.is_some();
+    let mut own = [&domains.canonical].into_iter().chain(&domains.aliases);
+    let means = |domain: &TrustDomain| {
+        peer.spiffe.as_ref().is_none_or(|ids| ids.iter().any(|id| id.is_member_of(domain)))
+            && match &peer.trust_domain {
+                Some(one) => one == domain,
+                None => !names || *domain == domains.canonical || domains.aliases.contains(domain),
+            }
+    };
+    let other = "this excludes nobody: the alternative means no peer of this trust domain";
+    let way = "name the trust domain of the peers that are meant, or leave it out of `not`";
+    if let Some(list) = &written.spiffe
+        && !not.spiffe.is_empty()
+        && !not.spiffe.iter().any(|id| means(&id.trust_domain()))
+    {
+        page.warn(list.referenced, other, way);
+    }
+    match (&not.trust_domain, &written.trust_domain) {
+        (Some(domain), Some(word)) if !means(domain) => page.warn(word.referenced, other, way),
+        (None, None) if !own.any(means) => {
+            let named = [&written.service_accounts, &written.namespaces].into_iter().flatten();
+            for list in named {
+                let what = "this excludes nobody: without `trustDomain` names are meant in the mesh's own trust domain";
+                match &peer.trust_domain {
+                    Some(domain) => {
+                        let help = format!("write `trustDomain: {domain}` into `not` too");
+                        page.warn(
+                            list.referenced,
+                            format!("{what}, and this alternative in `{domain}`"),
+                            help,
+                        );
+                    }
+                    None => page.warn(list.referenced, what, "write the peers' `trustDomain` into `not`"),
+                }
+            }
+        }
+        _ => {}
     }
 }
 

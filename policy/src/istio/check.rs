@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::doc::{AuthorizationSpec, RuleDoc, Selector};
 use super::{Clause, Part, What, Who};
-use crate::check::{Page, Policy, Rules};
+use crate::check::{NamedPorts, Page, Policy, Rules};
 use crate::doc::{Document, Metadata, Sp};
 use crate::rule::Rule;
 use crate::verdict::{Action, Enforcement, RuleName, Tier};
@@ -70,6 +70,7 @@ pub(crate) fn authorization(
         document: metadata.name.value.as_str().into(),
         istio: Some(Part::Written(action, enforcement)),
         place: Some(page.place(metadata.name.referenced)),
+        ports: NamedPorts::default(),
     };
     let Some(written) = written else {
         if let (false, Some(word)) = (action == Action::Allow, action_word) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Clause, Part, What, Who};
-use crate::check::Policy;
+use crate::check::{NamedPorts, Policy};
 use crate::rule::Rule;
 use crate::verdict::{Action, Enforcement, RuleName, Tier, Workload};
 
@@ -75,6 +75,7 @@ fn policy(
         document: "istio".into(),
         istio: Some(part),
         place: None,
+        ports: NamedPorts::default(),
     })
 }
 

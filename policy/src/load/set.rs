@@ -242,6 +242,7 @@ impl<'a> CheckedSet<'a> {
 
     pub(super) fn warnings(&self, implied: &[Policy]) -> Diagnostics {
         let mut warnings = self.warnings_about_egress();
+        warnings.extend(self.warnings_about_ports());
         for (_, checked, _) in &self.files {
             warnings.extend(checked.warnings.clone());
         }
