@@ -182,3 +182,85 @@ fn findings_do_not_depend_on_how_many_files_are_read_at_once() {
     assert!(names.len() == 989 && names.is_sorted());
     assert_eq!(generation.warnings().total(), 989 * 2);
 }
+
+/// Each load is what it would be at first, and keeps no more than the files that are there.
+fn loaded(loader: &mut Loader, files: &[(&str, &str)]) -> Generation {
+    let files: Vec<SourceFile> = files
+        .iter()
+        .map(|(name, text)| SourceFile { name: (*name).to_owned(), text: text.as_bytes().to_vec() })
+        .collect();
+    let again = loader.load(&files, &scope("root"), 7);
+    assert_eq!(answers(&again), answers(&load(&files, &scope("root"), 7)));
+    assert_eq!(format!("{loader:?}"), format!("Loader {{ files: {} }}", files.len()));
+    again.unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// What the loader must notice, one thing after the other.
+#[test]
+fn files_change_move_and_go() {
+    let rule = |action: &str, name: &str, path: &str| {
+        document(
+            "AccessPolicy",
+            name,
+            &format!("{{action: {action}, rules: [{{name: r, to: [{{paths: [{path}]}}]}}]}}"),
+        )
+    };
+    let (a, b, denied) = (rule("Allow", "p", "/a"), rule("Allow", "p", "/b"), rule("Deny", "q", "/b"));
+    assert_eq!(a.len(), b.len());
+    let is_allowed = |generation: &Generation, path: &str| {
+        let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("a literal");
+        let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+        let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
+        let method = CanonMethod::get();
+        generation.decide(&generation.connection(source), 80, Operation::http(&method, &path)).is_allowed()
+    };
+    let places = |generation: &Generation| {
+        let documents = generation.documents().iter();
+        documents.map(|document| format!("{} {}", document.place.file, document.name)).collect::<Vec<_>>()
+    };
+    let mut loader = Loader::new();
+    let first = loaded(&mut loader, &[("0.yaml", &a), ("1.yaml", &denied)]);
+    assert!(is_allowed(&first, "/a") && !is_allowed(&first, "/b"));
+    // Other bytes, and as many.
+    let edited = loaded(&mut loader, &[("0.yaml", &b), ("1.yaml", &denied)]);
+    assert!(!is_allowed(&edited, "/a") && !is_allowed(&edited, "/b"));
+    // Moved: the same bytes under another name, which findings and places name.
+    let moved = loaded(&mut loader, &[("1.yaml", &denied), ("2.yaml", &b)]);
+    assert_eq!(places(&moved), ["1.yaml q", "2.yaml p"]);
+    // Two files that change places.
+    let swapped = loaded(&mut loader, &[("1.yaml", &b), ("2.yaml", &denied)]);
+    assert_eq!(places(&swapped), ["1.yaml p", "2.yaml q"]);
+    // Gone: what it denied is denied no more.
+    let without = loaded(&mut loader, &[("1.yaml", &b)]);
+    assert!(is_allowed(&without, "/b"));
+    // Back with other bytes, and then with those of before.
+    let other = loaded(&mut loader, &[("1.yaml", &b), ("2.yaml", &denied.replace("/b", "/c"))]);
+    assert!(is_allowed(&other, "/b"));
+    let back = loaded(&mut loader, &[("1.yaml", &b), ("2.yaml", &denied)]);
+    assert!(!is_allowed(&back, "/b"));
+    // A file that is read as it was means something else where the set around it says so.
+    let alias = document("MeshDefaults", "default", "{trustDomains: {aliases: [old]}}");
+    let aliased = loaded(&mut loader, &[("1.yaml", &b), ("9.yaml", &alias)]);
+    assert_eq!(aliased.defaults().aliases.len(), 1);
+    let port = document(
+        "Service",
+        "orders",
+        "{identity: spiffe://td/ns/shop/sa/orders, ports: [{port: 80, protocol: http, escapedSlashes: Keep}], endpoints: [{address: 10.0.0.1}]}",
+    );
+    let kept = rule("Allow", "p", "/a%2Fb");
+    let _ = loaded(&mut loader, &[("1.yaml", &kept), ("9.yaml", &port)]);
+    let files = [SourceFile { name: "1.yaml".into(), text: kept.into_bytes() }];
+    assert!(loader.load(&files, &scope("root"), 8).is_err(), "no port keeps slashes any more");
+}
+
+/// A finding about a file stands with it, whether the file was read now or before.
+#[test]
+fn warnings_of_files_that_stay_are_told_again() {
+    let deny = document("AccessPolicy", "p", "{action: Deny, rules: [{name: r, to: [{paths: [/a]}]}]}");
+    let other = |n: usize| document("AccessPolicy", &format!("q{n}"), "{action: Audit, rules: [{name: r}]}");
+    let mut loader = Loader::new();
+    for n in 0..3 {
+        let generation = loaded(&mut loader, &[("0.yaml", &deny), ("1.yaml", &other(n))]);
+        assert_eq!(generation.warnings().total(), 2, "{}", generation.warnings());
+    }
+}

@@ -146,6 +146,24 @@ fn overrides_by_identity() {
     assert_eq!((count("gateway", "/x"), count("cart", "/x")), (2, 0));
 }
 
+/// One key, and two quotas: whoever has more than the others must not use up what they have, nor get it.
+#[test]
+fn an_override_has_buckets_of_its_own_under_the_same_key() {
+    let spec = "{limits: [{name: each, rate: 1/s, burst: 2, key: [source.namespace]}], overrides: [{from: [{serviceAccounts: [gateway]}], rate: 100/s, burst: 5}, {from: [{serviceAccounts: [cart]}], rate: 3/s, burst: 3}]}";
+    let accounts = ["gateway", "cart", "web"];
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        let generation = generation(spec);
+        for at in order {
+            let passed =
+                (0..9).take_while(|_| admit(&generation, Call(accounts[at], "/", None), 0).is_none()).count();
+            assert_eq!(passed, [5, 3, 2][at], "{} of {order:?}", accounts[at]);
+        }
+        // Whom no override means shares one with its namespace, as the key says.
+        assert!(admit(&generation, Call("other", "/", None), 0).is_some());
+        assert_eq!(generation.limits().next().unwrap().counts().keys, 3);
+    }
+}
+
 #[test]
 fn a_limit_in_the_shadow_refuses_nobody_and_says_whom_it_would() {
     let generation = generation("{enforcement: Shadow, limits: [{name: all, rate: 1/s, burst: 2}]}");
