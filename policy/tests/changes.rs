@@ -66,6 +66,9 @@ fn asked(before: &Generation, after: &Generation, stream: Stream) -> (bool, bool
     (is_allowed(before), is_allowed(after), concerned)
 }
 
+/// What changes, the documents before and after, who is judged otherwise, and who is not and need not be asked.
+type Row = (&'static str, Vec<String>, Vec<String>, Vec<Stream>, Vec<Stream>);
+
 #[test]
 fn whoever_is_judged_otherwise_is_concerned() {
     let all = || rule("all", "Allow", "to: [{ports: [80, 81]}]");
@@ -75,8 +78,7 @@ fn whoever_is_judged_otherwise_is_concerned() {
     // Elsewhere the first enforced rule about paths, or the last one, changes more than itself.
     let kept = || rule("kept", "Deny", "to: [{paths: [/kept], ports: [80]}]");
     let tcp = Stream { id: Some(WEB), port: 81, path: None };
-    // Before, after, who is judged otherwise, and who is not and need not be asked.
-    let table: Vec<(&str, Vec<String>, Vec<String>, Vec<Stream>, Vec<Stream>)> = vec![
+    let table: Vec<Row> = vec![
         (
             "a rule goes",
             vec![all(), rule("x", "Allow", "to: [{ports: [90]}]")],
