@@ -13,5 +13,6 @@ pub use clock::{Clock, SystemClock, TestClock};
 pub use id::{IdError, SpiffeId, TrustDomain};
 #[cfg(feature = "x509")]
 pub use x509::{
-    Bundle, BundleError, Bundles, PeerSvid, Role, Svid, SvidError, VerifyError, tls, verify, verify_again,
+    Bundle, BundleError, Bundles, Culprit, PeerSvid, Revocations, RevocationsError, Revoked, Role, Svid,
+    SvidError, VerifyError, tls, verify, verify_again,
 };

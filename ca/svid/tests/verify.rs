@@ -311,7 +311,7 @@ fn no_authority_below_the_issuing_ca() {
     let chain = [leaf.der().clone(), lower, pki.issuing_der()];
     let mut open = Pki { root_key: pki.root_key, issuing_key: pki.issuing_key, ..Pki::new() };
     let error = verify(&chain, &open.bundles(), Role::Client, now()).unwrap_err();
-    assert_eq!(error, VerifyError::Untrusted("PathLenConstraintViolated".to_owned()));
+    assert_eq!(error, VerifyError::Untrusted("it is longer than an issuing CA on it allows".to_owned()));
     // The same chain with room for it: nothing else is wrong with it.
     open.root.is_ca = IsCa::Ca(BasicConstraints::Constrained(2));
     open.issuing.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));

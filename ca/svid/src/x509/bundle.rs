@@ -10,9 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
-use super::cert::Facts;
+use super::cert::{Facts, Read};
 use super::error::VerifyError;
 use super::lint;
+use super::revoked::Revocations;
 use crate::{SpiffeId, TrustDomain};
 
 /// Rotation needs two, a merger of CAs perhaps four. Bundles that grow without end have broken other meshes.
@@ -20,7 +21,7 @@ const MAX_ROOTS: usize = 8;
 /// Of a PEM file, comments included.
 const MAX_PEM: usize = 256 * 1024;
 
-/// The roots of one trust domain, each checked, at least one and at most eight.
+/// The roots of one trust domain, each checked, at least one and at most eight; and what this trust domain has revoked.
 #[derive(Clone)]
 pub struct Bundle {
     trust_domain: TrustDomain,
@@ -28,6 +29,7 @@ pub struct Bundle {
     digest: [u8; 32],
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<Anchor>,
+    revocations: Arc<Revocations>,
 }
 
 /// A root in the two forms that verification needs.
@@ -44,6 +46,15 @@ impl Bundle {
     pub fn new(
         trust_domain: TrustDomain,
         sequence: u64,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, BundleError> {
+        Self::read_by(Facts::parse, trust_domain, sequence, roots)
+    }
+
+    pub(super) fn read_by(
+        read: Read,
+        trust_domain: TrustDomain,
+        sequence: u64,
         mut roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, BundleError> {
         if roots.len() > MAX_ROOTS {
@@ -57,7 +68,7 @@ impl Bundle {
         }
         let mut anchors = Vec::with_capacity(roots.len());
         for (index, root) in roots.iter().enumerate() {
-            let facts = Facts::parse(root)
+            let facts = read(root)
                 .and_then(|facts| lint::root(&facts, &trust_domain).map(|()| facts))
                 .map_err(|error| BundleError::Root { index, error })?;
             let anchor = webpki::anchor_from_trusted_cert(root)
@@ -69,7 +80,15 @@ impl Bundle {
             anchors.push(Anchor { anchor, facts: Arc::new(facts) });
         }
         let digest = digest(&roots);
-        Ok(Self { trust_domain, sequence, digest, roots, anchors })
+        Ok(Self { trust_domain, sequence, digest, roots, anchors, revocations: Arc::default() })
+    }
+
+    /// This bundle with the taint and deny lists of its trust domain, in the place of what it had. Its digest speaks of the
+    /// roots alone and stays.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.revocations = Arc::new(revocations);
+        self
     }
 
     /// Reads the `CERTIFICATE` sections of `pem`; text around them is ignored, any other section is refused.
@@ -114,6 +133,11 @@ impl Bundle {
         &self.roots
     }
 
+    /// What its trust domain no longer stands by.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
     pub(super) fn anchors(&self) -> &[Anchor] {
         &self.anchors
     }
@@ -125,6 +149,7 @@ impl fmt::Debug for Bundle {
             .field("trust_domain", &self.trust_domain)
             .field("sequence", &self.sequence)
             .field("roots", &self.roots.len())
+            .field("revocations", &self.revocations.iter().count())
             .finish()
     }
 }
@@ -158,12 +183,14 @@ impl Bundles {
         self.0.get(&id.trust_domain())
     }
 
-    /// Whether every root of `older` is here too, for the same trust domain: then whatever verified against `older`
-    /// verifies here.
+    /// Whether every root of `older` is here too, for the same trust domain, and nothing is revoked that was not: then
+    /// whatever verified against `older` verifies here.
     pub fn keep_all_of(&self, older: &Self) -> bool {
         older.iter().all(|older| {
-            self.of_trust_domain(&older.trust_domain)
-                .is_some_and(|newer| older.roots.iter().all(|root| newer.roots.contains(root)))
+            self.of_trust_domain(&older.trust_domain).is_some_and(|newer| {
+                older.roots.iter().all(|root| newer.roots.contains(root))
+                    && older.revocations.hold_all_of(&newer.revocations)
+            })
         })
     }
 

@@ -5,8 +5,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, EcdsaVerificationAlgorithm, ParsedPublicKey,
+};
 use rustls_pki_types::CertificateDer;
-use x509_parser::asn1_rs::{Oid, oid};
+use x509_parser::asn1_rs::{Any, Oid, Tag, oid};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, KeyUsage, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -68,6 +71,9 @@ pub(super) enum Name {
     Other(&'static str),
 }
 
+/// How certificates are read: by [`Facts::parse`], save where a test sets one rule aside to see the others at work.
+pub(super) type Read = fn(&CertificateDer<'_>) -> Result<Facts, VerifyError>;
+
 impl Facts {
     pub(super) fn parse(der: &CertificateDer<'_>) -> Result<Self, VerifyError> {
         if der.len() > MAX_CERTIFICATE {
@@ -85,6 +91,7 @@ impl Facts {
         if tbs.issuer_uid.is_some() || tbs.subject_uid.is_some() {
             return Err(VerifyError::BadEncoding("a unique identifier, which RFC 5280 forbids"));
         }
+        canonical_times(tbs.as_ref())?;
         let mut facts = Self {
             serial: serial(tbs.raw_serial())?,
             not_before: time(tbs.validity().not_before.timestamp())?,
@@ -115,6 +122,18 @@ impl Facts {
         self.subject == self.issuer && !self.subject_is_empty()
     }
 
+    /// SHA-256 of the public key: the key by a name that its holder cannot choose.
+    pub(super) fn key_digest(&self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.spki).as_ref());
+        digest
+    }
+
+    /// The subject key id; empty if there is none.
+    pub(super) fn own_key_id(&self) -> Vec<u8> {
+        self.subject_key_id.as_ref().map(|(id, _)| id.clone()).unwrap_or_default()
+    }
+
     fn read_extensions(&mut self, cert: &X509Certificate<'_>) -> Result<(), VerifyError> {
         let extensions = cert.extensions();
         if extensions.len() > MAX_EXTENSIONS {
@@ -143,7 +162,13 @@ impl Facts {
                     // Without the key identifier it says nothing that we use.
                     self.authority_key_id = value.key_identifier.as_ref().map(|id| (id.0.to_vec(), critical));
                 }
-                ParsedExtension::NameConstraints(_) => self.has_name_constraints = true,
+                ParsedExtension::NameConstraints(value) => {
+                    let trees = [&value.permitted_subtrees, &value.excluded_subtrees];
+                    if trees.into_iter().flatten().all(Vec::is_empty) {
+                        return Err(VerifyError::BadEncoding("name constraints that constrain nothing"));
+                    }
+                    self.has_name_constraints = true;
+                }
                 ParsedExtension::ParseError { .. } => {
                     return Err(VerifyError::BadEncoding("an extension cannot be parsed"));
                 }
@@ -175,6 +200,30 @@ fn time(seconds: i64) -> Result<SystemTime, VerifyError> {
         .ok_or(VerifyError::BadEncoding("a date before 1970"))
 }
 
+/// RFC 5280, 4.1.2.5: years from 1950 to 2049 have two digits, in UTCTime, all others four. Neither parser minds.
+fn canonical_times(tbs: &[u8]) -> Result<(), VerifyError> {
+    const BAD: VerifyError = VerifyError::BadEncoding("a date that cannot be read");
+    let (_, tbs) = Any::from_der(tbs).map_err(|_| BAD)?;
+    let mut rest = tbs.data;
+    // Version, serial number, algorithm and issuer stand before the dates.
+    for _ in 0..4 {
+        (rest, _) = Any::from_der(rest).map_err(|_| BAD)?;
+    }
+    let (_, validity) = Any::from_der(rest).map_err(|_| BAD)?;
+    let mut rest = validity.data;
+    while !rest.is_empty() {
+        let (after, date) = Any::from_der(rest).map_err(|_| BAD)?;
+        let early = date.data.get(..4).is_some_and(|year| (&b"1950"[..]..=&b"2049"[..]).contains(&year));
+        if date.tag() != Tag::UtcTime && early {
+            return Err(VerifyError::BadEncoding(
+                "a date before 2050 is written with four digits of the year",
+            ));
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
 fn key_type(spki: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
     const EC: Oid<'static> = oid!(1.2.840.10045.2.1);
     const P256: Oid<'static> = oid!(1.2.840.10045.3.1.7);
@@ -189,12 +238,14 @@ fn key_type(spki: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
         return None;
     }
     let curve = parameters?.as_oid().ok()?;
-    // Uncompressed points only: whatever reads the key later must not need a choice.
-    match (key.first(), key.len()) {
-        (Some(4), 65) if curve == P256 => Some(KeyType::P256),
-        (Some(4), 97) if curve == P384 => Some(KeyType::P384),
-        _ => None,
-    }
+    // Uncompressed points only: whatever reads the key later must not need a choice. And on their curve: nothing that
+    // verifies a leaf's chain ever computes with its key.
+    let (algorithm, found): (&'static EcdsaVerificationAlgorithm, _) = match (key.first(), key.len()) {
+        (Some(4), 65) if curve == P256 => (&ECDSA_P256_SHA256_ASN1, KeyType::P256),
+        (Some(4), 97) if curve == P384 => (&ECDSA_P384_SHA384_ASN1, KeyType::P384),
+        _ => return None,
+    };
+    ParsedPublicKey::new(algorithm, key).ok().map(|_| found)
 }
 
 const fn purposes(value: &ExtendedKeyUsage<'_>) -> Purposes {

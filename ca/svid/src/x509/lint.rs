@@ -9,9 +9,8 @@ use super::Role;
 use super::cert::{Facts, Name};
 use super::error::VerifyError;
 
-/// Checks a leaf for `roles` and yields its id.
-pub(super) fn leaf(facts: &Facts, roles: &[Role]) -> Result<SpiffeId, VerifyError> {
-    let id = spiffe_id(facts)?;
+/// Checks a leaf for `roles`, in all but its id.
+pub(super) fn leaf(facts: &Facts, roles: &[Role]) -> Result<(), VerifyError> {
     if facts.basic_constraints.is_some_and(|(value, _)| value.ca || value.path_length.is_some()) {
         return Err(VerifyError::CaAsLeaf);
     }
@@ -47,8 +46,7 @@ pub(super) fn leaf(facts: &Facts, roles: &[Role]) -> Result<SpiffeId, VerifyErro
             _ => {}
         }
     }
-    authority_key_id(facts)?;
-    Ok(id)
+    authority_key_id(facts)
 }
 
 /// The one SPIFFE id of a leaf.
@@ -89,7 +87,25 @@ pub(super) fn root(facts: &Facts, td: &TrustDomain) -> Result<(), VerifyError> {
     if facts.not_after < facts.not_before {
         return Err(VerifyError::IssuerProfile("it ends before it begins"));
     }
-    authority(facts, td)
+    authority(facts, td)?;
+    // It needs no authority key id; one that it has must not lie.
+    match (&facts.authority_key_id, &facts.subject_key_id) {
+        (Some((_, true)), _) => Err(VerifyError::KeyIds("the authority key id is critical")),
+        (Some((authority, _)), Some((subject, _))) if facts.is_self_issued() && authority != subject => Err(
+            VerifyError::KeyIds("it is signed by itself, yet its authority key id is not its subject key id"),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a root, if it limits its purposes, has that of the leaf in `role`: webpki asks this of issuing CAs only.
+pub(super) fn purposes_of_root(facts: &Facts, role: Role) -> Result<(), VerifyError> {
+    match (facts.purposes, role) {
+        (None, _) => Ok(()),
+        (Some(purposes), Role::Client) if purposes.client => Ok(()),
+        (Some(purposes), Role::Server) if purposes.server => Ok(()),
+        _ => Err(VerifyError::IssuerProfile("its extended key usage lacks the purpose of the leaf")),
+    }
 }
 
 /// Whether `child` says that the key of `parent` signed it.

@@ -4,12 +4,14 @@ mod bundle;
 mod cert;
 mod error;
 mod lint;
+mod revoked;
 mod svid;
 pub mod tls;
 mod verify;
 
 pub use bundle::{Bundle, BundleError, Bundles};
-pub use error::VerifyError;
+pub use error::{Culprit, VerifyError};
+pub use revoked::{Revocations, RevocationsError, Revoked};
 pub use svid::{Svid, SvidError};
 pub use verify::{PeerSvid, verify, verify_again};
 

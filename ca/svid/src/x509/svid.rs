@@ -29,7 +29,8 @@ impl Svid {
     pub fn new(chain: Vec<CertificateDer<'static>>, key: Arc<dyn SigningKey>) -> Result<Self, SvidError> {
         let first = chain.first().ok_or(SvidError::Certificate(VerifyError::NoCertificate))?;
         let facts = Facts::parse(first).map_err(SvidError::Certificate)?;
-        let id = lint::leaf(&facts, &[Role::Client, Role::Server]).map_err(SvidError::Certificate)?;
+        let id = lint::spiffe_id(&facts).map_err(SvidError::Certificate)?;
+        lint::leaf(&facts, &[Role::Client, Role::Server]).map_err(SvidError::Certificate)?;
         for issuer in &chain[1..] {
             Facts::parse(issuer).map_err(SvidError::Certificate)?;
         }

@@ -13,11 +13,11 @@ use webpki::aws_lc_rs as algorithms;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use super::Role;
-use super::bundle::{Anchor, Bundles};
-use super::cert::Facts;
-use super::error::VerifyError;
+use super::bundle::{Bundle, Bundles};
+use super::cert::{Facts, Read};
+use super::error::{Culprit, VerifyError};
 use super::lint;
-use crate::{SpiffeId, TrustDomain};
+use crate::SpiffeId;
 
 /// Leaf, six issuing CAs (webpki's own limit) and the root, which some peers send along.
 const MAX_CHAIN: usize = 8;
@@ -99,7 +99,7 @@ pub fn verify(
     role: Role,
     now: SystemTime,
 ) -> Result<PeerSvid, VerifyError> {
-    let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
+    let leaf = chain.first().ok_or(VerifyError::NoCertificate)?;
     if chain.len() > MAX_CHAIN {
         return Err(VerifyError::ChainTooLong(chain.len()));
     }
@@ -107,30 +107,43 @@ pub fn verify(
     if facts.is_self_issued() {
         return Err(VerifyError::SelfSigned);
     }
-    let td = lint::spiffe_id(&facts)?.trust_domain();
+    let id = lint::spiffe_id(&facts)?;
+    let td = id.trust_domain();
     let bundle = bundles
         .of_trust_domain(&td)
         .ok_or_else(|| VerifyError::UnknownTrustDomain(td.as_str().to_owned()))?;
-    let id = lint::leaf(&facts, &[role])?;
+    lint::leaf(&facts, &[role])?;
+    bundle.revocations().check_leaf(&facts, &id)?;
+    path(Facts::parse, chain, &facts, bundle, role, now)?;
+    Ok(PeerSvid::from_leaf(id, facts))
+}
 
+/// Looks for a path from the leaf, the first of `chain`, to a root of `bundle` that keeps all rules for those above it.
+pub(super) fn path(
+    read: Read,
+    chain: &[CertificateDer<'_>],
+    facts: &Facts,
+    bundle: &Bundle,
+    role: Role,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
+    let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
     let refused = RefCell::new(None);
     let check = |path: &VerifiedPath<'_>| {
-        check_path(path, &facts, bundle.anchors(), &td, now).map_err(|error| {
+        check_path(read, path, facts, bundle, role, now).map_err(|error| {
             *refused.borrow_mut() = Some(error);
             webpki::Error::UnknownIssuer
         })
     };
     let anchors: Vec<TrustAnchor<'_>> = bundle.anchors().iter().map(|root| root.anchor.clone()).collect();
-    let leaf = EndEntityCert::try_from(leaf).map_err(|error| from_webpki(error, now))?;
+    let leaf = EndEntityCert::try_from(leaf).map_err(|error| from_webpki(error, chain, now))?;
     let usage = match role {
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
     };
-    let verified =
-        leaf.verify_for_usage(SIGNATURES, &anchors, intermediates, unix(now), usage, None, Some(&check));
-    match verified {
-        Ok(_) => Ok(PeerSvid::from_leaf(id, facts)),
-        Err(error) => Err(refused.take().unwrap_or_else(|| from_webpki(error, now))),
+    match leaf.verify_for_usage(SIGNATURES, &anchors, intermediates, unix(now), usage, None, Some(&check)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(refused.take().unwrap_or_else(|| from_webpki(error, chain, now))),
     }
 }
 
@@ -153,27 +166,34 @@ pub fn verify_again(
 
 /// Our rules for everything above the leaf.
 fn check_path(
+    read: Read,
     path: &VerifiedPath<'_>,
     leaf: &Facts,
-    anchors: &[Anchor],
-    td: &TrustDomain,
+    bundle: &Bundle,
+    role: Role,
     now: SystemTime,
 ) -> Result<(), VerifyError> {
     let mut authorities = Vec::new();
     for authority in path.intermediate_certificates() {
-        let facts = Facts::parse(&authority.der())?;
-        lint::issuing_ca(&facts, td)?;
+        let facts = read(&authority.der()).map_err(|error| error.of(Culprit::IssuingCa(Vec::new())))?;
+        lint::issuing_ca(&facts, bundle.trust_domain())
+            .and_then(|()| bundle.revocations().check_authority(&facts))
+            .map_err(|error| error.of(Culprit::IssuingCa(facts.own_key_id())))?;
         authorities.push(facts);
     }
-    let mut child = leaf;
+    let (mut child, mut culprit) = (leaf, Culprit::Leaf);
     for authority in &authorities {
-        lint::linked(child, authority)?;
-        child = authority;
+        lint::linked(child, authority).map_err(|error| error.of(culprit))?;
+        (child, culprit) = (authority, Culprit::IssuingCa(authority.own_key_id()));
     }
     // Two roots may share name and key: a renewed one and its expired predecessor. One that is valid will do.
     let mut error = VerifyError::Untrusted("the root of the path is not in the bundle".to_owned());
-    for root in anchors.iter().filter(|root| root.anchor == *path.anchor()) {
-        match check_root(&root.facts, child, authorities.len(), now) {
+    for root in bundle.anchors().iter().filter(|root| root.anchor == *path.anchor()) {
+        let checked = check_root(&root.facts, authorities.len(), role, now)
+            .and_then(|()| bundle.revocations().check_authority(&root.facts))
+            .map_err(|error| error.of(Culprit::Root(root.facts.own_key_id())))
+            .and_then(|()| lint::linked(child, &root.facts).map_err(|error| error.of(culprit.clone())));
+        match checked {
             Ok(()) => return Ok(()),
             Err(found) => error = found,
         }
@@ -181,28 +201,36 @@ fn check_path(
     Err(error)
 }
 
-/// webpki takes an anchor for a name and a key: its dates and its path length are ours to check.
-fn check_root(root: &Facts, child: &Facts, below: usize, now: SystemTime) -> Result<(), VerifyError> {
+/// webpki takes an anchor for a name and a key: its dates, its path length and its purposes are ours to check.
+fn check_root(root: &Facts, below: usize, role: Role, now: SystemTime) -> Result<(), VerifyError> {
+    let culprit = || Culprit::Root(root.own_key_id());
     if now < root.not_before {
-        return Err(VerifyError::NotYetValid { not_before: root.not_before, now });
+        return Err(VerifyError::NotYetValid { culprit: culprit(), not_before: root.not_before, now });
     }
     if now >= root.not_after + Duration::from_secs(1) {
-        return Err(VerifyError::Expired { not_after: root.not_after, now });
+        return Err(VerifyError::Expired { culprit: culprit(), not_after: root.not_after, now });
     }
     let limit = root.basic_constraints.and_then(|(value, _)| value.path_length);
     if limit.is_some_and(|limit| below > usize::try_from(limit).unwrap_or(usize::MAX)) {
         return Err(VerifyError::IssuerProfile("the path is longer than its root allows"));
     }
-    lint::linked(child, root)
+    lint::purposes_of_root(root, role)
 }
 
-fn from_webpki(error: webpki::Error, now: SystemTime) -> VerifyError {
+fn from_webpki(error: webpki::Error, chain: &[CertificateDer<'_>], now: SystemTime) -> VerifyError {
     use webpki::Error as E;
     let time = |time: UnixTime| UNIX_EPOCH + Duration::from_secs(time.as_secs());
+    let untrusted = |what: &str| VerifyError::Untrusted(what.to_owned());
     match error {
-        E::CertExpired { not_after, .. } => VerifyError::Expired { not_after: time(not_after), now },
+        E::CertExpired { not_after, .. } => {
+            let not_after = time(not_after);
+            let culprit = culprit(chain, |facts| facts.not_after == not_after);
+            VerifyError::Expired { culprit, not_after, now }
+        }
         E::CertNotValidYet { not_before, .. } => {
-            VerifyError::NotYetValid { not_before: time(not_before), now }
+            let not_before = time(not_before);
+            let culprit = culprit(chain, |facts| facts.not_before == not_before);
+            VerifyError::NotYetValid { culprit, not_before, now }
         }
         E::BadDer
         | E::BadDerTime
@@ -210,15 +238,44 @@ fn from_webpki(error: webpki::Error, now: SystemTime) -> VerifyError {
         | E::MalformedExtensions
         | E::ExtensionValueInvalid => VerifyError::BadEncoding("it breaks DER"),
         E::InvalidCertValidity => VerifyError::BadEncoding("it ends before it begins"),
+        E::InvalidSerialNumber => VerifyError::Serial("no positive number of at most 20 octets"),
+        E::UnsupportedCertVersion => VerifyError::BadEncoding("not an X.509 version 3 certificate"),
+        E::SignatureAlgorithmMismatch => VerifyError::BadEncoding("it names two signature algorithms"),
         E::UnsupportedCriticalExtension => VerifyError::UnknownCriticalExtension,
         E::CaUsedAsEndEntity => VerifyError::CaAsLeaf,
         E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => {
             VerifyError::KeyUsage("a certificate of the path is not for this purpose")
         }
-        E::UnknownIssuer => VerifyError::Untrusted("no root of the bundle issued it".to_owned()),
-        E::InvalidSignatureForPublicKey => VerifyError::Untrusted("a signature is wrong".to_owned()),
+        E::UnknownIssuer => untrusted("no root of the bundle issued it"),
+        E::InvalidSignatureForPublicKey => untrusted("a signature is wrong"),
+        E::EndEntityUsedAsCa => untrusted("what issued it is no authority"),
+        E::PathLenConstraintViolated => untrusted("it is longer than an issuing CA on it allows"),
+        E::NameConstraintViolation => untrusted("an authority on it excludes the leaf's name"),
+        E::UnsupportedNameType | E::MalformedNameConstraint => {
+            untrusted("an authority on it constrains names in a way that nobody here understands")
+        }
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            untrusted("a signature on it is neither ECDSA with P-256 or P-384 nor Ed25519")
+        }
+        E::MaximumPathDepthExceeded => untrusted("more than six issuing CAs"),
+        E::MaximumNameConstraintComparisonsExceeded
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumSignatureChecksExceeded => untrusted("looking for it takes too long"),
         other => VerifyError::Untrusted(format!("{other:?}")),
     }
+}
+
+/// The certificate that webpki means by a date.
+fn culprit(chain: &[CertificateDer<'_>], is: impl Fn(&Facts) -> bool) -> Culprit {
+    for (at, certificate) in chain.iter().enumerate() {
+        match Facts::parse(certificate) {
+            Ok(facts) if is(&facts) && at == 0 => return Culprit::Leaf,
+            Ok(facts) if is(&facts) => return Culprit::IssuingCa(facts.own_key_id()),
+            _ => {}
+        }
+    }
+    Culprit::Unknown
 }
 
 /// A clock before 1970 makes every certificate not valid yet.

@@ -81,7 +81,8 @@ pub fn client_config_pinned(
 pub fn peer(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerSvid, VerifyError> {
     let leaf = certificates.and_then(|chain| chain.first()).ok_or(VerifyError::NoCertificate)?;
     let facts = Facts::parse(leaf)?;
-    let id = lint::leaf(&facts, &[])?;
+    let id = lint::spiffe_id(&facts)?;
+    lint::leaf(&facts, &[])?;
     Ok(PeerSvid::from_leaf(id, facts))
 }
 

@@ -190,10 +190,10 @@ fn to_rustls(error: VerifyError) -> Error {
     let unix =
         |time: SystemTime| UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default());
     Error::InvalidCertificate(match error {
-        VerifyError::Expired { not_after, now } => {
+        VerifyError::Expired { not_after, now, .. } => {
             CertificateError::ExpiredContext { time: unix(now), not_after: unix(not_after) }
         }
-        VerifyError::NotYetValid { not_before, now } => {
+        VerifyError::NotYetValid { not_before, now, .. } => {
             CertificateError::NotValidYetContext { time: unix(now), not_before: unix(not_before) }
         }
         error => CertificateError::Other(OtherError(Arc::new(error))),
