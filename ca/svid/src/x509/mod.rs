@@ -3,6 +3,8 @@
 mod bundle;
 mod cert;
 mod error;
+#[cfg(test)]
+mod limbo;
 mod lint;
 mod revoked;
 mod svid;
