@@ -15,7 +15,7 @@ use postern_policy::{HeaderFields, Protocol};
 use self::handshake::Delivered;
 use super::body::Body;
 use super::upgrade::Pending;
-use super::{h2, headers, respond};
+use super::{authority, h2, headers, respond};
 use crate::authorize;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
@@ -107,7 +107,7 @@ async fn forward(
     let sidecar = &worker.sidecar;
     let (mut parts, body) = request.into_parts();
     check_size(&snapshot.limits, &parts.headers)?;
-    let host = authority(&parts.uri, &parts.headers)?;
+    let host = authority::of(&parts.uri, &parts.headers)?;
     let as_sent = HeaderValue::try_from(host.to_string())
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
     let has_body = !body.is_end_stream();
@@ -277,7 +277,7 @@ fn facts(
     };
     let options = sidecar.config.workload.path_options(port, defaults);
     if options.preserve_raw {
-        check_raw_authority(&parts.uri, &parts.headers)?;
+        authority::check_raw(&parts.uri, &parts.headers)?;
     }
     let bad = |error: postern_policy::norm::NormError| {
         Error::new(Side::Peer, Reason::BadRequest, error.to_string())
@@ -312,41 +312,6 @@ fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-/// The one authority of a request, canonical: `:authority` and `Host` must not disagree, or policy and workload could
-/// be told different stories.
-pub fn authority(uri: &Uri, fields: &http::HeaderMap) -> Result<CanonHost, Error> {
-    let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
-    let mut lines = fields.get_all(HOST).iter();
-    let line = lines.next();
-    if lines.next().is_some() {
-        return Err(bad("two Host fields".to_owned()));
-    }
-    let parse = |text: &str| CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")));
-    let from_line = match line {
-        Some(line) => Some(parse(line.to_str().map_err(|_| bad("host: not ASCII".to_owned()))?)?),
-        None => None,
-    };
-    let from_uri = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
-    match (from_uri, from_line) {
-        (Some(one), Some(other)) if one != other => {
-            Err(bad("the request target and Host name different hosts".to_owned()))
-        }
-        (Some(host), _) | (None, Some(host)) => Ok(host),
-        (None, None) => Err(bad("no Host".to_owned())),
-    }
-}
-
-/// The same where a backend checks a signature of what came: whoever spells it otherwise than it would be forwarded hears
-/// so here, and not from a signature that does not fit.
-pub fn check_raw_authority(uri: &Uri, fields: &http::HeaderMap) -> Result<(), Error> {
-    let line = fields.get(HOST).and_then(|line| line.to_str().ok());
-    for text in uri.authority().map(Authority::as_str).into_iter().chain(line) {
-        CanonHost::parse_raw(text)
-            .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, format!("host: {error}")))?;
-    }
-    Ok(())
-}
-
 fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
     let bad = |text: String| Error::new(Side::Peer, Reason::BadRequest, text);
     let mut parts = http::uri::Parts::default();
@@ -357,49 +322,4 @@ fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {
         parts.authority = Some(Authority::try_from(host.as_bytes()).map_err(|error| bad(error.to_string()))?);
     }
     Uri::from_parts(parts).map_err(|error| bad(error.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use postern_policy::{SourceFile, yaml};
-    use serde::Deserialize;
-
-    use super::*;
-
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Vectors {
-        authorities: Vec<Vector>,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Vector {
-        target: String,
-        lines: Vec<String>,
-        host: Option<String>,
-    }
-
-    #[test]
-    fn authorities() {
-        let text = include_bytes!("../../../policy/tests/vectors/requests.yaml").to_vec();
-        let file = SourceFile { name: "requests.yaml".to_owned(), text };
-        let vectors: Vectors = yaml::parse(&file).unwrap();
-        for Vector { target, lines, host } in vectors.authorities {
-            let uri: Uri = target.parse().unwrap();
-            let mut fields = http::HeaderMap::new();
-            for line in &lines {
-                fields.append(HOST, HeaderValue::from_str(line).unwrap());
-            }
-            let found = authority(&uri, &fields).ok().map(|host| host.to_string());
-            assert_eq!(found, host, "{target} {lines:?}");
-            // Whoever must not be rewritten names the host as it is forwarded, in each place.
-            let spelled = lines.iter().map(String::as_str).chain(uri.authority().map(Authority::as_str));
-            let canonical =
-                spelled.map(|text| Some(text) == host.as_deref()).reduce(|one, other| one && other);
-            if host.is_some() {
-                assert_eq!(Some(check_raw_authority(&uri, &fields).is_ok()), canonical, "{target} {lines:?}");
-            }
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! HTTP on every leg: one request type, one body type, and the two ways a request can go.
 
+pub mod authority;
 pub mod body;
 pub mod h2;
 pub mod headers;

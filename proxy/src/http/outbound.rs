@@ -18,7 +18,7 @@ use self::external::Resolved;
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
 use super::upgrade::{Io, Pending};
-use super::{headers, inbound, respond};
+use super::{authority, headers, respond};
 use crate::authorize;
 use crate::balance;
 use crate::connections::{Asked, Connection, End, Facts, Operation, Stream};
@@ -192,7 +192,7 @@ fn asked(request: &Request<Body>, is_tunnel: bool) -> Result<(CanonHost, u16), E
         let text = request.uri().authority().map_or("", Authority::as_str);
         CanonHost::parse(text).map_err(|error| bad(format!("host: {error}")))?
     } else {
-        inbound::authority(request.uri(), request.headers())?
+        authority::of(request.uri(), request.headers())?
     };
     match host.port() {
         Some(port) => Ok((host, port)),
@@ -228,7 +228,7 @@ impl Target {
         }
         let path_options = port.paths.options(generation.defaults().path);
         if path_options.preserve_raw && !is_tunnel {
-            inbound::check_raw_authority(request.uri(), request.headers())?;
+            authority::check_raw(request.uri(), request.headers())?;
         }
         let addresses = external::addresses(port, host, resolved);
         let unresolved = match port.external && addresses.is_empty() {
