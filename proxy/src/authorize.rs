@@ -6,7 +6,7 @@ use postern_policy::{Effect, Generation, Verdict};
 
 use crate::connections::{Connection, Entry, Facts, Stream};
 use crate::decision_log::Note;
-use crate::decisions::{Decision, DecisionId};
+use crate::decisions::{Decision, DecisionId, Unasked};
 use crate::error::{Error, Reason, Side};
 use crate::observe::log;
 use crate::observe::metrics::Dropped;
@@ -52,11 +52,7 @@ pub fn register<T>(
 pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgement {
     let entry = stream.entry();
     let Some(generation) = &snapshot.policy else {
-        let id = sidecar.decisions.id(0);
-        let reason = snapshot.without_policy();
-        write(sidecar, entry, id, None, Some(reason), None);
-        remember(sidecar, entry, id, Answer { verdict: None, rule: None, without: Some(reason) });
-        return Judgement { id, refused: Some(reason) };
+        return unasked(sidecar, entry, snapshot.without_policy().into(), None);
     };
     let verdict = entry.connection.judge(generation, &entry.facts, sidecar.clock.wall());
     snapshot.rule_counts.count(&verdict);
@@ -71,6 +67,25 @@ pub fn stream(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot) -> Judgem
     write(sidecar, entry, id, Some(verdict), None, Some(generation));
     remember(sidecar, entry, id, Answer { verdict: Some(verdict), rule, without: None });
     Judgement { id, refused: (!allowed).then_some(Reason::PolicyDenied) }
+}
+
+/// Refuses a registered stream that carries a token that is none: no rule is asked about it. `why` says what is wrong with
+/// the token and nothing that it holds.
+pub fn refuse_token(sidecar: &Sidecar, stream: &Stream, snapshot: &Snapshot, why: &'static str) -> Judgement {
+    let without = Unasked { reason: Reason::TokenInvalid, token: Some(why) };
+    unasked(sidecar, stream.entry(), without, snapshot.policy.as_ref())
+}
+
+fn unasked(
+    sidecar: &Sidecar,
+    entry: &Arc<Entry>,
+    without: Unasked,
+    generation: Option<&Arc<Generation>>,
+) -> Judgement {
+    let id = sidecar.decisions.id(generation.map_or(0, |generation| generation.number()));
+    write(sidecar, entry, id, None, Some(without), generation);
+    remember(sidecar, entry, id, Answer { verdict: None, rule: None, without: Some(without) });
+    Judgement { id, refused: Some(without.reason) }
 }
 
 /// Judges a registered call of the own workload, as [`stream`] does. `None`: no rule is asked about it.
@@ -130,7 +145,7 @@ fn write(
     entry: &Arc<Entry>,
     id: DecisionId,
     verdict: Option<Verdict>,
-    without: Option<Reason>,
+    without: Option<Unasked>,
     generation: Option<&Arc<Generation>>,
 ) {
     let allowed = verdict.is_some_and(|verdict| verdict.is_allowed());
@@ -150,7 +165,7 @@ struct Answer {
     /// For denials.
     rule: Option<String>,
     /// Why there is no verdict.
-    without: Option<Reason>,
+    without: Option<Unasked>,
 }
 
 fn remember(sidecar: &Sidecar, entry: &Entry, id: DecisionId, answer: Answer) {
@@ -166,6 +181,8 @@ fn remember(sidecar: &Sidecar, entry: &Entry, id: DecisionId, answer: Answer) {
             target: "postern::decision",
             decision = %decision.id,
             effect = "deny",
+            reason = decision.reason(),
+            token_error = decision.without.and_then(|without| without.token),
             rule = decision.rule.as_deref().unwrap_or("-"),
             direction,
             destination,

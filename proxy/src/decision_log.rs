@@ -16,8 +16,7 @@ use postern_policy::{Generation, Verdict};
 
 use crate::config::DecisionLogConfig;
 use crate::connections::Entry;
-use crate::decisions::DecisionId;
-use crate::error::Reason;
+use crate::decisions::{DecisionId, Unasked};
 use crate::runtime;
 use crate::sidecar::Sidecar;
 use line::Lines;
@@ -40,10 +39,10 @@ pub enum Note {
         at: SystemTime,
         /// About what.
         entry: Arc<Entry>,
-        /// The answer; `None` if no policy was in force.
+        /// The answer; `None` if no rule was asked.
         verdict: Option<Verdict>,
         /// Why none was.
-        without: Option<Reason>,
+        without: Option<Unasked>,
         /// Who answered.
         generation: Option<Arc<Generation>>,
     },

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use postern_policy::norm::CanonMethod;
-use postern_policy::{Generation, Verdict};
+use postern_policy::{Effect, Generation, Verdict};
 use postern_svid::SpiffeId;
 
 use crate::connections::{Direction, Facts, Operation, Peer};
@@ -77,6 +77,21 @@ pub enum Found {
     NotAnId,
 }
 
+/// Why a request was refused without asking any rule.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Unasked {
+    /// Why.
+    pub reason: Reason,
+    /// What is wrong with its token, in words of our own: nothing of the token is kept.
+    pub token: Option<&'static str>,
+}
+
+impl From<Reason> for Unasked {
+    fn from(reason: Reason) -> Self {
+        Self { reason, token: None }
+    }
+}
+
 /// One verdict as it is remembered.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -86,10 +101,10 @@ pub struct Decision {
     pub at: SystemTime,
     /// About whom and what.
     pub subject: Subject,
-    /// The answer; `None` if no policy was in force.
+    /// The answer; `None` if no rule was asked.
     pub verdict: Option<Verdict>,
     /// Why none was, if none was.
-    pub without: Option<Reason>,
+    pub without: Option<Unasked>,
     /// The rule's full name: for denials, and for allowances of generations that are not kept any more. Other allowances
     /// resolve theirs when they are looked at.
     pub rule: Option<String>,
@@ -101,6 +116,17 @@ impl Decision {
     /// Whether it was allowed.
     pub fn is_allowed(&self) -> bool {
         self.limit.is_none() && self.verdict.is_some_and(|verdict| verdict.is_allowed())
+    }
+
+    /// Why, in a word.
+    pub fn reason(&self) -> &'static str {
+        match self.verdict {
+            _ if self.limit.is_some() => Reason::RateLimited.label(),
+            None => self.without.map_or(Reason::NoPolicy, |without| without.reason).label(),
+            Some(Verdict { effect: Effect::Allow, rule: None, .. }) => "default",
+            Some(Verdict { effect: Effect::Allow, .. }) => "rule",
+            Some(Verdict { effect: Effect::Deny(reason), .. }) => reason.label(),
+        }
     }
 }
 
@@ -303,7 +329,7 @@ mod tests {
             at: SystemTime::UNIX_EPOCH,
             subject: subject("/"),
             verdict: None,
-            without: Some(Reason::NoPolicy),
+            without: Some(Reason::NoPolicy.into()),
             rule: None,
             limit: None,
         };

@@ -1,7 +1,7 @@
 """An issuer of tokens: PyJWT signs, http.server gives out the keys, and both do as they are told.
 
 Usage: issuer.py ADDRESS PORT DIRECTORY     writes DIRECTORY/ca.pem; keys are at https://ADDRESS:PORT/jwks.json, and what it is
-told at http://ADDRESS:(PORT + 1)/: /token?kid=K&alg=A&claims=JSON, /behave?how=H&keys=K,K
+told at http://ADDRESS:(PORT + 1)/: /token?kid=K&as=K&claims=JSON, /behave?how=H&keys=K,K, and a set of any keys at /keys?keys=K,K
 """
 
 import datetime
@@ -98,6 +98,9 @@ class Told(Answers):
             state["how"] = asked.get("how", state["how"])
             state["keys"] = asked.get("keys", ",".join(state["keys"])).split(",")
             return self.answer(200, json.dumps(state).encode())
+        if parts.path == "/keys":
+            body = json.dumps({"keys": [jwk(kid) for kid in asked["keys"].split(",")]}).encode()
+            return self.answer(200, body, [("cache-control", "max-age=60")])
         kid = asked["kid"]
         algorithm, key = KEYS[kid]
         now = int(time.time())

@@ -35,6 +35,7 @@ pub struct SidecarPlan {
     pub(crate) workers: usize,
     pub(crate) token_ttl: String,
     pub(crate) admin_port: bool,
+    pub(crate) decision_log: bool,
 }
 
 /// A port: as the Service names it, as the workload serves it, and what is spoken there.
@@ -95,6 +96,7 @@ impl Plan {
             workers: 1,
             token_ttl: "10m".to_owned(),
             admin_port: false,
+            decision_log: false,
         });
         self.sidecars.last_mut().expect("one was just pushed")
     }
@@ -215,6 +217,10 @@ impl Plan {
             test = self.is_test(),
             log = sidecar.log,
         );
+        if sidecar.decision_log {
+            let path = directory.join(format!("{name}.decisions.jsonl"));
+            let _ = writeln!(text, "decisionLog: {{path: {}}}", path.display());
+        }
         if !sidecar.limits.is_empty() {
             let _ = writeln!(text, "limits: {}", flow_map(&sidecar.limits));
         }
@@ -282,6 +288,12 @@ impl SidecarPlan {
     /// Opens the admin port, at 24190 of its address.
     pub fn admin_port(&mut self) -> &mut Self {
         self.admin_port = true;
+        self
+    }
+
+    /// Writes its decisions to `NAME.decisions.jsonl` in the mesh's directory.
+    pub fn decision_log(&mut self) -> &mut Self {
+        self.decision_log = true;
         self
     }
 

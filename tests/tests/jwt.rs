@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_tests::{Mesh, Origin, Plan, Process, foreign, wait};
+use postern_tests::{Issuer, Mesh, Origin, Plan, foreign, wait};
 use serde_json::Value;
 
 const PORT: u16 = 18_443;
@@ -11,10 +11,9 @@ const ROTATION: Duration = Duration::from_secs(45);
 
 struct Issued {
     // Dropped first: it prints its log from the mesh's directory.
-    issuer: Process,
+    issuer: Issuer,
     mesh: Mesh,
     origin: Origin,
-    address: std::net::IpAddr,
 }
 
 fn documents(address: std::net::IpAddr, ca: &str, more: &str) -> String {
@@ -56,32 +55,20 @@ impl Issued {
         let address = plan.spare_address(1);
         let origin = Origin::http((plan.address("orders"), 8080));
         let mesh = plan.start();
-        let directory = mesh.directory().to_owned();
-        let (python, script) = foreign::python("issuer.py");
-        let issuer = Process::start("issuer", &python, &directory.join("issuer.log"), |command| {
-            command.arg(script).arg(address.to_string()).arg(PORT.to_string()).arg(&directory);
-        });
-        let issued = Self { issuer, mesh, origin, address };
-        wait::until("the issuer listens", wait::PATIENCE, || issued.told("/behave").status == 200);
+        let issuer = Issuer::start(&mesh, address, PORT);
+        let issued = Self { issuer, mesh, origin };
         issued.behave(how, "first");
-        let ca = directory.join("ca.pem").display().to_string();
+        let ca = issued.mesh.directory().join("ca.pem").display().to_string();
         issued.mesh.change("policy.yaml", &documents(address, &ca, more));
         issued
     }
 
-    fn told(&self, path: &str) -> postern_tests::Answer {
-        self.mesh.curl_directly(&[&format!("http://{}:{}{path}", self.address, PORT + 1)])
-    }
-
     fn behave(&self, how: &str, keys: &str) -> Value {
-        self.told(&format!("/behave?how={how}&keys={keys}")).json()
+        self.issuer.behave(&self.mesh, how, keys)
     }
 
     fn token(&self, kid: &str, claims: &str, rest: &str) -> String {
-        let claims: String = claims.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let answer = self.told(&format!("/token?kid={kid}&claims={claims}{rest}"));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.text()
+        self.issuer.token(&self.mesh, kid, claims, rest)
     }
 
     fn ask(&self, path: &str, token: &str) -> postern_tests::Answer {
@@ -194,7 +181,7 @@ fn a_server_of_keys_that_misbehaves_opens_nothing() {
     wait::until("the keys are here", Duration::from_secs(40), || issued.status(&good) == 200);
     assert_eq!(issued.status(&forged), 401);
     // The server dies. Its keys serve for `maxStale`, and then no longer.
-    issued.issuer.kill();
+    issued.issuer.process.kill();
     assert_eq!(issued.status(&good), 200);
     wait::until("the keys are too old", wait::PATIENCE, || issued.status(&good) == 403);
     closed("dead");

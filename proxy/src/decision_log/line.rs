@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Note;
 use crate::config::{DecisionLogConfig, WITHHELD};
 use crate::connections::{Entry, Operation};
+use crate::decisions::Unasked;
 use crate::error::Reason;
 use crate::sidecar::Sidecar;
 
@@ -76,14 +77,14 @@ impl Lines {
         &self,
         entry: &Entry,
         verdict: Option<Verdict>,
-        without: Option<Reason>,
+        without: Option<Unasked>,
         generation: Option<&Generation>,
     ) -> Value {
         let name = |rule: RuleId| generation.map(|generation| generation.rule(rule).to_string());
         let word = |effect: Effect| if effect == Effect::Allow { "allow" } else { "deny" };
         let allowed = verdict.is_some_and(|verdict| verdict.is_allowed());
         let reason = match verdict.map(|verdict| verdict.effect) {
-            None => without.unwrap_or(Reason::NoPolicy).label(),
+            None => without.map_or(Reason::NoPolicy, |without| without.reason).label(),
             Some(Effect::Allow) => "rule",
             Some(Effect::Deny(reason)) => reason.label(),
         };
@@ -100,6 +101,7 @@ impl Lines {
             "port": entry.facts.port,
             "effect": if allowed { "allow" } else { "deny" },
             "reason": reason,
+            "tokenError": without.and_then(|without| without.token),
             "rule": verdict.and_then(|verdict| verdict.rule).and_then(name),
             "shadow": verdict.and_then(|verdict| verdict.shadow).map(|would| {
                 json!({ "effect": word(would.effect), "rule": would.rule.and_then(name) })

@@ -9,6 +9,7 @@ use super::*;
 use crate::authorize;
 use crate::config::Config;
 use crate::connections::{Direction, End, Facts, Operation, Stream};
+use crate::error::Reason;
 use crate::testing;
 
 const POLICY: &str = "apiVersion: postern.dev/v1alpha1
@@ -131,6 +132,29 @@ fn lines_are_as_the_schema_says_and_hold_no_secret() {
     wrong = first.clone();
     wrong["token"] = "x".into();
     assert!(!validator.is_valid(&wrong));
+}
+
+#[test]
+fn a_token_that_does_not_hold_is_told_without_the_token() {
+    let schema: Value = serde_json::from_str(include_str!("../../../docs/decision-log.schema.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("decisions.jsonl");
+    let sidecar = sidecar(config(&path, ""));
+    start(&sidecar).unwrap();
+    let connection = testing::connection(&sidecar, Direction::Inbound);
+    let facts = http("GET", "/v1/7", &[("authorization", "Bearer s3cret")]);
+    let stream = Stream::open(&sidecar, connection.connection(), facts);
+    let judgement = authorize::refuse_token(&sidecar, &stream, &sidecar.snapshots.load(), "expired");
+    assert_eq!(judgement.refused, Some(Reason::TokenInvalid));
+    flush(&sidecar);
+    let lines = lines(&path);
+    assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&lines[0]), "{}", lines[0]);
+    assert_eq!(lines[0]["id"], judgement.id.to_string());
+    assert_eq!((&lines[0]["effect"], &lines[0]["reason"]), (&"deny".into(), &"token_invalid".into()));
+    assert_eq!((&lines[0]["tokenError"], &lines[0]["generation"]), (&"expired".into(), &7.into()));
+    assert!(!lines[0].to_string().contains("s3cret"), "{}", lines[0]);
+    let remembered = &sidecar.decisions.recent()[0];
+    assert_eq!((remembered.reason(), remembered.id), ("token_invalid", judgement.id));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderName, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions, check_grpc};
-use postern_policy::{HeaderFields, Protocol};
+use postern_policy::{HeaderFields, Protocol, TokenSet};
 
 use self::handshake::Delivered;
 use super::body::Body;
@@ -112,15 +112,21 @@ async fn forward(
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
     let has_body = !body.is_end_stream();
     let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &host, &parts);
-    let (mut stream, (protocol, withheld)) = authorize::register(sidecar, connection, &mut snapshot, make)?;
+    let (mut stream, Towards { protocol, withheld, bad_token }) =
+        authorize::register(sidecar, connection, &mut snapshot, make)?;
     let port = stream.entry().facts.port;
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
-    let judgement = authorize::stream(sidecar, &stream, &snapshot);
+    let judgement = match bad_token {
+        Some(why) => authorize::refuse_token(sidecar, &stream, &snapshot, why),
+        None => authorize::stream(sidecar, &stream, &snapshot),
+    };
     *decision = Some(judgement.id);
     if let Some(reason) = judgement.refused {
         stream.answered(reason.status().as_u16());
         stream.finish(End::Failed(reason));
-        return Err(Error::new(Side::Peer, reason, "the policy says no"));
+        let why = bad_token
+            .map_or_else(|| "the policy says no".to_owned(), |why| format!("a token does not hold: {why}"));
+        return Err(Error::new(Side::Peer, reason, why));
     }
     if let Err(error) = rate_limits::admit(sidecar, &stream, &snapshot, judgement.id) {
         stream.answered(error.reason.status().as_u16());
@@ -245,11 +251,17 @@ async fn send(
     worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
 }
 
-/// What the workload speaks at a port, if it declares it, and header fields that it must not see.
-type Towards = (Option<Protocol>, Vec<HeaderName>);
+/// What a request's judged form leaves out.
+struct Towards {
+    /// What the workload speaks at the port, if it declares it.
+    protocol: Option<Protocol>,
+    /// Header fields with tokens that the workload must not see.
+    withheld: Vec<HeaderName>,
+    /// What is wrong with a token that is none: then the workload sees nothing of the request.
+    bad_token: Option<&'static str>,
+}
 
-/// The judged form of a request, what the workload speaks at its port, if it declares it, and header fields with tokens
-/// that it must not see.
+/// The judged form of a request, and what belongs to it besides.
 fn facts(
     sidecar: &Sidecar,
     snapshot: &Snapshot,
@@ -292,15 +304,20 @@ fn facts(
         check_grpc(&method, &path).map_err(bad)?;
     }
     let headers = HeaderFields::keep(&headers::EndToEnd(&parts.headers), asked);
-    let jwt::Read { tokens, withheld } = match &snapshot.policy {
-        Some(generation) => {
+    let read = snapshot.policy.as_ref().map_or_else(
+        || Ok(jwt::Read::default()),
+        |generation| {
             let (keyrings, counts) = (&sidecar.keyrings, &sidecar.metrics.tokens);
-            jwt::read(generation, keyrings, counts, &parts.headers, sidecar.clock.wall())?
-        }
-        None => jwt::Read::default(),
+            jwt::read(generation, keyrings, counts, &parts.headers, sidecar.clock.wall())
+        },
+    );
+    let (jwt::Read { tokens, withheld }, bad_token) = match read {
+        Ok(read) => (read, None),
+        Err(why) => (jwt::Read { tokens: TokenSet::unknown(), withheld: Vec::new() }, Some(why)),
     };
     let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade, tokens };
-    Ok((Facts { port, operation, destination: None, asked: None }, (protocol, withheld)))
+    let towards = Towards { protocol, withheld, bad_token };
+    Ok((Facts { port, operation, destination: None, asked: None }, towards))
 }
 
 fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {

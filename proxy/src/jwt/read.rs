@@ -7,7 +7,6 @@ use postern_policy::{Generation, Issuer, Jwt, OtherTokens, TokenHeader, TokenSet
 
 use super::keyring::Keyrings;
 use super::verify::{Outcome, Unverified};
-use crate::error::{Error, Reason, Side};
 use crate::observe::metrics::TokenCounts;
 
 /// What was read.
@@ -19,15 +18,15 @@ pub struct Read {
     pub withheld: Vec<HeaderName>,
 }
 
-/// Reads and verifies the tokens of a request if `generation` asks for any. An error if one is there that is none: it is
-/// never forwarded, for a workload may trust that the mesh has looked at tokens.
+/// Reads and verifies the tokens of a request if `generation` asks for any. An error, in words of our own, if one is there
+/// that is none: it is never forwarded, for a workload may trust that the mesh has looked at tokens.
 pub fn read(
     generation: &Generation,
     keyrings: &Keyrings,
     counts: &TokenCounts,
     headers: &HeaderMap,
     now: std::time::SystemTime,
-) -> Result<Read, Error> {
+) -> Result<Read, &'static str> {
     if !generation.asks_tokens() {
         // Rules that come while the request lives cannot know either.
         return Ok(Read { tokens: TokenSet::unknown(), withheld: Vec::new() });
@@ -60,16 +59,12 @@ pub fn read(
             (Outcome::Other(_), _) if jwt.other_tokens == OtherTokens::Ignore => counts.other(),
             (Outcome::Other(why) | Outcome::Invalid(why), _) => {
                 counts.invalid();
-                return Err(invalid(why));
+                return Err(why);
             }
         }
     }
     let tokens = if is_unknown { TokenSet::unknown() } else { TokenSet::verified(verified) };
     Ok(Read { tokens, withheld })
-}
-
-fn invalid(why: &str) -> Error {
-    Error::new(Side::Peer, Reason::TokenInvalid, format!("a token is {why}"))
 }
 
 fn one<'i>(
@@ -116,22 +111,22 @@ fn only_token<'h, 'p>(
     headers: &'h HeaderMap,
     field: &HeaderName,
     places: &[&'p TokenHeader],
-) -> Result<Option<(&'p TokenHeader, &'h str)>, Error> {
+) -> Result<Option<(&'p TokenHeader, &'h str)>, &'static str> {
     let mut found = None;
     let mut lines = 0;
     for value in headers.get_all(field) {
         lines += 1;
         for place in places {
             if let Some(rest) = after_prefix(value.as_bytes(), place.prefix.as_bytes()) {
-                let text = std::str::from_utf8(rest).map_err(|_| invalid("no text"))?;
+                let text = std::str::from_utf8(rest).map_err(|_| "no text")?;
                 found = Some((*place, text));
                 break;
             }
         }
     }
     match found {
-        Some(_) if lines > 1 => Err(invalid("not the only line of its field")),
-        Some((_, "")) => Err(invalid("empty")),
+        Some(_) if lines > 1 => Err("not the only line of its field"),
+        Some((_, "")) => Err("empty"),
         found => Ok(found),
     }
 }

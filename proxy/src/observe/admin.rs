@@ -28,7 +28,6 @@ use super::http::{Door, json as answer_json, listen};
 use super::{health, log};
 use crate::config::LogFormat;
 use crate::decisions::Decision;
-use crate::error::Reason;
 use crate::sidecar::Sidecar;
 
 mod asked;
@@ -336,18 +335,12 @@ fn decision(sidecar: &Sidecar, decision: &Decision) -> Value {
         json!({ "effect": effect, "rule": name(would.rule) })
     });
     let audit = name(verdict.and_then(|verdict| verdict.audit));
-    let reason = match decision.verdict.map(|verdict| verdict.effect) {
-        _ if decision.limit.is_some() => "rate_limited",
-        None => decision.without.unwrap_or(Reason::NoPolicy).label(),
-        Some(Effect::Allow) if verdict.is_some_and(|verdict| verdict.rule.is_none()) => "default",
-        Some(Effect::Allow) => "rule",
-        Some(Effect::Deny(reason)) => reason.label(),
-    };
     json!({
         "id": decision.id.to_string(),
         "at": rfc3339(decision.at),
         "effect": if decision.is_allowed() { "allow" } else { "deny" },
-        "reason": reason,
+        "reason": decision.reason(),
+        "tokenError": decision.without.and_then(|without| without.token),
         "rule": rule,
         "limit": decision.limit,
         "shadow": shadow,

@@ -51,6 +51,13 @@ fn page(sidecar: &Sidecar, decision: &Decision) -> Value {
         (Some(generation), Some(rule)) => json!(generation.rule(rule)),
         _ => Value::Null,
     };
+    if let Some(why) = decision.without.and_then(|without| without.token) {
+        page["note"] = format!(
+            "no rule was asked, because a token of the request does not hold: {why}; nothing of it is kept"
+        )
+        .into();
+        return page;
+    }
     match generation.as_deref().map(|generation| explain(sidecar, generation, &decision.subject)) {
         Some(Ok(explanation)) => {
             page["text"] = explanation.to_string().into();
