@@ -1,16 +1,21 @@
 //! What differs between two generations, and which streams that can concern.
 //!
-//! A stream's verdict follows from the rules that fire on it. So it is the same in both generations unless a rule fires that
-//! only one of them has; and whether one of these *could* fire is asked as of any other rules, of an engine of their own.
+//! A stream's verdict follows from the rules that fire on it, a call's from those of egress. So it is the same in both
+//! generations unless a rule fires that only one of them has; and whether one of these *could* fire is asked as of any other
+//! rules, of an engine of their own.
 //! When in doubt the answer is that it could: asking a stream again costs a microsecond, not asking it keeps a withdrawn
 //! permission alive.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
+use crate::egress::{Call, EgressRule};
 use crate::engine::Engine;
+use crate::engine::egress::Egress;
 use crate::generation::Generation;
 use crate::rule::Rule;
+use crate::services::Services;
 use crate::verdict::{Action, Enforcement, Operation, Source};
 
 /// With so many rules changed, finding out whom they concern costs as much as asking everybody.
@@ -19,22 +24,22 @@ const MANY: usize = 4_096;
 /// What differs between two generations, as far as verdicts go.
 #[derive(Debug)]
 pub struct Changes {
-    rules: Changed,
-    calls: bool,
+    rules: Changed<Engine>,
+    calls: Changed<Egress>,
 }
 
 #[derive(Debug)]
-enum Changed {
+enum Changed<T> {
     Nothing,
     /// The rules that only one generation has, each as an Audit: that fires wherever they could.
-    Rules(Box<Engine>),
+    Rules(Box<T>),
     Everything,
 }
 
 impl Changes {
     /// Everybody is concerned.
     pub fn everything() -> Self {
-        Self { rules: Changed::Everything, calls: true }
+        Self { rules: Changed::Everything, calls: Changed::Everything }
     }
 
     /// From one generation to another.
@@ -61,27 +66,35 @@ impl Changes {
             engine,
             // Counted when a request comes, never again.
             limits: _,
-            // What of it may have changed is not looked for: whoever calls is asked where there is any.
-            egress: _,
+            egress,
         } = after;
         let rules = if *ports_named == before.ports_named && *paths_judged == before.paths_judged {
             Changed::between(&before.engine, engine)
         } else {
             Changed::Everything
         };
-        let leads_elsewhere = !services.iter().eq(before.services.iter());
-        let calls = leads_elsewhere || before.judges_egress(false) || after.judges_egress(false);
+        // What a call is, and which addresses are inside, is told by the services.
+        let calls = if services.iter().eq(before.services.iter()) {
+            Changed::between_egress(&before.egress, egress, services)
+        } else {
+            Changed::Everything
+        };
         Self { rules, calls }
     }
 
     #[cfg(test)]
     pub(crate) fn of_engines(before: &Engine, after: &Engine) -> Self {
-        Self { rules: Changed::between(before, after), calls: false }
+        Self { rules: Changed::between(before, after), calls: Changed::Nothing }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_egress(before: &Egress, after: &Egress, services: &Services) -> Self {
+        Self { rules: Changed::Nothing, calls: Changed::between_egress(before, after, services) }
     }
 
     /// Whether nobody is concerned.
     pub fn are_none(&self) -> bool {
-        matches!(self.rules, Changed::Nothing) && !self.calls
+        matches!((&self.rules, &self.calls), (Changed::Nothing, Changed::Nothing))
     }
 
     /// Whether what a peer does at one of the workload's ports may be judged otherwise than before.
@@ -89,13 +102,48 @@ impl Changes {
         self.rules.may_concern(source, port, operation)
     }
 
-    /// Whether what the workload calls may be led elsewhere than before, or be judged otherwise.
-    pub fn may_concern_calls(&self) -> bool {
-        self.calls
+    /// Whether every call of the workload may be led elsewhere than before, or be judged otherwise, whatever it is.
+    pub fn concern_every_call(&self) -> bool {
+        matches!(self.calls, Changed::Everything)
+    }
+
+    /// Whether a call of the workload may be led elsewhere than before, or be judged otherwise.
+    pub fn may_concern_call(&self, call: &Call<'_>) -> bool {
+        match &self.calls {
+            Changed::Nothing => false,
+            Changed::Everything => true,
+            Changed::Rules(egress) => egress.decide(call).audit.is_some(),
+        }
     }
 }
 
-impl Changed {
+impl Changed<Egress> {
+    fn between_egress(before: &Egress, after: &Egress, services: &Services) -> Self {
+        // The first rule that selects the workload and the last one concern what no rule lists; and a raw path goes out
+        // only while no rule speaks of paths.
+        if before.is_selected() != after.is_selected() || before.speaks_of_paths != after.speaks_of_paths {
+            return Self::Everything;
+        }
+        let Some(mut rules) = differing(&before.rules, &after.rules) else { return Self::Everything };
+        // As among the others below.
+        rules.extend(after.rules.iter().filter(|rule| rule.window.is_some()));
+        let acts = |rule: &&Arc<EgressRule>| {
+            rule.enforcement == Enforcement::Enforce && rule.action != Action::Audit
+        };
+        let changed = rules
+            .into_iter()
+            .filter(acts)
+            .map(|rule| Arc::new(EgressRule { action: Action::Audit, ..EgressRule::clone(rule) }));
+        let changed: Vec<_> = changed.collect();
+        match changed.len() {
+            0 => Self::Nothing,
+            1..=MANY => Self::Rules(Box::new(Egress::new(changed, services, 0, 0))),
+            _ => Self::Everything,
+        }
+    }
+}
+
+impl Changed<Engine> {
     fn between(before: &Engine, after: &Engine) -> Self {
         if before.domains != after.domains {
             return Self::Everything;
@@ -132,9 +180,12 @@ fn acts(rule: &Rule) -> bool {
 }
 
 /// The rules that only one list has, by what they say and not by their names or numbers; `None` if they are many.
-fn differing<'r>(before: &'r [Arc<Rule>], after: &'r [Arc<Rule>]) -> Option<Vec<&'r Arc<Rule>>> {
+fn differing<'r, R: fmt::Debug + PartialEq>(
+    before: &'r [Arc<R>],
+    after: &'r [Arc<R>],
+) -> Option<Vec<&'r Arc<R>>> {
     // Files that did not change share their rules from one generation to the next.
-    let pointers = |rules: &[Arc<Rule>]| rules.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+    let pointers = |rules: &[Arc<R>]| rules.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
     let (old, new) = (pointers(before), pointers(after));
     let gone: Vec<_> = before.iter().filter(|rule| !new.contains(&Arc::as_ptr(rule))).collect();
     let come: Vec<_> = after.iter().filter(|rule| !old.contains(&Arc::as_ptr(rule))).collect();
@@ -142,7 +193,7 @@ fn differing<'r>(before: &'r [Arc<Rule>], after: &'r [Arc<Rule>]) -> Option<Vec<
         return None;
     }
     // Their text finds rules that may be the same; that they are is for the rules to say.
-    let mut by_text: HashMap<String, Vec<&Arc<Rule>>> = HashMap::new();
+    let mut by_text: HashMap<String, Vec<&Arc<R>>> = HashMap::new();
     for rule in gone {
         by_text.entry(format!("{rule:?}")).or_default().push(rule);
     }

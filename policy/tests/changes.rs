@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Changes, Generation, Operation, Scope, Source, SourceFile, Workload, load};
+use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
+use postern_policy::{Call, Changes, Generation, Operation, Scope, Source, SourceFile, Workload, load};
 use postern_svid::{SpiffeId, TrustDomain};
 
 fn document(kind: &str, name: &str, spec: &str) -> String {
@@ -236,22 +236,37 @@ fn calls_are_asked_where_they_may_lead_elsewhere_or_are_judged() {
             ),
         )
     };
-    let egress =
-        || document("EgressPolicy", "e", "action: Allow, rules: [{name: r, to: [{services: [db]}]}]");
+    let to = |service: &str| {
+        let rules = format!("action: Allow, rules: [{{name: r, to: [{{services: [{service}]}}]}}]");
+        document("EgressPolicy", "e", &rules)
+    };
+    let egress = || to("db");
     let (one, other) = (|| service("10.0.0.1"), || service("10.0.0.2"));
-    for (what, before, after, expected) in [
+    for (what, before, after, every) in [
         ("nothing", vec![one()], vec![one()], false),
         ("an endpoint", vec![one()], vec![other()], true),
         ("a Service comes", vec![], vec![one()], true),
         ("a Service goes", vec![one()], vec![], true),
         ("an EgressPolicy comes", vec![one()], vec![one(), egress()], true),
         ("an EgressPolicy goes", vec![one(), egress()], vec![one()], true),
-        ("an EgressPolicy stays", vec![one(), egress()], vec![one(), egress()], true),
+        ("an EgressPolicy stays", vec![one(), egress()], vec![one(), egress()], false),
     ] {
         let changes = Changes::between(&generation(&before, 1), &generation(&after, 2));
-        assert_eq!((changes.may_concern_calls(), changes.are_none()), (expected, !expected), "{what}");
+        assert_eq!((changes.concern_every_call(), changes.are_none()), (every, !every), "{what}");
     }
-    assert!(Changes::everything().may_concern_calls() && !Changes::everything().are_none());
+    assert!(Changes::everything().concern_every_call() && !Changes::everything().are_none());
+    // What one rule lists, and what it lists no more, and nothing else.
+    let (before, after) = ([one(), to("db")], [one(), to("other")]);
+    let changes = Changes::between(&generation(&before, 1), &generation(&after, 2));
+    assert!(!changes.concern_every_call() && !changes.are_none());
+    for (name, expected) in [("db", true), ("third", false)] {
+        let text = one().replace("name: db", &format!("name: {name}"));
+        let host = CanonHost::parse(&format!("{name}.shop")).expect("a literal");
+        let generation = generation(&[text], 1);
+        let port = generation.services().find(&host, 80, "shop").expect("it is there");
+        let call = Call { port, host: &host, addresses: &[], own: &[], operation: Operation::Tcp };
+        assert_eq!(changes.may_concern_call(&call), expected, "{name}");
+    }
 }
 
 /// More than can be looked through is everybody's business; what only counts, marks or is tried, and what only moves, is

@@ -309,14 +309,23 @@ impl Entry {
         matches!(self.facts.operation, Operation::Http { .. }) && self.since.elapsed() < age
     }
 
-    /// Whether the stream may be judged otherwise after `changes`.
-    fn may_be_concerned(&self, changes: &Changes, now: SystemTime) -> bool {
+    /// Whether the stream may be judged otherwise after `changes`, which led to `generation`.
+    fn may_be_concerned(
+        &self,
+        changes: &Changes,
+        generation: &Generation,
+        config: &Config,
+        now: SystemTime,
+    ) -> bool {
         let facts = &self.facts;
         match self.connection.direction {
             Direction::Inbound => {
                 changes.may_concern(self.connection.source(), facts.port, facts.policy_operation(now))
             }
-            Direction::Outbound => changes.may_concern_calls(),
+            Direction::Outbound => {
+                changes.concern_every_call()
+                    || self.as_call(generation, config, |call| changes.may_concern_call(call)).unwrap_or(true)
+            }
         }
     }
 
@@ -341,10 +350,20 @@ impl Entry {
 
     /// Outbound: what the rules say to this call. `None`: none is asked, and it may go on.
     pub fn judge_egress(&self, generation: &Generation, config: &Config) -> Option<Verdict> {
-        let Asked { host, port, external, addresses } = self.facts.asked.as_ref()?;
-        if !generation.judges_egress(*external) {
+        if !generation.judges_egress(self.facts.asked.as_ref()?.external) {
             return None;
         }
+        self.as_call(generation, config, |call| generation.decide_egress(call))
+    }
+
+    /// Outbound: hands the call to `ask` as rules know it. `None`: no Service of `generation` is what it asks for.
+    fn as_call<T>(
+        &self,
+        generation: &Generation,
+        config: &Config,
+        ask: impl FnOnce(&Call<'_>) -> T,
+    ) -> Option<T> {
+        let Asked { host, port, external: _, addresses } = self.facts.asked.as_ref()?;
         let port = generation.services().find(host, *port, &config.namespace)?;
         // What runs somewhere runs there, whatever other places there were.
         let dialled = self.endpoint.lock().as_ref().map(|endpoint| [endpoint.address]);
@@ -352,7 +371,7 @@ impl Entry {
         let own = config.own_addresses();
         // The tokens of a call out are unknown at all times: nobody reads them.
         let operation = self.facts.policy_operation(SystemTime::UNIX_EPOCH);
-        Some(generation.decide_egress(&Call { port, host, addresses, own: &own, operation }))
+        Some(ask(&Call { port, host, addresses, own: &own, operation }))
     }
 
     /// Outbound: whether the documents still let this call go out.

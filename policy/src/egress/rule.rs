@@ -12,7 +12,7 @@ use crate::verdict::{Action, Enforcement, Tier};
 use crate::window::Window;
 
 /// One egress rule that concerns the workload.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EgressRule {
     pub(crate) action: Action,
     pub(crate) tier: Tier,
@@ -24,7 +24,7 @@ pub(crate) struct EgressRule {
 }
 
 /// Where to: every field that is given must hold, any value of a field will do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Destination {
     pub(crate) whither: Whither,
     /// Ports as the workload asks for them.
@@ -34,7 +34,7 @@ pub(crate) struct Destination {
     pub(crate) paths: Option<Vec<PathPattern>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Whither {
     Services(Vec<ServicePattern>),
     /// Outside of the mesh, by the host that is asked for.

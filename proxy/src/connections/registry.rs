@@ -122,7 +122,7 @@ impl Registry {
         }
         let mut revoked = 0;
         for entry in self.streams() {
-            if entry.is_young(young) || !entry.may_be_concerned(changes, now) {
+            if entry.is_young(young) || !entry.may_be_concerned(changes, generation, config, now) {
                 continue;
             }
             let is_allowed = match entry.connection.direction {

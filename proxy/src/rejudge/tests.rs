@@ -4,7 +4,7 @@ use postern_policy::norm::{CanonHost, CanonMethod, CanonPath};
 use postern_policy::{HeaderFields, TokenSet};
 
 use super::*;
-use crate::connections::{Direction, Facts, Operation, Registered, Stream};
+use crate::connections::{Asked, Direction, Facts, Operation, Registered, Stream};
 use crate::testing;
 
 fn documents(rules: &[String]) -> String {
@@ -92,4 +92,63 @@ fn those_that_a_change_may_concern_are_all_that_lose_permission() {
         "{count} streams on as many connections: compared in {compared:?}, those concerned asked in {asked:?}, all in {:?}",
         start.elapsed()
     );
+}
+
+/// Calls to `outside.shop`, port by port, each of which one rule allows.
+fn calls_out(ports: &[u16]) -> String {
+    let listed: Vec<String> =
+        PORTS.map(|port| format!("{{port: {port}, protocol: tcp}}")).into_iter().collect();
+    let rules: String = ports
+        .iter()
+        .map(|port| format!("  - {{name: p{port}, to: [{{services: [outside], ports: [{port}]}}]}}\n"))
+        .collect();
+    format!(
+        "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: outside, namespace: shop}}\nspec: \
+         {{external: true, ports: [{}], endpoints: [{{address: 192.0.2.1}}]}}\n---\n\
+         apiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{name: out, namespace: shop}}\n\
+         spec:\n  action: Allow\n  rules:\n{rules}",
+        listed.join(", ")
+    )
+}
+
+const PORTS: [u16; 4] = [1001, 1002, 1003, 1004];
+
+#[test]
+fn a_change_of_egress_asks_only_the_calls_that_it_may_concern() {
+    let sidecar = testing::sidecar("");
+    let registered = testing::connection(&sidecar, Direction::Outbound);
+    let call = |port: u16| {
+        let asked = Asked {
+            host: CanonHost::parse("outside.shop").expect("a host"),
+            port,
+            external: true,
+            addresses: vec![[192, 0, 2, 1].into()],
+        };
+        let facts = Facts {
+            port,
+            operation: Operation::Tcp,
+            destination: Some("shop/outside".to_owned()),
+            asked: Some(asked),
+        };
+        Stream::open(&sidecar, registered.connection(), facts)
+    };
+    let streams = PORTS.map(call);
+    let revoked = || PORTS.iter().zip(&streams).filter(|(_, stream)| stream.entry().is_revoked());
+    let changed = |from: &[u16], to: &[u16]| {
+        let before = testing::generation(&sidecar, 1, &calls_out(from));
+        let after = testing::generation(&sidecar, 2, &calls_out(to));
+        let changes = Changes::between(&before, &after);
+        let now = sidecar.clock.wall();
+        sidecar.registry.rejudge_concerned(&changes, &after, &sidecar.config, Duration::ZERO, now)
+    };
+    // No rule allows 1004, before or after. Whoever asked it again would reset it: so it was not asked.
+    assert_eq!(changed(&PORTS[..3], &PORTS[1..3]), 1);
+    assert_eq!(revoked().map(|(port, _)| *port).collect::<Vec<_>>(), [1001]);
+    assert_eq!(changed(&PORTS[1..3], &PORTS[1..3]), 0, "the same again concerns nobody");
+    // What lost permission is asked, and the last rule that goes asks everybody.
+    assert_eq!(changed(&PORTS[1..3], &PORTS[2..3]), 1);
+    assert_eq!(revoked().map(|(port, _)| *port).collect::<Vec<_>>(), [1001, 1002]);
+    let some = testing::generation(&sidecar, 3, &calls_out(&PORTS[..3]));
+    let none = testing::generation(&sidecar, 4, calls_out(&[]).split("---").next().expect("one is first"));
+    assert!(Changes::between(&some, &none).concern_every_call());
 }

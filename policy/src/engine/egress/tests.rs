@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::IpNet;
@@ -9,6 +10,7 @@ use postern_svid::SpiffeId;
 use proptest::prelude::*;
 
 use super::*;
+use crate::changes::Changes;
 use crate::egress::reference;
 use crate::egress::rule::{Destination, ServicePattern, Whither};
 use crate::norm::{CanonHost, CanonPath, EscapedSlashes, PathOptions};
@@ -139,6 +141,9 @@ prop_compose! {
     }
 }
 
+/// Calls that a change spared, that it concerned, and that it turned round.
+static CONCERNED: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+
 /// A call with everything that it borrows.
 #[derive(Clone, Debug)]
 struct Asked {
@@ -244,6 +249,39 @@ proptest! {
             let call = asked.call();
             prop_assert!(!after.decide(&call).is_allowed() || before.decide(&call).is_allowed(), "{asked:?}");
         }
+    }
+
+    /// Asking only the calls that a change may concern leaves the same ones as asking all.
+    #[test]
+    fn whoever_is_judged_otherwise_is_concerned(
+        kept in prop::collection::vec(rule(), 2..10),
+        gone in prop::collection::vec(rule(), 0..3),
+        come in prop::collection::vec(rule(), 0..3),
+        calls in prop::collection::vec(asked(), 40),
+        hour in any::<bool>(),
+    ) {
+        let services = Services::default();
+        let with = |more: &[EgressRule]| egress(kept.iter().chain(more).cloned().collect(), &services);
+        let (before, after) = (with(&gone), with(&come));
+        if hour {
+            before.tell_time(UNIX_EPOCH + Duration::from_secs(86_399));
+            after.tell_time(UNIX_EPOCH + Duration::from_secs(86_400));
+        }
+        let changes = Changes::of_egress(&before, &after, &services);
+        if gone.is_empty() && come.is_empty() && kept.iter().all(|rule| rule.window.is_none()) {
+            prop_assert!(changes.are_none());
+        }
+        for asked in &calls {
+            let call = asked.call();
+            let concerned = changes.may_concern_call(&call);
+            let turned = before.decide(&call).is_allowed() != after.decide(&call).is_allowed();
+            prop_assert!(concerned || !turned, "{:?}", asked);
+            CONCERNED[usize::from(concerned)].fetch_add(1, Ordering::Relaxed);
+            CONCERNED[2].fetch_add(usize::from(turned), Ordering::Relaxed);
+        }
+        // Else everybody would be, and nothing would be proven.
+        let [spared, concerned, turned] = CONCERNED.each_ref().map(|count| count.load(Ordering::Relaxed));
+        prop_assert!(spared + concerned < 8_000 || (spared * 3 > concerned && turned > 40));
     }
 
     /// What is outside and what must not be dialled needs no luck in the rules.
