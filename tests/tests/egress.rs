@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use postern_tests::{Answer, Dns, Mesh, Nginx, Origin, Plan, foreign, namespace, openssl, wait, wire};
 
+#[path = "egress/h2.rs"]
+mod h2;
+
 const OUTSIDE: &str = "192.0.2.10";
 const METADATA: &str = "169.254.169.254";
 
@@ -83,8 +86,8 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// nginx with TLS and without, outside.
-fn nginx(mesh: &Mesh) -> Nginx {
+/// The files of a key and of a certificate for it.
+fn certificate(mesh: &Mesh) -> (String, String) {
     let (key, certificate) = (mesh.directory().join("key.pem"), mesh.directory().join("certificate.pem"));
     let (key, certificate) = (key.display().to_string(), certificate.display().to_string());
     let made = openssl(
@@ -108,6 +111,12 @@ fn nginx(mesh: &Mesh) -> Nginx {
         b"",
     );
     assert_eq!(made.code, 0, "{}", made.stderr);
+    (key, certificate)
+}
+
+/// nginx with TLS and without, outside.
+fn nginx(mesh: &Mesh) -> Nginx {
+    let (key, certificate) = certificate(mesh);
     let more = format!(
         "listen {OUTSIDE}:443 ssl; ssl_certificate {certificate}; ssl_certificate_key {key};\n\
          location / {{ return 200 \"outside $http_host $http_x_forwarded_client_cert $http_postern_port\"; }}"
