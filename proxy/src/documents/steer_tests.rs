@@ -219,6 +219,18 @@ async fn streams_that_the_earlier_set_does_not_allow_are_reset() {
 }
 
 #[tokio::test]
+async fn a_remark_resets_nothing() {
+    let mut mesh = Mesh::new();
+    mesh.allow("web").await;
+    let (_connection, stream) = mesh.stream();
+    mesh.put(&(ALLOW.replace("WHO", "web") + "# a remark\n")).await;
+    assert_eq!(mesh.in_force(), Some(2), "it is another set");
+    assert!(!stream.entry().is_revoked());
+    mesh.allow("other").await;
+    assert!(stream.entry().is_revoked());
+}
+
+#[tokio::test]
 async fn a_set_that_nobody_confirms_decides_no_more_until_a_good_one_is_read() {
     let mut mesh = Mesh::new();
     mesh.allow("web").await;

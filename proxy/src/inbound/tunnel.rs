@@ -296,3 +296,6 @@ pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, lim
     };
     stream.finish(end);
 }
+
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;

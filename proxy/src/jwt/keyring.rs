@@ -282,3 +282,24 @@ pub async fn keep(sidecar: Arc<Sidecar>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jwt::verify::tests::SIGNERS;
+
+    #[test]
+    fn keys_serve_until_they_are_too_old_by_either_clock() {
+        let source = KeySource::File { path: "/keys".into(), max_stale: Duration::from_secs(10) };
+        let ring = Keyring::new(source);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        assert!(ring.usable(at).is_none(), "none came yet");
+        let came = |since| ring.kept.store(Some(Arc::new(Kept { keys: SIGNERS.keys(), at, since })));
+        came(Instant::now());
+        assert!(ring.usable(at + Duration::from_secs(9)).is_some());
+        assert!(ring.usable(at + Duration::from_secs(11)).is_none());
+        // Set back, the wall clock makes no key younger.
+        came(Instant::now().checked_sub(Duration::from_secs(11)).expect("this machine runs for longer"));
+        assert!(ring.usable(at - Duration::from_secs(500)).is_none());
+    }
+}

@@ -46,6 +46,14 @@ pub(super) struct Resolved {
     answer: Answer,
 }
 
+#[cfg(test)]
+impl Resolved {
+    /// As if somebody had looked this up.
+    pub(super) fn known(name: &str, addresses: &[IpAddr]) -> Self {
+        Self { name: name.into(), answer: Ok(addresses.to_vec()) }
+    }
+}
+
 /// Looks up the name of a service outside of the mesh that has no endpoints.
 pub(super) async fn resolve(sidecar: &Sidecar, host: &CanonHost, port: u16) -> Option<Resolved> {
     let name = {

@@ -78,3 +78,57 @@ fn the_endpoint_that_counts_is_the_one_asked_last() {
     publish(&sidecar, 3, "other", "other");
     assert_eq!(rejudge(&sidecar), 1);
 }
+
+const PARTNER: &str = "apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {name: partner, namespace: shop}
+spec: {external: true, hosts: [api.partner.example], ports: [{port: 80, protocol: http}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: out, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - {name: partner, to: [{services: [partner]}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: not, namespace: shop}
+spec:
+  action: Deny
+  rules:
+  - {name: lab, to: [{cidrs: [198.51.100.0/24]}]}
+";
+
+/// Rules, and what is never dialled, are about every address that a name has, not about the name.
+#[test]
+fn every_address_of_a_name_is_judged() {
+    let sidecar = testing::sidecar("");
+    let generation = testing::generation(&sidecar, 1, PARTNER);
+    sidecar.snapshots.publish(|snapshot| snapshot.policy = Some(generation));
+    let registered = testing::connection(&sidecar, Direction::Outbound);
+    let host = CanonHost::parse("api.partner.example").unwrap();
+    for (addresses, refused) in [
+        (&["192.0.2.1", "2001:db8::1"][..], None),
+        (&["192.0.2.1", "127.0.0.1"], Some(Reason::EgressDenied)),
+        (&["192.0.2.1", "169.254.169.254"], Some(Reason::EgressDenied)),
+        (&["::ffff:198.51.100.7"], Some(Reason::EgressDenied)),
+        // A Deny by address fires where nobody knows the address.
+        (&[], Some(Reason::EgressDenied)),
+    ] {
+        let parsed: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let resolved = Resolved::known("api.partner.example", &parsed);
+        let request = Request::get("http://api.partner.example/").body(Body::empty()).unwrap();
+        let mut snapshot = sidecar.snapshots.held();
+        let (stream, ()) =
+            authorize::register(&sidecar, registered.connection(), &mut snapshot, |snapshot| {
+                let target = Target::find(&sidecar, snapshot, &request, (&host, 80), Some(&resolved), false)?;
+                assert_eq!(target.addresses, parsed, "what is judged is what is dialled");
+                Ok((target.facts(&request, None, false)?, ()))
+            })
+            .unwrap();
+        let judgement = authorize::call(&sidecar, &stream, &snapshot).unwrap();
+        assert_eq!(judgement.refused, refused, "{addresses:?}");
+    }
+}
