@@ -4,13 +4,9 @@
 //! what is there is told by reading, and by reading it twice until two readings agree. A slow poll reads everything and
 //! backs the events up, because a watch on a directory that is replaced goes silent.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use notify::{RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use postern_policy::{Diagnostics, Generation, Scope, Workload};
 use tokio::sync::watch;
@@ -25,6 +21,7 @@ use opening::Overlays;
 use read::{Readings, digest};
 use steer::Event;
 use store::{Store, Stored};
+use watched::Watched;
 
 mod commands;
 pub mod glass;
@@ -35,6 +32,7 @@ mod read;
 pub mod stale;
 mod steer;
 mod store;
+mod watched;
 
 pub use commands::{Command, Done, Refusal, Steering};
 pub use history::{History, Moment, Origin, Pin, Refused, Remembered, Set};
@@ -85,63 +83,6 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
         while timeout_at(deadline.min(Instant::now() + QUIET), changed.changed()).await.is_ok() {}
         watcher.renew(&directory);
         loader.look().await;
-    }
-}
-
-/// The operating system's word that something changed; never trusted to be complete.
-struct Watched {
-    watcher: Option<notify::RecommendedWatcher>,
-    /// What the watch was set on.
-    set_on: Option<Place>,
-}
-
-/// A directory itself, not its name: a watch stays with the directory, whatever is put under the name afterwards, be it
-/// by a swapped symbolic link or by a rename.
-#[derive(Eq, PartialEq)]
-struct Place {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Place {
-    fn of(directory: &Path) -> Option<Self> {
-        let path = fs::canonicalize(directory).ok()?;
-        let found = fs::metadata(&path).ok()?;
-        Some(Self { path, device: found.dev(), inode: found.ino() })
-    }
-}
-
-impl Watched {
-    fn start(directory: &Path, events: watch::Sender<()>) -> Self {
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading the files is an event too, and must not lead to reading them again.
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                events.send_replace(());
-            }
-        });
-        let watcher = watcher
-            .map_err(|error| tracing::warn!(%error, "no file events: the documents are read every 2 s"))
-            .ok();
-        let mut watched = Self { watcher, set_on: None };
-        watched.renew(directory);
-        watched
-    }
-
-    fn renew(&mut self, directory: &Path) {
-        let place = Place::of(directory);
-        let Some(watcher) = &mut self.watcher else { return };
-        if place == self.set_on {
-            return;
-        }
-        if let Some(old) = self.set_on.take() {
-            let _ = watcher.unwatch(&old.path);
-        }
-        if let Some(place) = place
-            && watcher.watch(&place.path, RecursiveMode::NonRecursive).is_ok()
-        {
-            self.set_on = Some(place);
-        }
     }
 }
 
