@@ -9,7 +9,7 @@ use postern_policy::norm::{CanonPath, PathOptions};
 use postern_policy::{Explanation, Generation, Operation, Source};
 use serde_json::{Value, json};
 
-use super::{failed, ok};
+use super::{failed, ok, pages};
 use crate::connections::Direction;
 use crate::decisions::{Decision, Found, Subject};
 use crate::sidecar::Sidecar;
@@ -45,7 +45,7 @@ pub(super) async fn decision(sidecar: &Arc<Sidecar>, id: &str) -> Response<Full<
 
 fn page(sidecar: &Sidecar, decision: &Decision) -> Value {
     let generation = sidecar.history.lock().generation(decision.id.generation).cloned();
-    let mut page = json!({ "decision": super::decision(sidecar, decision) });
+    let mut page = json!({ "decision": pages::decision(sidecar, decision) });
     let rule = decision.verdict.and_then(|verdict| verdict.rule);
     page["rule"] = match (&generation, rule) {
         (Some(generation), Some(rule)) => json!(generation.rule(rule)),

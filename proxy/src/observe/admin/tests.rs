@@ -97,7 +97,7 @@ documents: /d
         );
         let file = SourceFile { name: "sidecar.yaml".to_owned(), text: text.into_bytes() };
         let config = Config::parse(&file).unwrap_or_else(|wrong| panic!("{wrong}"));
-        let page = super::config(&Sidecar::new(config, Arc::new(SystemClock), 1));
+        let page = super::pages::config(&Sidecar::new(config, Arc::new(SystemClock), 1));
         assert_eq!(page["controlPlane"]["joinToken"], shown, "{page}");
         assert_eq!(
             page["workload"]["ports"],
