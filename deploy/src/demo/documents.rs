@@ -9,6 +9,11 @@ pub(crate) const DELETION_GUARD: [&str; 3] = [NAMESPACE, "orders-guard", "nobody
 /// A service whose endpoint proves an identity other than the expected one.
 pub(crate) const PAYMENTS: &str = "payments";
 
+/// The limit that a second export within a minute meets: `<namespace>/<document>/<limit>`.
+pub(crate) const EXPORT_LIMIT: [&str; 3] = [NAMESPACE, "orders-limits", "exports"];
+/// What that limit counts. The rules allow it to the storefront.
+pub(crate) const EXPORT_PATH: &str = "/v1/orders/export";
+
 /// A document that does not compile, and where.
 #[derive(Debug)]
 pub(crate) struct Broken {
@@ -25,6 +30,7 @@ pub(crate) fn all(plan: &Plan) -> Vec<(&'static str, String)> {
         ("mesh.yaml", mesh()),
         ("services.yaml", services(plan)),
         (ORDERS_FILE, orders(true)),
+        ("limits.yaml", limits()),
         ("store.yaml", store()),
     ]
 }
@@ -111,6 +117,21 @@ fn mesh() -> String {
      spec:\n\
      \x20 onChange: {tcp: Close, streams: Reset, grace: 0s}\n"
         .to_owned()
+}
+
+fn limits() -> String {
+    let [_, document, limit] = EXPORT_LIMIT;
+    format!(
+        r#"# How often each caller may have what is expensive.
+apiVersion: postern.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {{name: {document}, namespace: {NAMESPACE}}}
+spec:
+  target: {{selector: {{app: orders}}, ports: [{SERVICE_PORT}]}}
+  limits:
+  - {{name: {limit}, match: {{paths: ["{EXPORT_PATH}"]}}, rate: 1/m, key: [source.identity]}}
+"#
+    )
 }
 
 fn store() -> String {

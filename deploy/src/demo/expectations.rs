@@ -24,6 +24,7 @@ mod intruders;
 mod load;
 mod outage;
 mod policy_edit;
+mod rate_limit;
 mod renewal;
 mod upkeep;
 mod way_out;
@@ -72,6 +73,7 @@ pub(crate) const IN_TURN: &[&Scene] = &[
     &calls::DENIED_METHOD,
     &calls::DEFAULT_DENY,
     &calls::OTHER_IDENTITY,
+    &rate_limit::SCENE,
     &way_out::UNKNOWN_SERVICE,
     &way_out::WRONG_ENDPOINT,
     &forgery::SCENE,

@@ -110,6 +110,18 @@ pub(crate) async fn run_to_end(arguments: &[&str]) -> Result<(), Failure> {
     Err(Failure::new(format!("`postern {verb}` failed ({}): {}", output.status, said.trim())))
 }
 
+/// Runs this very binary to its end, whatever its exit code: that, and what it printed.
+pub(crate) async fn ask(arguments: &[&str]) -> Result<(Option<i32>, String), Failure> {
+    let verb = arguments.join(" ");
+    let run = this_binary()?.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(Duration::from_secs(10), run)
+        .await
+        .explain(format!("`postern {verb}` does not end"))?
+        .explain(format!("cannot run `postern {verb}`"))?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+}
+
 fn this_binary() -> Result<Command, Failure> {
     let path = std::env::current_exe().explain("cannot find this program's own file")?;
     Ok(Command::new(path))

@@ -192,6 +192,9 @@ pub(super) fn decision(socket: &Path, id: &str, as_json: bool) -> Result<ExitCod
             shown(&decision["peer"]),
             shown(&decision["address"])
         ));
+        if let Some(limit) = decision["limit"].as_str() {
+            say(format_args!("  the rate limit {limit} refuses what the policy allows"));
+        }
         match (decision["rule"].as_str(), page["rule"]["place"].as_object()) {
             (Some(rule), Some(place)) => say(format_args!(
                 "  rule {rule} ({}:{}:{})",
