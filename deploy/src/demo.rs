@@ -3,13 +3,11 @@
 //! No root, no Kubernetes, nothing faked: a control plane, three services and their sidecars, each a process of its own,
 //! started from this very binary. What must hold is listed in [`expectations`].
 
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod admin;
@@ -18,6 +16,7 @@ mod documents;
 mod expectations;
 pub(crate) mod failure;
 mod files;
+mod home;
 pub(crate) mod http;
 mod intruder;
 mod invitation;
@@ -28,6 +27,7 @@ mod report;
 
 use failure::{Explain, Failure};
 use files::Files;
+use home::Home;
 use mesh::Mesh;
 use plan::{Plan, Service, Subnet};
 use report::Report;
@@ -53,12 +53,6 @@ pub(crate) struct Args {
     subnet: Subnet,
 }
 
-/// Where the demo keeps its files.
-enum Home {
-    Given(PathBuf),
-    Temporary(TempDir),
-}
-
 /// Runs the demo; success only if every expectation holds.
 pub(crate) fn run(args: Args) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
@@ -70,6 +64,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
+            if args.json {
+                println!("{:#}", json!({ "ok": false, "error": failure.to_string() }));
+            }
             eprintln!("postern demo: {failure}");
             ExitCode::FAILURE
         }
@@ -84,6 +81,7 @@ async fn demo(args: &Args) -> Result<bool, Failure> {
     mesh::addresses_are_free(&plan).await?;
     let home = Home::open(args.dir.as_deref())?;
     let files = Files::lay_out(home.path(), &plan)?;
+    home.occupy()?;
     let mesh = Mesh::new(plan, files);
     let mut report = Report::new(args.json);
     report.say(&opening(&mesh));
@@ -102,7 +100,10 @@ async fn demo(args: &Args) -> Result<bool, Failure> {
         report.say("Interrupted: what is not listed above was not looked at.");
     } else if args.keep {
         report.say(&invitation::text(&mesh));
-        interrupted.wait().await;
+        tokio::select! {
+            () = interrupted.wait() => {}
+            () = watch(&mesh) => {}
+        }
     }
     mesh.shut_down().await;
     report.say(&home.close(args.keep || !holds));
@@ -137,6 +138,16 @@ async fn play(mesh: &Mesh, report: &mut Report) {
     }
 }
 
+/// Tells which processes end while people play with the rest, for ever.
+async fn watch(mesh: &Mesh) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for ended in mesh.ended().await {
+            eprintln!("{ended}");
+        }
+    }
+}
+
 fn opening(mesh: &Mesh) -> String {
     let mut text = format!(
         "A mesh on this machine, trust domain {}, certificates that live {} s\n  control plane    {}\n",
@@ -155,38 +166,6 @@ fn opening(mesh: &Mesh) -> String {
     }
     text.push_str(&format!("  files            {}\n", mesh.files.root().display()));
     text
-}
-
-impl Home {
-    fn open(given: Option<&Path>) -> Result<Self, Failure> {
-        let Some(given) = given else {
-            let private = Permissions::from_mode(0o700);
-            let made = tempfile::Builder::new().prefix("postern-demo-").permissions(private).tempdir();
-            return Ok(Self::Temporary(made.explain("cannot make a temporary directory")?));
-        };
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(given);
-        made.explain(format!("cannot make the directory {}", given.display()))?;
-        Ok(Self::Given(given.to_owned()))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Given(path) => path,
-            Self::Temporary(directory) => directory.path(),
-        }
-    }
-
-    /// Removes a temporary directory unless there is a reason to look into it, and says what became of it.
-    fn close(self, keep: bool) -> String {
-        match self {
-            Self::Temporary(directory) if keep => format!("Files and logs: {}", directory.keep().display()),
-            Self::Temporary(directory) => match directory.close() {
-                Ok(()) => "The mesh is stopped, its files are removed.".to_owned(),
-                Err(error) => format!("The mesh is stopped; its files could not be removed: {error}"),
-            },
-            Self::Given(path) => format!("The mesh is stopped. Files and logs: {}", path.display()),
-        }
-    }
 }
 
 /// Whoever tells the demo to stop. Its children are in groups of their own and hear of it from the demo alone.

@@ -67,6 +67,22 @@ fn a_demo_that_is_killed_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn a_demo_that_cannot_begin_says_so_in_json_too() {
+    let own = std::process::id();
+    let subnet = format!("127.{}.{}", 150 + own % 50, own / 50 % 250);
+    let taken = std::net::TcpListener::bind(format!("{subnet}.10:24150")).expect("nobody else is there");
+    let output = Command::new(env!("CARGO_BIN_EXE_postern"))
+        .args(["demo", "--json", "--subnet", &subnet])
+        .output()
+        .expect("cargo has built it");
+    assert_eq!(output.status.code(), Some(1));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(told["ok"], false);
+    let address = taken.local_addr().expect("it is bound").to_string();
+    assert!(told["error"].as_str().is_some_and(|error| error.contains(&address)), "{told}");
+}
+
 #[expect(clippy::disallowed_methods, reason = "the interval of a poll with a deadline")]
 fn pause() {
     std::thread::sleep(Duration::from_millis(20));

@@ -130,6 +130,21 @@ impl Mesh {
         Ok(format!("{} processes, none ended or panicked", processes.len()))
     }
 
+    /// Processes that have ended by themselves since this was asked last, and what they said.
+    pub(crate) async fn ended(&self) -> Vec<String> {
+        let mut ended = Vec::new();
+        self.processes.lock().await.retain(|_, process| {
+            let Some(status) = process.exited() else { return true };
+            ended.push(format!(
+                "{} ended ({status}), and everything else goes on: {}",
+                process.name(),
+                process.last_words()
+            ));
+            false
+        });
+        ended
+    }
+
     /// Stops everything, sidecars before the services they serve.
     pub(crate) async fn shut_down(&self) {
         let mut processes = self.processes.lock().await;
@@ -253,5 +268,30 @@ where
             }
         }
         sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_ends_is_told_once() {
+        let directory = tempfile::tempdir().expect("there is room");
+        let plan = Plan::new("127.0.0".parse().expect("a subnet"));
+        let files = Files::lay_out(directory.path(), &plan).expect("the directory is empty");
+        let mesh = Mesh::new(plan, files);
+        assert!(mesh.ended().await.is_empty());
+        // This very program: it lists its tests and ends.
+        let log = directory.path().join("listed.log");
+        let process = Process::start("orders-sidecar", &["--list"], log).expect("it starts");
+        mesh.processes.lock().await.insert(Role::Sidecar(Service::Orders), process);
+        let told = async || {
+            let told = mesh.ended().await.pop();
+            told.explain("it still runs")
+        };
+        let (told, _) = within(READY_DEADLINE, "it ends", told).await.expect("it ends");
+        assert!(told.contains("orders-sidecar ended"), "{told}");
+        assert!(mesh.ended().await.is_empty());
     }
 }
