@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::crowd;
 use crate::diagnostic::Diagnostics;
 use crate::egress::{self, Call};
 use crate::engine::egress::Egress;
@@ -80,6 +81,12 @@ impl Generation {
     /// What loads but probably does not say what was meant.
     pub fn warnings(&self) -> &Diagnostics {
         &self.warnings
+    }
+
+    /// How many rules one question can make the engine look at, by the key that most of them share: what a decision costs at
+    /// worst grows with it, and not with the number of rules.
+    pub fn most_candidates(&self) -> usize {
+        crowd::most(self.engine.rules.iter().map(|rule| &**rule))
     }
 
     /// Ports that an Allow rule for this workload names by number. (A Deny rule opens nothing, so a port that only a

@@ -21,6 +21,7 @@ mod break_glass;
 mod changes;
 mod check;
 mod cond;
+mod crowd;
 mod diagnostic;
 mod doc;
 mod egress;

@@ -1,5 +1,6 @@
 //! From files to a generation, or to all mistakes in them.
 
+mod crowds;
 mod document;
 mod egress;
 mod file;
@@ -30,6 +31,7 @@ use crate::rule::{OwnDomains, PortsJudged, Rule};
 use crate::services::Services;
 use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope, Workload};
 
+use crowds::MANY_CANDIDATES;
 use document::Body;
 use file::{CheckedFile, ReadFile};
 pub use loader::Loader;
@@ -43,8 +45,6 @@ const MAX_DOCUMENTS: usize = 25_000;
 const MAX_RULES: usize = 100_000;
 const MAX_CASES: usize = 50_000;
 const MAX_INVARIANTS: usize = 5_000;
-/// From here on a decision takes tens of microseconds, which an operator should know.
-const MANY_CANDIDATES: usize = 1_000;
 
 /// Checks a set of documents and compiles what concerns the scope's workload. All or nothing: one mistake anywhere
 /// refuses the set, because a rule that is skipped is a rule that does not deny. Who loads one set after the other has a
@@ -58,15 +58,22 @@ fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
         Some(workload) => checked.compiled(workload, number),
         None => checked.assembled(Applied::default(), number),
     };
-    let Checked { documents, mut warnings, misnamed, .. } = checked;
+    let Checked { documents, mut warnings, misnamed, policies, implied, .. } = checked;
     // A test that has been left behind by its rules is no reason to keep new rules out of the mesh.
     for finding in misnamed {
         warnings.push(finding.warning());
     }
-    let worst = generation.engine.worst_list().max(generation.egress.worst_list());
+    let crowds = match &scope.workload {
+        Some(_) => crowds::of_workload(&generation),
+        None => crowds::of_set(&policies, &implied),
+    };
+    for crowd in crowds {
+        warnings.push(crowd);
+    }
+    let worst = generation.egress.worst_list();
     if worst > MANY_CANDIDATES {
         let message =
-            format!("a request can make the engine look at {worst} rules that share all their keys");
+            format!("a call out can make the engine look at {worst} egress rules that share all their keys");
         warnings.push(
             Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
         );

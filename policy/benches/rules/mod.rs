@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 use postern_policy::{Scope, SourceFile, Workload};
 use postern_svid::TrustDomain;
 
+pub(crate) mod hostile;
+
 /// Rules in a document.
 const IN_DOCUMENT: usize = 5;
 /// Files of a set, at most.
@@ -39,6 +41,17 @@ pub(crate) fn rule(n: usize) -> (String, bool) {
             ),
             false,
         ),
+    }
+}
+
+/// A caller, as the path of its SPIFFE id in the trust domain `td`, and the path that it asks for: what rule `n` is about.
+pub(crate) fn question(n: usize) -> (String, String) {
+    match n % 20 {
+        16 | 17 => (format!("ns/ns{n}/sa/x"), format!("/n{n}/a/b")),
+        18 => (format!("ns/shop/sa/a{n}"), format!("/admin{n}/x")),
+        19 => ("ns/shop/sa/x".to_owned(), format!("/internal{n}/x")),
+        _ if n.is_multiple_of(2) => (format!("ns/shop/sa/a{n}"), format!("/v1/p{n}")),
+        _ => (format!("ns/shop/sa/b{}", n % 97), format!("/v1/q{n}/7")),
     }
 }
 
