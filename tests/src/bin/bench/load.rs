@@ -18,19 +18,36 @@ pub(crate) struct Load {
     pub(crate) p99: Duration,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asked<'a> {
+    /// One path, again and again.
+    Path(&'a str),
+    /// What a script for wrk says.
+    Script(&'a Path),
+}
+
 /// Keep-alive requests over `connections` connections, as fast as answers come.
 pub(crate) fn run(
     wrk: &Path,
     front: SocketAddr,
     host: &str,
-    path: &str,
+    asked: Asked<'_>,
     connections: usize,
     length: Duration,
 ) -> Result<Load, Failure> {
     let mut command = process::on(process::LOAD, wrk);
     command.args(["--latency", "-t1", "--timeout", "5s"]);
     command.arg(format!("-c{connections}")).arg(format!("-d{}s", length.as_secs().max(1)));
-    command.arg("-H").arg(format!("Host: {host}")).arg(format!("http://{front}{path}"));
+    command.arg("-H").arg(format!("Host: {host}"));
+    let path = match asked {
+        Asked::Path(path) => path,
+        Asked::Script(script) => {
+            command.arg("-s").arg(script);
+            "/"
+        }
+    };
+    command.arg(format!("http://{front}{path}"));
     let ran = foreign::run(&mut command, length + Duration::from_secs(30));
     if ran.code != 0 {
         return Err(format!("wrk ended with {}: {}", ran.code, ran.stderr.trim()));

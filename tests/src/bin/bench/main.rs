@@ -1,8 +1,9 @@
-//! The bench: what a hop through a pair of sidecars costs, beside what other proxies cost in the same run, and what one
-//! sidecar takes on disk, in memory and in time.
+//! The bench: what a hop through a pair of sidecars costs, beside what other proxies cost in the same run, what more rules
+//! add to it, and what one sidecar takes on disk, in memory and in time.
 //!
 //! ```text
 //! cargo run --release -p postern-tests --bin bench -- mesh [--quick] [--rounds N] [--seconds N] [--json FILE]
+//! cargo run --release -p postern-tests --bin bench -- policy [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- size [--quick] [--json FILE]
 //! ```
 //!
@@ -18,6 +19,7 @@ mod load;
 mod machine;
 mod mesh;
 mod options;
+mod policy;
 mod process;
 mod size;
 mod stats;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     };
     let done = match options.command {
         Command::Mesh => mesh::run(&options),
+        Command::Policy => policy::run(&options),
         Command::Size => size::run(&options),
     };
     match done {

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use crate::contenders::{self, Contender, HOST, PATH, Stage};
-use crate::load::{self, Load};
+use crate::load::{self, Asked, Load};
 use crate::machine::{self, CpuTime, Memory};
 use crate::options::Options;
 use crate::{Failure, table};
@@ -72,14 +72,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if machine::processors() < 2 {
         return Err("two processors are needed: one for the proxies, one for load and backend".to_owned());
     }
-    let stage = Stage::set()?;
+    let stage = Stage::set(&[("policy.yaml".to_owned(), contenders::one_rule())])?;
     let contenders = contenders::start(&stage, options)?;
     let load_before = machine::load_average();
     let mut rows = rows(&contenders)?;
     for round in 1..=options.rounds {
         for (contender, row) in contenders.iter().zip(&mut rows) {
             eprintln!("round {round} of {}: {}", options.rounds, contender.name);
-            row.cells.push(measure(&stage, contender, options)?);
+            row.cells.push(measure(&stage, contender, Asked::Path(PATH), options)?);
         }
     }
     let report = table::Report::new(rows, load_before, options);
@@ -103,9 +103,15 @@ fn rows(contenders: &[Contender]) -> Result<Vec<Row>, Failure> {
     contenders.iter().map(row).collect()
 }
 
-fn measure(stage: &Stage, contender: &Contender, options: &Options) -> Result<Cell, Failure> {
+/// A contender under load, once.
+pub(crate) fn measure(
+    stage: &Stage,
+    contender: &Contender,
+    asked: Asked<'_>,
+    options: &Options,
+) -> Result<Cell, Failure> {
     let load = |length| {
-        let ran = load::run(&stage.wrk, contender.front, HOST, PATH, options.connections, length);
+        let ran = load::run(&stage.wrk, contender.front, HOST, asked, options.connections, length);
         ran.map_err(|failure| format!("{}: {failure}", contender.name))
     };
     load(options.warm_up)?;

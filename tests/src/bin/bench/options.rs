@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::Failure;
 
 pub(crate) const USAGE: &str = "\
-usage: bench mesh|size [options]
+usage: bench mesh|policy|size [options]
   --quick          fewer and shorter rounds: a glance, not a figure to quote
-  --rounds N       interleaved rounds (mesh: 5, quick 3), starts (size: 10, quick 3)
-  --seconds N      length of one measurement (mesh: 5, quick 2)
-  --connections N  client connections (mesh: 32), idle mesh connections (size: 1000)
-  --only A,B       mesh: only these contenders besides direct: postern, envoy, haproxy
+  --rounds N       interleaved rounds (mesh, policy: 5, quick 3), starts (size: 10, quick 3)
+  --seconds N      length of one measurement (mesh, policy: 5, quick 2)
+  --connections N  client connections (mesh, policy: 32), idle mesh connections (size: 1000)
+  --only A,B       mesh: only these contenders besides direct: postern, envoy, haproxy; policy: postern, envoy
   --proxy FILE     measure this postern-proxy instead of building one in the profile dist
   --built          build nothing: the binaries in the target directory are those to be measured
   --target-dir D   where to build it (default: the target directory the bench itself lies in)
@@ -22,6 +22,8 @@ usage: bench mesh|size [options]
 pub(crate) enum Command {
     /// Pairs of proxies under load.
     Mesh,
+    /// Pairs of proxies with more and more rules, under load.
+    Policy,
     /// One sidecar at rest.
     Size,
 }
@@ -46,6 +48,7 @@ impl Options {
         let mut arguments = arguments.iter();
         let command = match arguments.next().map(String::as_str) {
             Some("mesh") => Command::Mesh,
+            Some("policy") => Command::Policy,
             Some("size") => Command::Size,
             Some(other) => return Err(format!("there is no bench `{other}`")),
             None => return Err("which bench?".to_owned()),
@@ -78,7 +81,7 @@ impl Options {
 
     fn defaults(command: Command, is_quick: bool) -> Self {
         let rounds = match (command, is_quick) {
-            (Command::Mesh, false) => 5,
+            (Command::Mesh | Command::Policy, false) => 5,
             (Command::Size, false) => 10,
             (_, true) => 3,
         };
@@ -87,7 +90,7 @@ impl Options {
             rounds,
             length: Duration::from_secs(if is_quick { 2 } else { 5 }),
             warm_up: Duration::from_secs(1),
-            connections: if command == Command::Mesh { 32 } else { 1_000 },
+            connections: if command == Command::Size { 1_000 } else { 32 },
             only: None,
             proxy: None,
             is_built: false,
@@ -124,6 +127,7 @@ mod tests {
         assert_eq!(options.json.as_deref(), Some(std::path::Path::new("x.json")));
         assert_eq!(parse("mesh").unwrap().rounds, 5);
         assert_eq!(parse("size").unwrap().connections, 1_000);
+        assert_eq!(parse("policy").unwrap().connections, 32);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use postern_tests::{Sidecar, wait, wire};
 use serde_json::{Value, json};
 
-use crate::contenders::{CALLEE, CALLER, Stage, postern};
+use crate::contenders::{self, CALLEE, CALLER, Stage, postern};
 use crate::machine::{self, Memory};
 use crate::options::Options;
 use crate::stats::Spread;
@@ -34,7 +34,7 @@ struct Days {
 /// Runs the bench and prints its figures.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let proxy = build::proxy(options)?;
-    let stage = Stage::set()?;
+    let stage = Stage::set(&[("policy.yaml".to_owned(), contenders::one_rule())])?;
     postern::control_plane(&stage, options)?;
     let load_before = machine::load_average();
     let size = stripped_size(&proxy, &stage)?;

@@ -14,7 +14,8 @@ use crate::{Failure, install, process};
 
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 
-pub(super) fn start(stage: &Stage, envoy: &Path) -> Result<Contender, Failure> {
+/// Starts the pair; `filters` judge requests, inbound.
+pub(crate) fn start(stage: &Stage, envoy: &Path, filters: &str) -> Result<Contender, Failure> {
     let [outbound, inbound] = stage.pair_addresses(0);
     let run = |name: &str, config: &str| -> Result<Process, Failure> {
         let config = write(stage, &format!("{name}.yaml"), config)?;
@@ -33,7 +34,7 @@ pub(super) fn start(stage: &Stage, envoy: &Path) -> Result<Contender, Failure> {
     };
     let pair = [
         run("envoy-outbound", &outbound_config(stage, outbound, inbound))?,
-        run("envoy-inbound", &inbound_config(stage, inbound))?,
+        run("envoy-inbound", &inbound_config(stage, inbound, filters))?,
     ];
     Ok(Contender {
         name: "envoy",
@@ -75,8 +76,9 @@ fn outbound_config(stage: &Stage, own: SocketAddr, peer: SocketAddr) -> String {
     )
 }
 
-fn inbound_config(stage: &Stage, own: SocketAddr) -> String {
-    let rbac = format!(
+/// An RBAC filter with one policy.
+pub(crate) fn one_policy() -> String {
+    format!(
         "          - name: envoy.filters.http.rbac
             typed_config:
               \"@type\": {EXTENSIONS}.filters.http.rbac.v3.RBAC
@@ -92,7 +94,10 @@ fn inbound_config(stage: &Stage, own: SocketAddr) -> String {
                     principals: [{{authenticated: {{principal_name: {{exact: '{}'}}}}}}]
 ",
         spiffe_id(CALLER)
-    );
+    )
+}
+
+fn inbound_config(stage: &Stage, own: SocketAddr, filters: &str) -> String {
     let manager = manager(
         "inbound",
         &format!(
@@ -103,7 +108,7 @@ fn inbound_config(stage: &Stage, own: SocketAddr) -> String {
         ),
         "'*'",
         "workload",
-        &rbac,
+        filters,
     );
     let tls = tls(stage, CALLEE, CALLER);
     let cluster = cluster("workload", stage.backend, "http_protocol_options: {}");

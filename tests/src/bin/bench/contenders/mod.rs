@@ -1,6 +1,6 @@
 //! What is compared: a way from the load generator to the backend, through two proxies or none.
 
-mod envoy;
+pub(crate) mod envoy;
 mod haproxy;
 pub(crate) mod postern;
 mod stage;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use postern_tests::{Process, wait, wire};
 
-pub(crate) use stage::{BODY, PATH, Stage};
+pub(crate) use stage::{BODY, PATH, Stage, one_rule};
 
 use crate::options::Options;
 use crate::{Failure, install};
@@ -49,7 +49,7 @@ pub(crate) fn start(stage: &Stage, options: &Options) -> Result<Vec<Contender>, 
         all.push(postern::start(stage, options)?);
     }
     if options.wants("envoy") {
-        all.push(envoy::start(stage, &install::envoy()?)?);
+        all.push(envoy::start(stage, &install::envoy()?, &envoy::one_policy())?);
     }
     if options.wants("haproxy") {
         all.push(haproxy::start(stage, &install::debian("haproxy", "haproxy")?)?);
@@ -90,7 +90,8 @@ impl Contender {
         }
     }
 
-    fn fault(&self, what: &str) -> Failure {
+    /// What is wrong with it, and what it says itself.
+    pub(crate) fn fault(&self, what: &str) -> Failure {
         let logs = self.pair.iter().flatten().map(Process::log);
         let logs: Vec<String> =
             logs.map(|log| log.lines().rev().take(10).collect::<Vec<_>>().join("\n")).collect();
@@ -98,7 +99,8 @@ impl Contender {
     }
 }
 
-fn ask(front: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
+/// The status and the body of one request.
+pub(crate) fn ask(front: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&front, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let request =
@@ -112,7 +114,7 @@ fn ask(front: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
 }
 
 /// Writes a contender's file.
-fn write(stage: &Stage, name: &str, text: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn write(stage: &Stage, name: &str, text: &str) -> Result<PathBuf, Failure> {
     let path = stage.directory().join(name);
     std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path)

@@ -9,7 +9,8 @@ use super::{CALLEE, CALLER, Contender, Stage};
 use crate::options::Options;
 use crate::{Failure, build, process};
 
-pub(super) fn start(stage: &Stage, options: &Options) -> Result<Contender, Failure> {
+/// Starts the pair.
+pub(crate) fn start(stage: &Stage, options: &Options) -> Result<Contender, Failure> {
     let proxy = &build::proxy(options)?;
     control_plane(stage, options)?;
     let outbound = sidecar(stage.mesh.sidecar(CALLER), proxy)?;

@@ -31,15 +31,17 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Writes everything down and starts the backend.
-    pub(crate) fn set() -> Result<Self, Failure> {
+    /// Writes everything down, with these files of policies, and starts the backend.
+    pub(crate) fn set(policies: &[(String, String)]) -> Result<Self, Failure> {
         let nginx = install::debian("nginx", "nginx-light")?;
         let wrk = install::debian("wrk", "wrk")?;
         install::debian("taskset", "util-linux")?;
         let mut plan = Plan::new();
         plan.sidecar(CALLER);
         plan.sidecar(CALLEE).serves(80, 8080, "http");
-        plan.document("policy.yaml", &policy());
+        for (name, text) in policies {
+            plan.document(name, text);
+        }
         let backend = SocketAddr::new(plan.address(CALLEE), 8080);
         let mesh = plan.prepare();
         let directory = mesh.directory().join("bench");
@@ -66,15 +68,15 @@ impl Stage {
         self.nginx.id()
     }
 
-    /// Addresses for a pair that is not ours: outbound, inbound.
+    /// Addresses for a pair that is not ours: outbound, inbound. The latter at the workload's port, which rules name.
     pub(crate) fn pair_addresses(&self, at: usize) -> [SocketAddr; 2] {
         let address = self.mesh.spare_address(at);
-        [SocketAddr::new(address, 15_001), SocketAddr::new(address, 15_006)]
+        [SocketAddr::new(address, 15_001), SocketAddr::new(address, self.backend.port())]
     }
 }
 
-/// One rule, as everywhere: this caller, reading, below this path.
-fn policy() -> String {
+/// One rule, as in every contender: this caller, reading, below this path.
+pub(crate) fn one_rule() -> String {
     format!(
         "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: orders, namespace: shop}}\n\
          spec:\n  target: {{selector: {{app: {CALLEE}}}}}\n  action: Allow\n  rules:\n  - name: reads\n    \
