@@ -29,7 +29,7 @@ pub(crate) enum Command {
 }
 
 /// The command line, read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) command: Command,
     pub(crate) rounds: usize,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use postern_policy::norm::{CanonMethod, CanonPath};
 use postern_policy::{Generation, Operation, Scope, Source, SourceFile, Workload, export, load};
@@ -31,6 +31,9 @@ mod rules;
 const SIZES: [usize; 3] = [1, 1_000, 10_000];
 /// Paths that a script asks for.
 const PATHS: usize = 32;
+/// The answers that a figure needs, and how many times it is tried, each three times as long.
+const FEWEST_REQUESTS: f64 = 200.0;
+const LENGTHS: usize = 3;
 /// Processors that others kept busy in the middle round.
 const STRANGERS: f64 = 0.2;
 
@@ -52,7 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         for Setting { size, stage, script, contenders } in &mut settings {
             for (contender, cells) in contenders {
                 eprintln!("round {round} of {}: {}, {size} rules", options.rounds, contender.name);
-                cells.push(mesh::measure(stage, contender, Asked::Script(script), options)?);
+                cells.push(measure(stage, contender, script, options)?);
             }
         }
     }
@@ -70,6 +73,23 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
+}
+
+/// As long as it takes for enough answers: with many rules they are few, and of none nothing can be said.
+fn measure(stage: &Stage, contender: &Contender, script: &Path, options: &Options) -> Result<Cell, Failure> {
+    let mut options = options.clone();
+    for _ in 0..LENGTHS {
+        let cell = mesh::measure(stage, contender, Asked::Script(script), &options)?;
+        if cell.load.requests >= FEWEST_REQUESTS {
+            return Ok(cell);
+        }
+        options.length *= 3;
+    }
+    Err(format!(
+        "{}: fewer than {FEWEST_REQUESTS} answers within {} s",
+        contender.name,
+        options.length.as_secs() / 3
+    ))
 }
 
 fn set(size: usize, options: &Options) -> Result<Setting, Failure> {
