@@ -228,3 +228,123 @@ fn a_decision_about_a_call_out_allocates_nothing() {
     assert!(verdicts.iter().any(|verdict| verdict.is_allowed() && verdict.shadow.is_some()));
     assert!(verdicts.iter().any(|verdict| !verdict.is_allowed()));
 }
+
+const ISTIO: &str = r#"
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: people, namespace: shop}
+spec:
+  jwtRules:
+  - {issuer: "https://id.x", jwksUri: "https://id.x/jwks", audiences: [shop]}
+  - {issuer: "https://id.y", jwksUri: "https://id.y/jwks"}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tokens, namespace: shop}
+spec:
+  rules:
+  - from:
+    - source: {requestPrincipals: ["https://id.y/*", "*/bob"], namespaces: [web]}
+    - source: {requestPrincipals: ["https://id.x/a*"], notRequestPrincipals: ["*/mallory"], ipBlocks: [10.0.0.0/8]}
+    to: [{operation: {paths: ["/v1/*"], methods: [GET], hosts: ["orders.shop", "*.example"]}}]
+    when:
+    - {key: "request.auth.claims[scope]", values: [write]}
+    - {key: "request.auth.claims[realm][roles]", values: ["adm*"], notValues: [guest]}
+    - {key: "request.auth.audiences", values: [shop]}
+    - {key: "request.auth.presenter", notValues: [other]}
+  - to: [{operation: {ports: ["8443"]}}]
+    when: [{key: connection.sni, values: [db.example, "*.eu.example"], notValues: ["old*"]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: less, namespace: shop}
+spec:
+  action: DENY
+  rules:
+  - from: [{source: {requestPrincipals: ["*/eve"]}}]
+    to: [{operation: {ports: ["8080"]}}]
+  - to: [{operation: {ports: ["8080"]}}]
+    when: [{key: "request.auth.claims[banned]", values: ["*"]}]
+  - to: [{operation: {ports: ["8443"]}}]
+    when: [{key: connection.sni, values: [secret.eu.example]}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: names, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - name: one
+    to:
+    - {sni: [db.example, "*.us.example"], ports: [9443], not: {sni: [old.us.example]}}
+"#;
+
+#[test]
+fn what_istio_asks_of_tokens_and_server_names_allocates_nothing() {
+    let scope = Scope {
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
+        root_namespace: "root".into(),
+        workload: Some(Workload {
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            labels: BTreeMap::new(),
+        }),
+    };
+    let file = SourceFile { name: "p.yaml".into(), text: ISTIO.into() };
+    let generation = load(&[file], &scope, 1).unwrap_or_else(|errors| panic!("{errors}"));
+    let id = SpiffeId::parse("spiffe://td/ns/web/sa/front").expect("a literal");
+    let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
+    let connection = generation.connection(source);
+    let token = |rest: &str| {
+        let payload = format!(r#"{{"iss":"https://id.x","aud":["web","shop"],"azp":"app","exp":9,{rest}}}"#);
+        Arc::new(Claims::from_json(payload.as_bytes()).expect("good claims"))
+    };
+    let ann = token(r#""sub":"ann","scope":"read write","realm":{"roles":["dev","admin"]}"#);
+    let sets = [
+        TokenSet::verified(vec![Arc::clone(&ann)]),
+        TokenSet::verified(vec![token(r#""sub":"bob","scope":["a"],"age":7"#), ann]),
+        TokenSet::verified(vec![token(r#""sub":"eve""#)]),
+        TokenSet::verified(vec![token(r#""sub":"ann","banned":"yes""#)]),
+        TokenSet::absent(),
+        TokenSet::unknown(),
+    ];
+    let host = CanonHost::parse("orders.shop").expect("a literal");
+    let method = CanonMethod::get();
+    let fields = HeaderFields::new();
+    let mut verdicts = Vec::with_capacity(64);
+    let mut ask = |what: &dyn std::fmt::Debug, port: u16, operation: Operation<'_>| {
+        let counted = measure(|| verdicts.push(generation.decide(&connection, port, operation)));
+        assert_eq!(counted.count_total, 0, "{what:?} at {port}");
+        let verdict = verdicts[verdicts.len() - 1];
+        assert_eq!(verdict, generation.decide_by_reference(source, port, operation), "{what:?} at {port}");
+        verdict.is_allowed()
+    };
+    let mut allowed = Vec::new();
+    for tokens in &sets {
+        for path in ["/v1/a", "/v1/a;p=1/%2561", "/v2"] {
+            let path = CanonPath::parse(path, &generation.defaults().path).expect("a literal");
+            let operation = Operation::Http {
+                method: &method,
+                path: &path,
+                host: Some(&host),
+                headers: Some(&fields as &dyn HeaderLines),
+                upgrade: None,
+                tokens: tokens.at(std::time::UNIX_EPOCH),
+            };
+            allowed.push(ask(&(tokens, &path), 8080, operation));
+        }
+    }
+    // Of each way to answer there is some, or this would prove little: by tokens,
+    assert_eq!(allowed.iter().filter(|is| **is).count(), 4, "{allowed:?}");
+    let names = ["db.example", "a.eu.example", "secret.eu.example", "b.us.example", "old.us.example", "x.y"];
+    let names: Vec<CanonHost> = names.iter().map(|name| CanonHost::parse(name).expect("a literal")).collect();
+    let mut allowed = [0, 0];
+    for (port, count) in [8443, 9443].into_iter().zip(&mut allowed) {
+        for sni in names.iter().map(Some).chain([None]) {
+            *count += u32::from(ask(&sni, port, Operation::Tls { sni }));
+        }
+        assert!(!ask(&"no handshake", port, Operation::Tcp));
+    }
+    // and by names: db and a.eu at one port, db and b.us at the other.
+    assert_eq!(allowed, [2, 2]);
+}
