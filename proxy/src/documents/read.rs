@@ -352,6 +352,18 @@ mod tests {
         assert_eq!(readings.opened, 3);
     }
 
+    /// What was read while somebody wrote is no set; the next reading has to say the same.
+    #[test]
+    fn a_set_is_what_two_readings_agree_on() {
+        let (dir, mut readings) = three();
+        readings.settled = APART / 2;
+        readings.glance();
+        fs::write(dir.path().join("b.yaml"), "B").unwrap();
+        assert_eq!(texts(readings.stable(None)), ["a", "B", "c"]);
+        // It was found so twice, the second time after it had settled: else it would be read once more.
+        assert!(readings.seen.values().all(|seen| seen.is_settled), "{:?}", readings.seen);
+    }
+
     #[test]
     fn what_has_not_settled_is_read_whatever_it_looks_like() {
         let (_dir, mut readings) = three();
