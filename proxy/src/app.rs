@@ -111,6 +111,7 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     }
     let workers = start_workers(&sidecar, &inbound, &outbound)?;
     // The workers' copies are the last: when they stop accepting, callers are refused instead of waiting for nobody.
+    #[cfg_attr(feature = "sim", expect(clippy::drop_non_drop, reason = "simulated sockets are bound later"))]
     drop((inbound, outbound));
     tracing::info!(identity = %sidecar.config.identity, "accepting");
 
