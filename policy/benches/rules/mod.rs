@@ -87,7 +87,7 @@ pub(crate) fn documents(rules: usize) -> Vec<SourceFile> {
 
 pub(crate) fn scope() -> Scope {
     Scope {
-        trust_domain: TrustDomain::parse("td").unwrap(),
+        trust_domain: TrustDomain::parse("td").expect("a literal"),
         root_namespace: "root".into(),
         workload: Some(Workload {
             namespace: "shop".into(),
