@@ -47,6 +47,10 @@ spec:
 "#;
 
 fn prove(claims: &str) -> Vec<InvariantResult> {
+    prove_by(RULES, claims)
+}
+
+fn prove_by(rules: &str, claims: &str) -> Vec<InvariantResult> {
     let test = format!(
         "apiVersion: postern.dev/v1alpha1\nkind: PolicyTest\nmetadata: {{name: t, namespace: shop}}\nspec:\n  \
          workload: {{serviceAccount: orders, labels: {{app: orders}}}}\n  invariants:\n{claims}"
@@ -57,7 +61,7 @@ fn prove(claims: &str) -> Vec<InvariantResult> {
         root_namespace: "root".into(),
         workload: None,
     };
-    let report = run_tests(&[file("rules.yaml", RULES), file("test.yaml", &test)], &scope);
+    let report = run_tests(&[file("rules.yaml", rules), file("test.yaml", &test)], &scope);
     report.unwrap_or_else(|errors| panic!("{errors}")).invariants
 }
 
@@ -136,6 +140,39 @@ fn claims() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
+
+/// What depends on words that no class knows is never said to be proven for lack of a request that shows it.
+#[test]
+fn what_is_left_open_is_not_proven() {
+    const OPEN: &str = r#"apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {name: d, namespace: root}
+spec: {jwt: {issuers: [{issuer: i, audiences: [o], jwks: {file: /keys}}]}}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: open, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - {name: tenants, from: [{namespaces: [ops]}], to: [{ports: [8080]}], when: {cel: 'request.headers["x-tenant"] == "a"'}}
+  - {name: people, from: [{namespaces: [people], jwt: {issuer: i}}], to: [{ports: [8080]}]}
+"#;
+    let operation = "to: [{methods: [GET], paths: [/a], ports: [8080]}]";
+    for (claim, proven, words) in [
+        // With such a field, or such a token, the request is allowed.
+        (format!("never: {{from: [{{namespaces: [ops]}}], {operation}}}"), false, "not proven"),
+        (format!("never: {{from: [{{namespaces: [people]}}], {operation}}}"), false, "not proven"),
+        // Without it is denied.
+        (format!("always: {{from: [{{namespaces: [ops]}}], {operation}}}"), false, "denied by default"),
+        (format!("always: {{from: [{{namespaces: [people]}}], {operation}}}"), false, "denied by default"),
+        (format!("never: {{from: [{{namespaces: [others]}}], {operation}}}"), true, "proven over"),
+    ] {
+        let result = prove_by(OPEN, &format!("  - {{name: c, {claim}}}\n")).remove(0);
+        assert_eq!(result.proven, proven, "{claim}: {}", result.outcome);
+        assert!(result.outcome.contains(words), "{claim}: {}", result.outcome);
+    }
 }
 
 /// A set that is too large says so at once, and says the way out.
