@@ -4,7 +4,7 @@
 use super::Connection;
 use super::compile::{compile_paths, sorted};
 use super::keys::{Keys, SourceKey};
-use super::matching::{PathKeys, Question, What as Asked, intersect};
+use super::matching::{Asked, PathKeys, Question, intersect};
 use crate::eval_ref::Truth;
 use crate::istio::{
     Clause, Field, HostReadings, IdentityPattern, Test, TextPattern, TokenTest, What, Who, field_holds,

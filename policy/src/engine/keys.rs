@@ -1,14 +1,14 @@
 //! Interned values of rules, and which of them are true of a peer, a port, a path.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::Hasher;
 use std::net::IpAddr;
 
 use foldhash::HashMap;
-use foldhash::fast::RandomState;
 use ipnet::IpNet;
-use postern_svid::{SpiffeId, TrustDomain};
+use postern_svid::SpiffeId;
 
-use crate::istio::{self, IdentityPattern};
+use super::names::Names;
+use crate::istio::{self, Glob, IdentityPattern};
 use crate::norm::CanonHost;
 use crate::pattern::{MAX_SEGMENTS, PathPattern, Segment, Template};
 use crate::rule::{HostPattern, MAX_LABELS, OwnDomains};
@@ -20,48 +20,106 @@ const MAX_SHAPES: usize = 16;
 const MAX_HITS: usize = 1 + MAX_SEGMENTS + MAX_SHAPES + 1 + MAX_LABELS;
 
 /// Something a peer can be.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(super) enum SourceKey {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SourceKey<'a> {
     Anonymous,
-    Id(SpiffeId),
+    Id(&'a str),
     /// Trust domain (`None`: the mesh's own and its aliases), namespace, name.
-    Account(Option<TrustDomain>, Box<str>, Box<str>),
-    Namespace(Option<TrustDomain>, Box<str>),
-    Domain(TrustDomain),
+    Account(Option<&'a str>, &'a str, &'a str),
+    Namespace(Option<&'a str>, &'a str),
+    Domain(&'a str),
     Net(IpNet),
-    /// Of Istio's kinds; ids are [`Id`](Self::Id).
-    Pattern(IdentityPattern),
+    /// Of Istio's kinds, in whatever trust domain.
+    AnyAccount(&'a str, &'a str),
+    AnyNamespace(&'a str),
+    Glob(&'a Glob),
+}
+
+impl SourceKey<'_> {
+    /// Its bytes: different for different keys, since every part stands behind its length.
+    fn write(&self, out: &mut Vec<u8>) {
+        fn part(out: &mut Vec<u8>, text: &str) {
+            out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+        fn domain(out: &mut Vec<u8>, domain: Option<&str>) {
+            out.push(u8::from(domain.is_some()));
+            part(out, domain.unwrap_or_default());
+        }
+        match *self {
+            Self::Anonymous => out.push(0),
+            Self::Id(id) => {
+                out.push(1);
+                part(out, id);
+            }
+            Self::Account(td, namespace, name) => {
+                out.push(2);
+                domain(out, td);
+                part(out, namespace);
+                part(out, name);
+            }
+            Self::Namespace(td, namespace) => {
+                out.push(3);
+                domain(out, td);
+                part(out, namespace);
+            }
+            Self::Domain(td) => {
+                out.push(4);
+                part(out, td);
+            }
+            Self::Net(net) => {
+                out.push(5);
+                match net.addr() {
+                    IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+                    IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
+                }
+                out.push(net.prefix_len());
+            }
+            Self::AnyAccount(namespace, name) => {
+                out.push(6);
+                part(out, namespace);
+                part(out, name);
+            }
+            Self::AnyNamespace(namespace) => {
+                out.push(7);
+                part(out, namespace);
+            }
+            Self::Glob(glob) => {
+                out.push(8);
+                glob.parts().for_each(|text| part(out, text));
+            }
+        }
+    }
 }
 
 /// All interned values.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     count: u32,
-    sources: HashMap<SourceKey, u32>,
+    sources: Names,
     /// Patterns that no lookup finds: with gaps, and accounts in ids of another shape than Kubernetes' own.
     globs: Vec<(IdentityPattern, u32)>,
     accounts: Vec<(IdentityPattern, u32)>,
     /// Prefix lengths that occur, IPv4 and IPv6.
     lengths: [Vec<u8>; 2],
     ports: HashMap<u16, u32>,
-    exact: HashMap<Box<str>, u32>,
-    prefix: HashMap<Box<str>, u32>,
+    exact: Names,
+    prefix: Names,
     /// Bit n: some prefix has n segments.
     depths: u64,
     longest_prefix: usize,
-    templates: HashMap<Template, u32>,
-    hosts: HashMap<Box<str>, u32>,
+    hosts: Names,
     /// Domains that stand behind `*.`.
-    domains: HashMap<Box<str>, u32>,
+    domains: Names,
     shapes: Vec<Shape>,
-    state: RandomState,
 }
 
 /// Templates whose wildcards stand in the same places. Two of them that match the same path are the same.
 #[derive(Debug)]
 struct Shape {
     outline: Outline,
-    templates: HashMap<u64, Vec<(Template, u32)>>,
+    /// By their literal segments, each with a slash behind it.
+    templates: Names,
 }
 
 /// Which segments are literal: before `{**}`, and after it if there is one.
@@ -100,28 +158,34 @@ impl Keys {
         self.count as usize
     }
 
-    pub(super) fn source(&mut self, key: SourceKey) -> u32 {
+    pub(super) fn source(&mut self, key: SourceKey<'_>) -> u32 {
+        self.source_is_new(key).0
+    }
+
+    fn source_is_new(&mut self, key: SourceKey<'_>) -> (u32, bool) {
         if let SourceKey::Net(net) = &key {
             let lengths = &mut self.lengths[usize::from(matches!(net, IpNet::V6(_)))];
             if !lengths.contains(&net.prefix_len()) {
                 lengths.push(net.prefix_len());
             }
         }
-        *self.sources.entry(key).or_insert_with(|| next(&mut self.count))
+        let mut text = Vec::with_capacity(64);
+        key.write(&mut text);
+        add(&mut self.sources, &text, &mut self.count)
     }
 
     pub(super) fn identity(&mut self, pattern: &IdentityPattern) -> u32 {
         let key = match pattern {
-            IdentityPattern::Id(id) => return self.source(SourceKey::Id(id.clone())),
-            other => SourceKey::Pattern(other.clone()),
+            IdentityPattern::Id(id) => SourceKey::Id(id.as_str()),
+            IdentityPattern::Namespace(namespace) => SourceKey::AnyNamespace(namespace),
+            IdentityPattern::Account { namespace, name } => SourceKey::AnyAccount(namespace, name),
+            IdentityPattern::Glob(glob) => SourceKey::Glob(glob),
         };
-        let known = self.sources.contains_key(&key);
-        let number = self.source(key);
+        let (number, is_new) = self.source_is_new(key);
         match pattern {
-            _ if known => {}
-            IdentityPattern::Glob(_) => self.globs.push((pattern.clone(), number)),
-            IdentityPattern::Account { .. } => self.accounts.push((pattern.clone(), number)),
-            IdentityPattern::Id(_) | IdentityPattern::Namespace(_) => {}
+            IdentityPattern::Glob(_) if is_new => self.globs.push((pattern.clone(), number)),
+            IdentityPattern::Account { .. } if is_new => self.accounts.push((pattern.clone(), number)),
+            _ => {}
         }
         number
     }
@@ -138,13 +202,11 @@ impl Keys {
     /// The key of a pattern, or `None` for a template that finds no place in the index.
     pub(super) fn pattern(&mut self, pattern: &PathPattern) -> Option<u32> {
         match pattern {
-            PathPattern::Exact(path) => {
-                Some(*self.exact.entry(path.clone()).or_insert_with(|| next(&mut self.count)))
-            }
+            PathPattern::Exact(path) => Some(add(&mut self.exact, path.as_bytes(), &mut self.count).0),
             PathPattern::Prefix(path) => {
                 self.depths |= 1 << depth(path);
                 self.longest_prefix = self.longest_prefix.max(path.len());
-                Some(*self.prefix.entry(path.clone()).or_insert_with(|| next(&mut self.count)))
+                Some(add(&mut self.prefix, path.as_bytes(), &mut self.count).0)
             }
             PathPattern::Template(template) => self.template(template),
             PathPattern::Methods { .. } | PathPattern::Beginning(_) | PathPattern::Ending(_) => None,
@@ -152,33 +214,42 @@ impl Keys {
     }
 
     pub(super) fn host(&mut self, host: &HostPattern) -> u32 {
-        let (map, name) = match host {
+        let (names, name) = match host {
             HostPattern::Exact(name) => (&mut self.hosts, name),
             HostPattern::Below(domain) => (&mut self.domains, domain),
         };
-        *map.entry(name.clone()).or_insert_with(|| next(&mut self.count))
+        add(names, name.as_bytes(), &mut self.count).0
     }
 
     pub(super) fn template(&mut self, template: &Template) -> Option<u32> {
-        if let Some(key) = self.templates.get(template) {
-            return Some(*key);
-        }
         let outline = Outline::of(template);
+        // A path that the template matches has the template's own literals.
+        let (path, mut text) = (sample(template), Vec::new());
+        outline.literals(&path, |part| {
+            text.extend_from_slice(part.as_bytes());
+            text.push(b'/');
+            true
+        })?;
         let at = match self.shapes.iter().position(|shape| shape.outline == outline) {
             Some(at) => at,
             None if self.shapes.len() == MAX_SHAPES => return None,
             None => {
-                self.shapes.push(Shape { outline, templates: HashMap::default() });
+                self.shapes.push(Shape { outline, templates: Names::default() });
                 self.shapes.len() - 1
             }
         };
-        let shape = &mut self.shapes[at];
-        // A path that the template matches has the template's own hash.
-        let hash = shape.outline.hash(&self.state, &sample(template))?;
-        let key = next(&mut self.count);
-        shape.templates.entry(hash).or_default().push((template.clone(), key));
-        self.templates.insert(template.clone(), key);
+        let Shape { templates, .. } = &mut self.shapes[at];
+        let hash = hash_of_literals(templates, &text);
+        let (key, is_new) = templates.get_or_add_hashed(&text, hash, self.count, hash_of_literals);
+        self.count += u32::from(is_new);
         Some(key)
+    }
+
+    /// Room that nothing will take any more.
+    pub(super) fn shrink(&mut self) {
+        let Self { sources, exact, prefix, hosts, domains, shapes, .. } = self;
+        let shapes = shapes.iter_mut().map(|shape| &mut shape.templates);
+        [sources, exact, prefix, hosts, domains].into_iter().chain(shapes).for_each(Names::shrink);
     }
 
     /// Keys that are true of a peer, sorted.
@@ -188,39 +259,42 @@ impl Keys {
         address: IpAddr,
         domains: &OwnDomains,
     ) -> Box<[u32]> {
-        let mut out = Vec::new();
-        let mut add = |key: SourceKey| out.extend(self.sources.get(&key));
+        let (mut out, mut text) = (Vec::new(), Vec::with_capacity(128));
+        let mut add = |key: SourceKey<'_>| {
+            text.clear();
+            key.write(&mut text);
+            out.extend(self.sources.get(&text));
+        };
         match id {
             None => add(SourceKey::Anonymous),
             Some(id) => {
-                let td = id.trust_domain();
+                let td = id.trust_domain_name();
                 if let Some((namespace, name)) = id.namespace_and_account() {
                     let own = domains.contain(id).then_some(None);
-                    for domain in own.into_iter().chain([Some(td.clone())]) {
-                        add(SourceKey::Account(domain.clone(), namespace.into(), name.into()));
-                        add(SourceKey::Namespace(domain, namespace.into()));
+                    for domain in own.into_iter().chain([Some(td)]) {
+                        add(SourceKey::Account(domain, namespace, name));
+                        add(SourceKey::Namespace(domain, namespace));
                     }
                 }
                 add(SourceKey::Domain(td));
-                add(SourceKey::Id(id.clone()));
+                add(SourceKey::Id(id.as_str()));
                 for namespace in istio::namespaces(id.as_str()) {
-                    add(SourceKey::Pattern(IdentityPattern::Namespace(namespace.into())));
+                    add(SourceKey::AnyNamespace(namespace));
                 }
                 let mut patterns = &*self.accounts;
                 if let Some((namespace, name)) = id.namespace_and_account() {
-                    let (namespace, name) = (namespace.into(), name.into());
-                    add(SourceKey::Pattern(IdentityPattern::Account { namespace, name }));
+                    add(SourceKey::AnyAccount(namespace, name));
                     patterns = &[];
                 }
                 let matching = self.globs.iter().chain(patterns).filter(|(pattern, _)| pattern.matches(id));
-                for (pattern, _) in matching {
-                    add(SourceKey::Pattern(pattern.clone()));
-                }
+                out.extend(matching.map(|(_, key)| *key));
             }
         }
         for length in &self.lengths[usize::from(address.is_ipv6())] {
             if let Ok(net) = IpNet::new(address, *length) {
-                add(SourceKey::Net(net.trunc()));
+                text.clear();
+                SourceKey::Net(net.trunc()).write(&mut text);
+                out.extend(self.sources.get(&text));
             }
         }
         out.sort_unstable();
@@ -238,18 +312,12 @@ impl Keys {
         if let Some(host) = host.filter(|_| !self.hosts.is_empty() || !self.domains.is_empty()) {
             self.hosts(host, &mut hits);
         }
-        if let Some(key) = self.exact.get(path) {
-            hits.push(*key);
-        }
+        hits.extend_from(self.exact.get(path.as_bytes()));
         if self.depths != 0 {
             self.prefixes(path, &mut hits);
         }
         for shape in &self.shapes {
-            let Some(hash) = shape.outline.hash(&self.state, path) else { continue };
-            let same = shape.templates.get(&hash).into_iter().flatten();
-            for (_, key) in same.filter(|(template, _)| template.matches(path)) {
-                hits.push(*key);
-            }
+            hits.extend_from(shape.find(path));
         }
         hits
     }
@@ -265,14 +333,14 @@ impl Keys {
 
     fn hosts(&self, host: &CanonHost, hits: &mut Hits) {
         let name = host.name();
-        hits.extend_from(self.hosts.get(name));
+        hits.extend_from(self.hosts.get(name.as_bytes()));
         if host.address().is_some() {
             return;
         }
         // A rule names at most so many labels, so no domain further up than that can be missed: from the right.
         let dots = name.rmatch_indices('.').map(|(at, _)| at);
         for at in dots.take(MAX_LABELS) {
-            hits.extend_from(self.domains.get(&name[at + 1..]));
+            hits.extend_from(self.domains.get(&name.as_bytes()[at + 1..]));
         }
     }
 
@@ -281,7 +349,7 @@ impl Keys {
             return;
         }
         if self.depths & 1 != 0 {
-            hits.extend_from(self.prefix.get("/"));
+            hits.extend_from(self.prefix.get(b"/"));
         }
         let ends = path[1..].match_indices('/').map(|(at, _)| at + 1).chain([path.len()]);
         for (n, end) in ends.enumerate() {
@@ -289,16 +357,16 @@ impl Keys {
                 return;
             }
             if self.depths >> (n + 1) & 1 != 0 {
-                hits.extend_from(self.prefix.get(&path[..end]));
+                hits.extend_from(self.prefix.get(&path.as_bytes()[..end]));
             }
         }
     }
 }
 
 impl Hits {
-    fn extend_from(&mut self, key: Option<&u32>) {
+    fn extend_from(&mut self, key: Option<u32>) {
         if let Some(key) = key {
-            self.push(*key);
+            self.push(key);
         }
     }
 }
@@ -312,39 +380,63 @@ impl Outline {
         Self { head: literal(head), tail: tail.map(literal) }
     }
 
-    /// The keyed hash of a path's segments where the outline is literal; `None` if the path cannot have this outline.
-    fn hash(&self, state: &RandomState, path: &str) -> Option<u64> {
+    /// Gives the path's segments where the outline is literal, in its order; `None` if the path cannot have this outline,
+    /// or one of them is not wanted. It is [`Template::matches`] but for what the literals are.
+    fn literals<'p>(&self, path: &'p str, mut wants: impl FnMut(&'p str) -> bool) -> Option<()> {
         let mut parts = path.strip_prefix('/')?.split('/');
-        let mut hasher = state.build_hasher();
-        let mut take = |literal: bool, part: &str| {
-            if literal {
-                hasher.write(part.as_bytes());
-                hasher.write_u8(b'/');
-            }
-            literal || !part.is_empty()
+        let mut take = |literal: bool, part: &'p str| {
+            let fits = if literal { wants(part) } else { !part.is_empty() };
+            fits.then_some(())
         };
         for literal in &self.head {
-            if !take(*literal, parts.next()?) {
-                return None;
-            }
+            take(*literal, parts.next()?)?;
         }
         match &self.tail {
-            None => {
-                if parts.next().is_some() {
-                    return None;
-                }
-            }
+            None => parts.next().is_none().then_some(()),
             Some(tail) => {
                 for literal in tail.iter().rev() {
-                    if !take(*literal, parts.next_back()?) {
-                        return None;
-                    }
+                    take(*literal, parts.next_back()?)?;
                 }
-                parts.next()?;
+                parts.next().map(|_| ())
             }
         }
-        Some(hasher.finish())
     }
+}
+
+impl Shape {
+    /// The template that matches a path.
+    fn find(&self, path: &str) -> Option<u32> {
+        let Self { outline, templates } = self;
+        let mut fits = None;
+        let hash = templates.hash(|hasher| {
+            fits = outline.literals(path, |part| {
+                hash_literal(hasher, part.as_bytes());
+                true
+            });
+        });
+        fits?;
+        templates.find(hash, |stored| {
+            let mut left = Some(stored);
+            let fits = outline.literals(path, |part| {
+                left = left.and_then(|left| left.strip_prefix(part.as_bytes())?.strip_prefix(b"/"));
+                left.is_some()
+            });
+            fits.is_some() && left.is_some_and(<[u8]>::is_empty)
+        })
+    }
+}
+
+fn hash_of_literals(names: &Names, text: &[u8]) -> u64 {
+    names.hash(|hasher| {
+        for part in text.split_inclusive(|byte| *byte == b'/') {
+            hash_literal(hasher, part.strip_suffix(b"/").unwrap_or(part));
+        }
+    })
+}
+
+fn hash_literal(hasher: &mut impl Hasher, part: &[u8]) {
+    hasher.write(part);
+    hasher.write_u8(b'/');
 }
 
 /// A path that the template matches.
@@ -363,6 +455,13 @@ fn sample(template: &Template) -> String {
 /// Segments of a prefix; `/` has none.
 fn depth(prefix: &str) -> usize {
     if prefix == "/" { 0 } else { prefix.matches('/').count() }
+}
+
+/// The key of a text, a new one if it has none.
+fn add(names: &mut Names, text: &[u8], count: &mut u32) -> (u32, bool) {
+    let (key, is_new) = names.get_or_add(text, *count);
+    *count += u32::from(is_new);
+    (key, is_new)
 }
 
 fn next(count: &mut u32) -> u32 {

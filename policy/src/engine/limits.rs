@@ -2,9 +2,10 @@
 //! some tens of nanoseconds, so they are walked; the keys are the engine's own.
 
 use super::clock::Clock;
-use super::compile::{compile_peer, compile_rule};
+use super::compile::{pack, pack_peers};
 use super::keys::Keys;
-use super::matching::{Compiled, Layer7, PeerKeys, Question, What};
+use super::matching::{Asked, Layer7, Question};
+use super::packed::{Packed, Writer};
 use super::{Connection, Engine};
 use crate::limits::{LimitRule, Matched};
 use crate::tokens::Tokens;
@@ -13,22 +14,26 @@ use crate::verdict::{Action, Operation};
 /// One limit.
 #[derive(Debug)]
 pub(super) struct CompiledLimit {
-    pub(super) rule: Compiled,
-    overrides: Box<[Box<[PeerKeys]>]>,
+    rule: u32,
+    overrides: Box<[u32]>,
 }
 
 pub(super) fn compile<'a>(
+    packed: &mut Packed,
     keys: &mut Keys,
     clock: &mut Clock,
     limits: impl Iterator<Item = &'a LimitRule>,
 ) -> Box<[CompiledLimit]> {
-    limits
-        .map(|limit| CompiledLimit {
-            rule: compile_rule(keys, clock, &limit.rule),
+    let writer = &mut Writer::new(packed);
+    (0_u32..)
+        .zip(limits)
+        .map(|(id, limit)| CompiledLimit {
+            rule: pack(writer, keys, clock, id, &limit.rule),
+            // An override is a favour as often as not: it takes a peer that certainly is meant.
             overrides: limit
                 .overrides
                 .iter()
-                .map(|one| one.from.iter().map(|peer| compile_peer(keys, peer)).collect())
+                .map(|one| pack_peers(writer, keys, Action::Allow, &one.from))
                 .collect(),
         })
         .collect()
@@ -53,23 +58,28 @@ impl Engine {
         }
         let mut judge = |question: &Question<'_>| {
             for (id, limit) in self.limits.iter().enumerate() {
-                if !matched.contains(id) && limit.rule.fires(connection, question, &self.clock) {
+                if matched.contains(id) {
+                    continue;
+                }
+                if self.packed.fires(&self.packed.rule(limit.rule), connection, question, &self.clock) {
                     matched.insert(id);
                 }
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown, operation }),
+            Operation::Tcp => judge(&Question { port, what: Asked::Tcp, tokens: Tokens::Unknown, operation }),
             Operation::Tls { sni } => {
-                let what = What::Tls(self.keys.of_sni(sni));
+                let what = Asked::Tls(self.keys.of_sni(sni));
                 judge(&Question { port, what, tokens: Tokens::Unknown, operation });
             }
             Operation::Http { method, path, host, headers, upgrade, tokens } => {
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
-                    let layer7 = Layer7 { method, path: view, headers, knows_host, host, upgrade, hits };
-                    judge(&Question { port, what: What::Http(layer7), tokens, operation });
+                    let method_bit = method.bit();
+                    let layer7 =
+                        Layer7 { method, method_bit, path: view, headers, knows_host, host, upgrade, hits };
+                    judge(&Question { port, what: Asked::Http(layer7), tokens, operation });
                 }
             }
         }
@@ -87,13 +97,10 @@ impl Engine {
             return None;
         }
         let overrides = &self.limits.get(limit)?.overrides;
-        // An override is a favour as often as not: it takes a peer that certainly is meant.
         let tokens = match operation {
             Operation::Http { tokens, .. } => tokens,
             Operation::Tcp | Operation::Tls { .. } => Tokens::Unknown,
         };
-        let means =
-            |peer: &PeerKeys| peer.means(connection, Action::Allow) && peer.admits(Action::Allow, tokens);
-        overrides.iter().position(|peers| peers.iter().any(means))
+        overrides.iter().position(|peers| self.packed.takes(*peers, connection, tokens))
     }
 }

@@ -4,27 +4,28 @@ use super::Connection;
 use super::clause::ClauseKeys;
 use super::clock::{Clock, Standing};
 use super::keys::Hits;
-use crate::cond::{Asked, Condition};
+use super::packed::{Head, Packed, What, Who, what};
+use crate::cond::{Asked as CondAsked, Condition};
 use crate::eval_ref::Truth;
 use crate::fields::{self, HeaderLines};
-use crate::jwt::{self, JwtMatch};
+use crate::jwt;
 use crate::norm::{CanonHost, CanonMethod};
 use crate::pattern::PathPattern;
 use crate::rule::{HeaderMatch, HeaderTest, ListOf, Methods, ValuePattern};
 use crate::tokens::Tokens;
-use crate::upgrade::{Upgrade, Upgrades};
-use crate::verdict::{Action, Enforcement, Operation, Tier};
+use crate::upgrade::Upgrade;
+use crate::verdict::{Action, Operation};
 
 /// One reading of one operation.
 pub(super) struct Question<'a> {
     pub(super) port: u16,
-    pub(super) what: What<'a>,
+    pub(super) what: Asked<'a>,
     pub(super) tokens: Tokens<'a>,
     /// For conditions: all that was asked.
     pub(super) operation: Operation<'a>,
 }
 
-pub(super) enum What<'a> {
+pub(super) enum Asked<'a> {
     Http(Layer7<'a>),
     /// With the keys of its server name.
     Tls(Hits),
@@ -33,6 +34,8 @@ pub(super) enum What<'a> {
 
 pub(super) struct Layer7<'a> {
     pub(super) method: &'a CanonMethod,
+    /// Its bit, if it has one.
+    pub(super) method_bit: Option<u32>,
     pub(super) path: &'a str,
     pub(super) host: Option<&'a CanonHost>,
     /// `None`: not known.
@@ -40,61 +43,6 @@ pub(super) struct Layer7<'a> {
     pub(super) knows_host: bool,
     pub(super) upgrade: Option<&'a Upgrade>,
     pub(super) hits: Hits,
-}
-
-/// A rule ready to be checked.
-#[derive(Debug)]
-pub(super) struct Compiled {
-    pub(super) action: Action,
-    pub(super) tier: Tier,
-    pub(super) enforcement: Enforcement,
-    pub(super) target_ports: Option<Box<[u16]>>,
-    pub(super) from: Option<Box<[PeerKeys]>>,
-    pub(super) to: Option<Box<[TargetKeys]>>,
-    pub(super) window: Option<u32>,
-    pub(super) condition: Option<Condition>,
-    pub(super) istio: Option<ClauseKeys>,
-}
-
-/// An alternative of `from`. All lists are sorted.
-#[derive(Debug)]
-pub(super) struct PeerKeys {
-    pub(super) unauthenticated: bool,
-    /// One list for each identity field; the peer must have a key of every one.
-    pub(super) identity: Box<[Box<[u32]>]>,
-    pub(super) cidrs: Option<Box<[u32]>>,
-    pub(super) not: Option<Box<[u32]>>,
-    pub(super) jwt: Option<Box<JwtMatch>>,
-    pub(super) not_jwt: Option<Box<JwtMatch>>,
-}
-
-/// An alternative of `to`.
-#[derive(Debug)]
-pub(super) struct TargetKeys {
-    pub(super) methods: Option<Methods>,
-    pub(super) paths: Option<PathKeys>,
-    /// Sorted.
-    pub(super) hosts: Option<Box<[u32]>>,
-    pub(super) headers: Box<[HeaderMatch]>,
-    pub(super) upgrade: Option<Upgrades>,
-    /// Sorted.
-    pub(super) sni: Option<Box<[u32]>>,
-    pub(super) ports: Option<Box<[u16]>>,
-    pub(super) not: Option<ExcludedKeys>,
-    pub(super) asks_layer7: bool,
-}
-
-/// What an alternative of `to` leaves out.
-#[derive(Debug)]
-pub(super) struct ExcludedKeys {
-    pub(super) methods: Box<[CanonMethod]>,
-    pub(super) paths: Option<PathKeys>,
-    /// Sorted.
-    pub(super) hosts: Option<Box<[u32]>>,
-    pub(super) upgrade: Option<Upgrades>,
-    /// Sorted.
-    pub(super) sni: Option<Box<[u32]>>,
-    pub(super) ports: Box<[u16]>,
 }
 
 #[derive(Debug)]
@@ -105,7 +53,7 @@ pub(super) struct PathKeys {
     pub(super) loose: Box<[(PathPattern, Option<u32>)]>,
 }
 
-impl What<'_> {
+impl Asked<'_> {
     pub(super) fn is_http(&self) -> bool {
         matches!(self, Self::Http(_))
     }
@@ -120,179 +68,130 @@ impl What<'_> {
     }
 }
 
-impl Compiled {
-    pub(super) fn fires(&self, connection: &Connection, question: &Question<'_>, clock: &Clock) -> bool {
-        if let Some(clause) = &self.istio {
-            return clause.fires(connection, question, self.action);
-        }
-        let holds = match self.window.map(|window| clock.standing(window)) {
-            None | Some(Standing::Open) => true,
-            Some(Standing::Closed) => false,
-            Some(Standing::Unknown) => self.action.is_wide(),
-        };
-        holds
-            && self.target_ports.as_ref().is_none_or(|ports| ports.contains(&question.port))
-            && match &self.from {
-                Some(peers) => peers.iter().any(|peer| {
-                    peer.means(connection, self.action) && peer.admits(self.action, question.tokens)
-                }),
-                None => self.action.is_wide() || connection.authenticated,
-            }
-            && match &self.to {
-                Some(targets) => targets.iter().any(|target| target.fires(self.action, question)),
-                None => match &question.what {
-                    What::Http(layer7) => Methods::cover(None, self.action, layer7.method),
-                    What::Tls(_) | What::Tcp => true,
-                },
-            }
-            && self
-                .condition
-                .as_ref()
-                .is_none_or(|condition| self.holds(condition, connection, question, clock))
-    }
-
-    /// Asked last: nothing else of a rule costs as much, or allocates.
-    fn holds(
+impl Packed {
+    /// Whether a rule fires: it matches, or - for a wide action - can never be known not to.
+    pub(super) fn fires(
         &self,
-        condition: &Condition,
+        rule: &Head<'_>,
         connection: &Connection,
         question: &Question<'_>,
         clock: &Clock,
     ) -> bool {
-        // A connection is resolved with its caller where there are conditions.
-        let Some(caller) = &connection.caller else { return self.action.is_wide() };
-        let view = match &question.what {
-            What::Http(layer7) => Some(layer7.path),
-            What::Tls(_) | What::Tcp => None,
+        let action = rule.action();
+        if let Some(clause) = rule.clause {
+            return self.clause(clause).fires(connection, question, action);
+        }
+        let holds = match rule.window.map(|window| clock.standing(window)) {
+            None | Some(Standing::Open) => true,
+            Some(Standing::Closed) => false,
+            Some(Standing::Unknown) => action.is_wide(),
         };
-        let Question { port, operation, .. } = *question;
-        let asked = Asked { caller, port, operation, view, at: clock.told() };
-        match condition.holds(asked) {
-            Truth::True => true,
-            Truth::False => false,
-            Truth::Unknown => self.action.is_wide(),
+        if !holds || !rule.ports.is_none_or(|ports| ports.contains(&u32::from(question.port))) {
+            return false;
+        }
+        let (from, to) = rule.alternatives();
+        (match from {
+            Some(mut from) => from.any(|peer| {
+                let peer = Who::read(peer);
+                peer.means(connection, action) && self.admits(&peer, action, question.tokens)
+            }),
+            None => action.is_wide() || connection.authenticated,
+        }) && (match to {
+            Some(mut to) => to.any(|target| self.target_fires(&What::read(target), action, question)),
+            None => match &question.what {
+                Asked::Http(layer7) => Methods::cover(None, action, layer7.method),
+                Asked::Tls(_) | Asked::Tcp => true,
+            },
+        }) && rule.condition.is_none_or(|condition| {
+            let condition = &self.side.conditions[condition as usize];
+            holds_now(condition, action, connection, question, clock)
+        })
+    }
+
+    /// Whether a rule means this peer, with whatever tokens.
+    pub(super) fn means(&self, rule: &Head<'_>, connection: &Connection) -> bool {
+        let action = rule.action();
+        if let Some(clause) = rule.clause {
+            return self.clause(clause).means(connection, action);
+        }
+        match rule.alternatives().0 {
+            Some(mut from) => from.any(|peer| Who::read(peer).means(connection, action)),
+            None => action.is_wide() || connection.authenticated,
         }
     }
 
-    /// Whether it fires on every stream of a peer that it means.
-    pub(super) fn always_fires(&self) -> bool {
-        // Of layer 7 nothing but the method, and that is looked at below.
-        let everywhere = |target: &&TargetKeys| {
-            let TargetKeys { methods: _, paths, hosts, headers, upgrade, sni, ports, not, asks_layer7: _ } =
-                *target;
-            let layer7 = paths.is_some() || hosts.is_some() || !headers.is_empty() || upgrade.is_some();
-            !layer7 && sni.is_none() && ports.is_none() && not.is_none()
-        };
-        let to = self.to.as_deref().unwrap_or_default();
-        // What tokens a stream carries is the stream's.
-        let asks_tokens = |peer: &PeerKeys| peer.jwt.is_some() || peer.not_jwt.is_some();
-        self.target_ports.is_none()
-            && self.window.is_none()
-            && self.condition.is_none()
-            && self.istio.is_none()
-            && !self.from.iter().flatten().any(asks_tokens)
-            && match self.action {
-                Action::Audit => false,
-                Action::Deny => {
-                    let any = |target: &TargetKeys| matches!(target.methods, None | Some(Methods::Any));
-                    self.to.is_none() || to.iter().filter(everywhere).any(any)
-                }
-                // TRACE and CONNECT take their names, and a rule that names methods says nothing of opaque bytes.
-                Action::Allow => {
-                    let named = |wanted: &str| {
-                        to.iter().filter(everywhere).any(|target| match &target.methods {
-                            Some(Methods::Only(named)) => named.iter().any(|name| name.as_str() == wanted),
-                            Some(Methods::Any) | None => false,
-                        })
-                    };
-                    to.iter().filter(everywhere).any(|target| target.methods.is_none())
-                        && named("TRACE")
-                        && named("CONNECT")
-                }
-            }
+    /// Whether an alternative of a rule certainly means this peer with these tokens.
+    pub(super) fn takes(&self, rule: u32, connection: &Connection, tokens: Tokens<'_>) -> bool {
+        let rule = self.rule(rule);
+        let action = rule.action();
+        rule.alternatives().0.into_iter().flatten().any(|peer| {
+            let peer = Who::read(peer);
+            peer.means(connection, action) && self.admits(&peer, action, tokens)
+        })
     }
 
-    /// Whether `from` means this peer, with whatever tokens.
-    pub(super) fn means(&self, connection: &Connection) -> bool {
-        if let Some(clause) = &self.istio {
-            return clause.means(connection, self.action);
-        }
-        match &self.from {
-            Some(peers) => peers.iter().any(|peer| peer.means(connection, self.action)),
-            None => self.action.is_wide() || connection.authenticated,
-        }
+    pub(super) fn clause(&self, number: u32) -> &ClauseKeys {
+        &self.side.clauses[number as usize]
     }
-}
 
-impl PeerKeys {
     /// Whether the alternative takes these tokens.
-    pub(super) fn admits(&self, action: Action, tokens: Tokens<'_>) -> bool {
-        jwt::admits(self.jwt.as_deref(), self.not_jwt.as_deref(), tokens, action.is_wide())
+    fn admits(&self, peer: &Who<'_>, action: Action, tokens: Tokens<'_>) -> bool {
+        let of = |number: Option<u32>| number.map(|number| &self.side.tokens[number as usize]);
+        if peer.jwt.is_none() && peer.not_jwt.is_none() {
+            return true;
+        }
+        jwt::admits(of(peer.jwt), of(peer.not_jwt), tokens, action.is_wide())
     }
 
-    pub(super) fn means(&self, connection: &Connection, action: Action) -> bool {
-        let has = |list: &[u32]| intersect(&connection.keys, list);
-        if !self.cidrs.as_ref().is_none_or(|list| has(list)) {
+    fn target_fires(&self, target: &What<'_>, action: Action, question: &Question<'_>) -> bool {
+        let port = u32::from(question.port);
+        if target.has(what::PORTS) && !target.ports.contains(&port) {
             return false;
         }
-        if connection.authenticated {
-            return !self.unauthenticated
-                && self.identity.iter().all(|list| has(list))
-                && !self.not.as_ref().is_some_and(|list| has(list));
-        }
-        self.identity.is_empty() && (action.is_wide() || (self.unauthenticated && self.not.is_none()))
-    }
-}
-
-impl TargetKeys {
-    /// Whether the alternative matches, or - for a wide action - can never be known not to.
-    fn fires(&self, action: Action, question: &Question<'_>) -> bool {
-        let Self { methods, paths, hosts, headers, upgrade, sni, ports, not, asks_layer7 } = self;
-        if !ports.as_ref().is_none_or(|ports| ports.contains(&question.port)) {
+        let not = target.not();
+        if not.is_some_and(|not| not.ports.contains(&port)) {
             return false;
         }
-        if not.as_ref().is_some_and(|not| not.ports.contains(&question.port)) {
-            return false;
-        }
-        let excluded_sni = not.as_ref().and_then(|not| not.sni.as_deref());
         let layer7 = match &question.what {
             // What can be read is no TLS.
-            What::Http(_) if sni.is_some() => return false,
-            What::Http(layer7) => layer7,
-            What::Tls(hits) => {
-                return sni.as_ref().is_none_or(|names| hits.has_any(names))
-                    && !excluded_sni.is_some_and(|names| hits.has_any(names))
-                    && (action.is_wide() || !asks_layer7);
+            Asked::Http(_) if target.has(what::SNI) => return false,
+            Asked::Http(layer7) => layer7,
+            Asked::Tls(hits) => {
+                return (!target.has(what::SNI) || hits.has_any(target.sni))
+                    && !not.is_some_and(|not| hits.has_any(not.sni))
+                    && (action.is_wide() || !target.has(what::LAYER7));
             }
-            What::Tcp => {
-                return action.is_wide() || !(*asks_layer7 || sni.is_some() || excluded_sni.is_some());
+            Asked::Tcp => {
+                let asks_sni = target.has(what::SNI) || not.is_some_and(|not| not.has(what::SNI));
+                return action.is_wide() || !(target.has(what::LAYER7) || asks_sni);
             }
         };
-        if !Methods::cover(methods.as_ref(), action, layer7.method)
-            || !paths.as_ref().is_none_or(|paths| paths.match_any(layer7))
-            || !upgrade.as_ref().is_none_or(|upgrades| upgrades.cover(layer7.upgrade))
+        if !self.covers(target, action, layer7)
+            || ((target.has(what::PATHS) || target.has(what::PATTERNS)) && !self.path_in(target, layer7))
+            || (target.has(what::UPGRADE) && !self.upgrade_in(target, layer7))
         {
             return false;
         }
         let mut unknown = false;
-        if let Some(hosts) = hosts {
+        if target.has(what::HOSTS) {
             match layer7.knows_host {
-                true if !layer7.hits.has_any(hosts) => return false,
+                true if !layer7.hits.has_any(target.hosts) => return false,
                 true => {}
                 false => unknown = true,
             }
         }
-        if let Some(ExcludedKeys { methods, paths, hosts, upgrade, sni: _, ports: _ }) = not {
-            if methods.contains(layer7.method)
-                || paths.as_ref().is_some_and(|paths| paths.match_any(layer7))
-                || upgrade.as_ref().is_some_and(|upgrades| upgrades.cover(layer7.upgrade))
-                || hosts.as_ref().is_some_and(|hosts| layer7.hits.has_any(hosts))
+        if let Some(not) = not {
+            if self.names(&not, layer7)
+                || self.path_in(&not, layer7)
+                || (not.has(what::UPGRADE) && self.upgrade_in(&not, layer7))
+                || layer7.hits.has_any(not.hosts)
             {
                 return false;
             }
-            unknown |= hosts.is_some() && !layer7.knows_host;
+            unknown |= not.has(what::HOSTS) && !layer7.knows_host;
         }
-        for entry in headers {
+        let (start, end) = target.headers;
+        for entry in &self.side.headers[start as usize..end as usize] {
             match header_matches(entry, action, layer7.headers) {
                 Some(true) => {}
                 Some(false) => return false,
@@ -300,6 +199,68 @@ impl TargetKeys {
             }
         }
         action.is_wide() || !unknown
+    }
+
+    /// As [`Methods::cover`].
+    fn covers(&self, target: &What<'_>, action: Action, layer7: &Layer7<'_>) -> bool {
+        if !target.has(what::METHODS) || target.has(what::ANY_METHOD) {
+            return Methods::cover(None, action, layer7.method);
+        }
+        self.names(target, layer7)
+    }
+
+    fn names(&self, target: &What<'_>, layer7: &Layer7<'_>) -> bool {
+        match layer7.method_bit {
+            Some(bit) => target.methods & bit != 0,
+            None => target.named_methods.iter().any(|at| self.side.methods[*at as usize] == *layer7.method),
+        }
+    }
+
+    fn path_in(&self, target: &What<'_>, layer7: &Layer7<'_>) -> bool {
+        layer7.hits.has_any(target.paths)
+            || target
+                .patterns
+                .chunks_exact(2)
+                .any(|pair| self.side.patterns[pair[0] as usize].matches(layer7.path))
+    }
+
+    fn upgrade_in(&self, target: &What<'_>, layer7: &Layer7<'_>) -> bool {
+        self.side.upgrades[target.upgrade as usize].cover(layer7.upgrade)
+    }
+}
+
+/// Asked last: nothing else of a rule costs as much, or allocates.
+fn holds_now(
+    condition: &Condition,
+    action: Action,
+    connection: &Connection,
+    question: &Question<'_>,
+    clock: &Clock,
+) -> bool {
+    // A connection is resolved with its caller where there are conditions.
+    let Some(caller) = &connection.caller else { return action.is_wide() };
+    let view = match &question.what {
+        Asked::Http(layer7) => Some(layer7.path),
+        Asked::Tls(_) | Asked::Tcp => None,
+    };
+    let Question { port, operation, .. } = *question;
+    match condition.holds(CondAsked { caller, port, operation, view, at: clock.told() }) {
+        Truth::True => true,
+        Truth::False => false,
+        Truth::Unknown => action.is_wide(),
+    }
+}
+
+impl Who<'_> {
+    pub(super) fn means(&self, connection: &Connection, action: Action) -> bool {
+        let has = |list: &[u32]| intersect(&connection.keys, list);
+        if !self.cidrs.is_none_or(has) {
+            return false;
+        }
+        if connection.authenticated {
+            return !self.unauthenticated && self.identity().all(has) && !self.not.is_some_and(has);
+        }
+        self.identity().next().is_none() && (action.is_wide() || (self.unauthenticated && self.not.is_none()))
     }
 }
 

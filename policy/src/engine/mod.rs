@@ -14,6 +14,8 @@ mod index;
 mod keys;
 mod limits;
 mod matching;
+mod names;
+mod packed;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,7 +35,8 @@ use clock::Clock;
 use index::Index;
 use keys::Keys;
 use limits::CompiledLimit;
-use matching::{Compiled, Layer7, Question, What};
+use matching::{Asked, Layer7, Question};
+use packed::{Packed, head};
 
 #[cfg(test)]
 mod tests;
@@ -52,33 +55,27 @@ pub(crate) struct Engine {
     generation: u64,
     instance: u64,
     keys: Keys,
-    compiled: Vec<Compiled>,
-    /// What is obeyed, tier by tier.
-    tiers: [Layers; 3],
+    packed: Packed,
+    /// What is obeyed.
+    obeyed: Book,
     /// What is only tried.
-    shadow: Option<Box<[Layers; 3]>>,
-    audit: Option<Audit>,
+    shadow: Option<Box<Book>>,
+    audit: Option<Box<Book>>,
     stage: StageIndex,
     clock: Clock,
     limits: Box<[CompiledLimit]>,
     has_conditions: bool,
 }
 
-/// With layer 7 and without it: what a rule is filed under differs.
+/// Where candidates are found, with layer 7 and without it: what a rule is filed under differs. They stand in the order in
+/// which rules are asked.
 #[derive(Debug)]
-struct Layers {
-    http: Sides,
-    tcp: Sides,
-}
-
-/// Audit rules, of all tiers together.
-#[derive(Debug)]
-struct Audit {
+struct Book {
     http: Index,
     tcp: Index,
 }
 
-/// One index for each action.
+/// What egress rules are found in: one index for each action.
 #[derive(Debug, Default)]
 struct Sides {
     deny: Index,
@@ -164,35 +161,37 @@ impl Engine {
         let mut answer = Gathered::default();
         let mut judge = |question: &Question<'_>| {
             let lists = Lists { connection, port_key, question };
-            answer.obeyed.add(self.one_view(&lists, None));
+            let obeyed = self.first(&self.obeyed, &lists, None);
+            answer.obeyed.add(self.found(obeyed));
             if let Some(shadow) = &self.shadow {
-                answer.tried.add(self.one_view(&lists, Some(shadow)));
+                // As if those rules were obeyed too.
+                answer.tried.add(self.found(self.first(shadow, &lists, obeyed)));
             }
-            if let Some(Audit { http, tcp }) = &self.audit {
-                let index = if question.what.is_http() { http } else { tcp };
-                answer.audit = [answer.audit, self.first(index, &lists)].into_iter().flatten().min();
+            if let Some(audit) = &self.audit {
+                let found = self.first(audit, &lists, None).map(|at| self.packed.rule(at).id);
+                answer.audit = [answer.audit, found].into_iter().flatten().min();
             }
         };
         match operation {
-            Operation::Tcp => judge(&Question { port, what: What::Tcp, tokens: Tokens::Unknown, operation }),
+            Operation::Tcp => judge(&Question { port, what: Asked::Tcp, tokens: Tokens::Unknown, operation }),
             Operation::Tls { sni } => {
-                let what = What::Tls(self.keys.of_sni(sni));
+                let what = Asked::Tls(self.keys.of_sni(sni));
                 judge(&Question { port, what, tokens: Tokens::Unknown, operation });
             }
             Operation::Http { method, path, host, headers, upgrade, tokens } => {
+                let method_bit = method.bit();
                 for view in path.views() {
                     let hits = self.keys.of_request(view, host);
                     let knows_host = host.is_some();
-                    let layer7 = Layer7 { method, path: view, host, headers, knows_host, upgrade, hits };
-                    judge(&Question { port, what: What::Http(layer7), tokens, operation });
+                    let layer7 =
+                        Layer7 { method, method_bit, path: view, host, headers, knows_host, upgrade, hits };
+                    judge(&Question { port, what: Asked::Http(layer7), tokens, operation });
                 }
             }
         }
         let (effect, rule) = answer.obeyed.together();
         let shadow = match (&self.shadow, answer.tried.together()) {
-            (Some(_), (effect, Some(id)))
-                if self.compiled[id as usize].enforcement == Enforcement::Shadow =>
-            {
+            (Some(_), (effect, Some(id))) if self.rules[id as usize].enforcement == Enforcement::Shadow => {
                 Some(Would { effect, rule: Some(RuleId(id)) })
             }
             _ => None,
@@ -200,25 +199,13 @@ impl Engine {
         Verdict { shadow, audit: answer.audit.map(RuleId), ..self.verdict(effect, rule) }
     }
 
-    /// The answer in one reading: the first tier in which a rule fires decides, a Deny before any Allow. With `shadow`,
-    /// as if those rules were obeyed too.
-    fn one_view(&self, lists: &Lists<'_>, shadow: Option<&[Layers; 3]>) -> Found {
-        let is_http = lists.question.what.is_http();
-        for (tier, layers) in self.tiers.iter().enumerate() {
-            let tried = shadow.map(|shadow| shadow[tier].sides(is_http));
-            let first = |side: fn(&Sides) -> &Index| {
-                let obeyed = self.first(side(layers.sides(is_http)), lists);
-                let tried = tried.and_then(|tried| self.first(side(tried), lists));
-                [obeyed, tried].into_iter().flatten().min()
-            };
-            if let Some(id) = first(|sides| &sides.deny) {
-                return Found::Deny((tier, id));
-            }
-            if let Some(id) = first(|sides| &sides.allow) {
-                return Found::Allow(id);
-            }
+    /// What the first rule that fires comes to.
+    fn found(&self, rule: Option<u32>) -> Found {
+        let Some(rule) = rule.map(|at| self.packed.rule(at)) else { return Found::Nothing };
+        match rule.action() {
+            Action::Allow => Found::Allow(rule.id),
+            _ => Found::Deny((rule.tier(), rule.id)),
         }
-        Found::Nothing
     }
 
     pub(crate) fn tell_time(&self, now: SystemTime) -> bool {
@@ -236,37 +223,32 @@ impl Engine {
 
     /// The longest list of candidates that one key proposes.
     pub(crate) fn worst_list(&self) -> usize {
-        let layers = self.tiers.iter().chain(self.shadow.iter().flat_map(|shadow| shadow.iter()));
-        let sides = layers.flat_map(|layers| [&layers.http, &layers.tcp]);
-        let indexes = sides.flat_map(|sides| [&sides.deny, &sides.allow]);
-        let audit = self.audit.iter().flat_map(|audit| [&audit.http, &audit.tcp]);
-        indexes.chain(audit).map(Index::longest).max().unwrap_or(0)
+        let books = [Some(&self.obeyed), self.shadow.as_deref(), self.audit.as_deref()];
+        let indexes = books.into_iter().flatten().flat_map(|book| [&book.http, &book.tcp]);
+        indexes.map(Index::longest).max().unwrap_or(0)
     }
 
     fn verdict(&self, effect: Effect, rule: Option<u32>) -> Verdict {
         Verdict { effect, rule: rule.map(RuleId), shadow: None, audit: None, generation: self.generation }
     }
 
-    /// The lowest rule of `index` that fires.
-    fn first(&self, index: &Index, lists: &Lists<'_>) -> Option<u32> {
-        if index.is_empty() {
-            return None;
-        }
+    /// The place of the rule that is asked first of those that fire, if it is in front of `before`; else `before`.
+    fn first(&self, book: &Book, lists: &Lists<'_>, before: Option<u32>) -> Option<u32> {
         let Lists { connection, port_key, question } = lists;
-        let lists = connection
-            .keys
-            .iter()
-            .chain(question.what.hits())
-            .chain(port_key.as_ref())
-            .map(|key| index.list(*key));
-        let mut best = None;
-        for list in lists.chain(std::iter::once(index.rest())) {
-            for &id in list {
-                if best.is_some_and(|best| id >= best) {
+        let index = if question.what.is_http() { &book.http } else { &book.tcp };
+        let mut best = before;
+        if index.is_empty() {
+            return best;
+        }
+        let keys = connection.keys.iter().chain(question.what.hits()).chain(port_key.as_ref());
+        let lists = keys.map(|key| index.list(*key)).chain(std::iter::once(index.rest()));
+        for list in lists {
+            for &at in list {
+                if best.is_some_and(|best| at >= best) {
                     break;
                 }
-                if self.compiled[id as usize].fires(connection, question, &self.clock) {
-                    best = Some(id);
+                if self.packed.fires(&self.packed.rule(at), connection, question, &self.clock) {
+                    best = Some(at);
                     break;
                 }
             }
@@ -283,39 +265,38 @@ impl Engine {
         let mut deny = self.stage.open_deny;
         let mut allow = if connection.authenticated { self.stage.open_allow } else { [None; 3] };
         let lists = connection.keys.iter().map(|key| self.stage.index.list(*key));
-        for (looked_at, &id) in lists.chain(std::iter::once(self.stage.index.rest())).flatten().enumerate() {
+        for (looked_at, &at) in lists.chain(std::iter::once(self.stage.index.rest())).flatten().enumerate() {
             if looked_at >= MAX_STAGE_CANDIDATES {
                 return Stage::Defer;
             }
-            let rule = &self.compiled[id as usize];
-            let lowest = match rule.action {
-                Action::Allow => &mut allow[rule.tier as usize],
-                Action::Deny => &mut deny[rule.tier as usize],
+            let rule = self.packed.rule(at);
+            let lowest = match rule.action() {
+                Action::Allow => &mut allow[rule.tier()],
+                Action::Deny => &mut deny[rule.tier()],
                 Action::Audit => continue,
             };
-            if lowest.is_none_or(|lowest| id < lowest) && rule.means(connection) {
-                *lowest = Some(id);
+            if lowest.is_none_or(|lowest| at < lowest) && self.packed.means(&rule, connection) {
+                *lowest = Some(at);
             }
         }
         // A lower rule that fires on some streams would be the one that is named there, so only the lowest can be certain;
         // and one Deny that fires on some streams leaves no certainty about an Allow, nor either about the next tier.
-        let always = |id: u32| self.compiled[id as usize].always_fires();
+        let certain = |at: Option<u32>| {
+            at.map(|at| self.packed.rule(at)).filter(|rule| rule.has(head::ALWAYS)).map(|rule| rule.id)
+        };
         for (deny, allow) in deny.into_iter().zip(allow) {
             match (deny, allow) {
-                (Some(id), _) if always(id) => {
+                (None, None) => {}
+                (Some(_), _) => {
+                    let Some(id) = certain(deny) else { return Stage::Defer };
                     return Stage::Deny(self.verdict(Effect::Deny(DenyReason::Rule), Some(id)));
                 }
-                (None, Some(id)) if always(id) => return Stage::Allow(self.verdict(Effect::Allow, Some(id))),
-                (None, None) => {}
-                _ => return Stage::Defer,
+                (None, Some(_)) => {
+                    let Some(id) = certain(allow) else { return Stage::Defer };
+                    return Stage::Allow(self.verdict(Effect::Allow, Some(id)));
+                }
             }
         }
         Stage::Deny(self.verdict(Effect::Deny(DenyReason::NoRule), None))
-    }
-}
-
-impl Layers {
-    fn sides(&self, is_http: bool) -> &Sides {
-        if is_http { &self.http } else { &self.tcp }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) use check::{
 pub(crate) use clause::{
     Clause, Field, HostReadings, Test, What, Who, failures, field_holds, matches, method_holds, sni_holds,
 };
-pub(crate) use identity::{IdentityPattern, namespaces};
+pub(crate) use identity::{Glob, IdentityPattern, namespaces};
 pub(crate) use implicit::{findings, implied, selected};
 pub use import::{Imported, Note, import_istio};
 pub(crate) use text::TextPattern;

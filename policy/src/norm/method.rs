@@ -35,6 +35,11 @@ impl CanonMethod {
         KNOWN.contains(&text)
     }
 
+    /// A bit for each of the common methods.
+    pub(crate) fn bit(&self) -> Option<u32> {
+        KNOWN.iter().position(|known| **known == *self.0).map(|at| 1 << at)
+    }
+
     /// The common method that `text` nearly is, if it is none itself.
     pub(crate) fn nearly(text: &str) -> Option<&'static str> {
         if Self::is_registered(text) {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::super::Sides;
 use super::super::clock::Clock;
-use super::super::compile::{Dimensions, compile_hosts, compile_paths, file, sorted};
+use super::super::compile::{compile_hosts, compile_paths, sorted};
+use super::super::index::Drawer;
 use super::super::keys::Keys;
-use super::super::{Index, Sides};
 use super::places::Places;
 use super::{Compiled, Egress, Goal, Keyed, Layers};
 use crate::egress::rule::{Destination, Whither};
@@ -24,23 +25,22 @@ pub(super) fn compile(
     let (mut keys, mut places, mut clock) = (Keys::default(), Places::default(), Clock::default());
     let compiled: Vec<Compiled> =
         rules.iter().map(|rule| compile_rule(&mut keys, &mut places, &mut clock, rule)).collect();
-    let mut drawers: [Drawer; DRAWERS] = std::array::from_fn(|_| Drawer::default());
+    let mut drawers: [Layers<Drawer>; DRAWERS] = std::array::from_fn(|_| Layers::default());
     for (id, (rule, ready)) in (0_u32..).zip(rules.iter().zip(&compiled)) {
         let goals = ready.to.as_deref();
         let place = goals.and_then(|goals| place_keys(goals, rule.action, &mut keys, &mut places));
         let path = goals.and_then(path_keys);
         let port = goals.and_then(|goals| port_keys(goals, &mut keys));
         let drawer = &mut drawers[drawer(rule)];
-        drawer.http.push((id, [&place, &path, &port].into_iter().flatten().cloned().collect()));
+        drawer.http.put(id, [&place, &path, &port].into_iter().filter_map(Option::as_deref));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
-        drawer.opaque.push((id, [&place, &port].into_iter().flatten().cloned().collect()));
+        drawer.opaque.put(id, [&place, &port].into_iter().filter_map(Option::as_deref));
     }
     let count = keys.len();
     let mut filed = drawers
         .into_iter()
-        .map(|Drawer { http, opaque }| Layers { http: file(count, http), opaque: file(count, opaque) });
-    let mut next =
-        || filed.next().unwrap_or_else(|| Layers { http: Index::default(), opaque: Index::default() });
+        .map(|Layers { http, opaque }| Layers { http: http.file(count), opaque: opaque.file(count) });
+    let mut next = || filed.next().unwrap_or_default();
     let mut tier = || {
         let (deny, allow) = (next(), next());
         Layers {
@@ -75,13 +75,6 @@ pub(super) fn compile(
         speaks_of_paths,
         clock,
     }
-}
-
-/// Rules of one kind, to be filed together.
-#[derive(Default)]
-struct Drawer {
-    http: Vec<(u32, Dimensions)>,
-    opaque: Vec<(u32, Dimensions)>,
 }
 
 fn drawer(rule: &EgressRule) -> usize {

@@ -53,7 +53,7 @@ pub(crate) struct Egress {
 type Tiers = [Layers<Sides>; 3];
 
 /// With layer 7 and without it: what a rule is filed under differs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Layers<T = Index> {
     http: T,
     opaque: T,
