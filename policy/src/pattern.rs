@@ -31,6 +31,13 @@ pub(crate) enum PathPattern {
 }
 
 impl PathPattern {
+    /// Gives back room that nothing will take any more.
+    pub(crate) fn shrink(&mut self) {
+        if let Self::Template(template) = self {
+            template.segments.shrink_to_fit();
+        }
+    }
+
     pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => **exact == *path,

@@ -30,11 +30,11 @@ pub(crate) struct Rule {
     /// Alternatives. `None`: any operation.
     pub(crate) to: Option<Vec<Target>>,
     /// `None`: always.
-    pub(crate) window: Option<Window>,
+    pub(crate) window: Option<Box<Window>>,
     /// What must be true besides.
     pub(crate) condition: Option<Condition>,
     /// What a rule of Istio's asks, in its own words; everything above but action, tier and enforcement is empty then.
-    pub(crate) istio: Option<Clause>,
+    pub(crate) istio: Option<Box<Clause>>,
 }
 
 impl Rule {
@@ -49,7 +49,35 @@ impl Rule {
             to: None,
             window: None,
             condition: None,
-            istio: Some(clause),
+            istio: Some(Box::new(clause)),
+        }
+    }
+
+    /// Gives back room that nothing will take any more: there are many rules, and they stay.
+    pub(crate) fn shrink(&mut self) {
+        fn fit<T>(list: &mut Option<Vec<T>>) {
+            list.iter_mut().for_each(Vec::shrink_to_fit);
+        }
+        fit(&mut self.from);
+        fit(&mut self.to);
+        for Peer { spiffe, accounts, namespaces, cidrs, .. } in self.from.iter_mut().flatten() {
+            fit(spiffe);
+            fit(accounts);
+            fit(namespaces);
+            fit(cidrs);
+        }
+        for Target { methods, paths, hosts, headers, sni, ports, .. } in self.to.iter_mut().flatten() {
+            if let Some(Methods::Only(named)) = methods {
+                named.shrink_to_fit();
+            }
+            fit(paths);
+            fit(hosts);
+            headers.shrink_to_fit();
+            fit(sni);
+            fit(ports);
+            for pattern in paths.iter_mut().flatten() {
+                pattern.shrink();
+            }
         }
     }
 
@@ -71,7 +99,7 @@ impl Rule {
     /// Whether it asks for tokens.
     pub(crate) fn asks_tokens(&self) -> bool {
         self.from.iter().flatten().any(Peer::asks_tokens)
-            || self.istio.as_ref().is_some_and(Clause::asks_tokens)
+            || self.istio.as_deref().is_some_and(Clause::asks_tokens)
             || self.condition.as_ref().is_some_and(Condition::asks_tokens)
     }
 }
@@ -88,8 +116,8 @@ pub(crate) struct Peer {
     /// every id of that trust domain.
     pub(crate) trust_domain: Option<TrustDomain>,
     pub(crate) cidrs: Option<Vec<IpNet>>,
-    pub(crate) jwt: Option<JwtMatch>,
-    pub(crate) not: Option<Excluded>,
+    pub(crate) jwt: Option<Box<JwtMatch>>,
+    pub(crate) not: Option<Box<Excluded>>,
 }
 
 impl Peer {
@@ -108,7 +136,7 @@ pub(crate) struct Excluded {
     /// As in [`Peer`].
     pub(crate) trust_domain: Option<TrustDomain>,
     pub(crate) cidrs: Vec<IpNet>,
-    pub(crate) jwt: Option<JwtMatch>,
+    pub(crate) jwt: Option<Box<JwtMatch>>,
 }
 
 /// A service account.
@@ -138,7 +166,7 @@ pub(crate) struct Target {
     /// Server names of TLS; an HTTP request has none.
     pub(crate) sni: Option<Vec<HostPattern>>,
     pub(crate) ports: Option<Vec<u16>>,
-    pub(crate) not: Option<ExcludedTarget>,
+    pub(crate) not: Option<Box<ExcludedTarget>>,
 }
 
 impl Target {
@@ -160,7 +188,7 @@ impl Target {
             || hosts.is_some()
             || !headers.is_empty()
             || upgrade.is_some()
-            || not.as_ref().is_some_and(ExcludedTarget::asks_layer7)
+            || not.as_ref().is_some_and(|not| not.asks_layer7())
     }
 }
 

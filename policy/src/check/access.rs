@@ -149,17 +149,18 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
                 "rules are named in logs; give each its own name",
             );
         }
-        let checked = Rule {
+        let mut checked = Rule {
             action,
             tier,
             enforcement,
             target_ports: ports.clone(),
             from: from.as_ref().map(|list| peers(page, list, &metadata.namespace.value, action, rules)),
             to: to.as_ref().map(|list| targets(page, list, action, rules)),
-            window: when.as_ref().and_then(|when| when::window(page, when)),
+            window: when.as_ref().and_then(|when| when::window(page, when)).map(Box::new),
             condition: when.as_ref().and_then(|when| condition::condition(page, when)),
             istio: None,
         };
+        checked.shrink();
         warn_about(page, rule, &checked);
         warn_of_kept_slashes(page, &rule.value, &checked, rules);
         let rule_name = RuleName {

@@ -41,8 +41,8 @@ pub(super) fn peer(
         namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)),
         trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
         cidrs: cidrs.as_ref().map(|list| networks(page, list)),
-        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)),
-        not: not.as_ref().map(|not| excluded(page, not, namespace, rules)),
+        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)).map(Box::new),
+        not: not.as_ref().map(|not| Box::new(excluded(page, not, namespace, rules))),
     };
     if let Some(not) = not {
         warn_of_idle_exclusions(page, &not.value, &peer, rules.domains);
@@ -106,7 +106,7 @@ fn excluded(page: &mut Page<'_>, entry: &Sp<NotDoc>, namespace: &str, rules: &Ru
         namespaces: namespaces.as_ref().map(|list| namespace_names(page, list)).unwrap_or_default(),
         trust_domain: trust_domain.as_ref().and_then(|name| domain(page, name)),
         cidrs: cidrs.as_ref().map(|list| networks(page, list)).unwrap_or_default(),
-        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)),
+        jwt: jwt.as_ref().and_then(|jwt| jwt::token(page, jwt, rules)).map(Box::new),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn target(page: &mut Page<'_>, entry: &Sp<ToDoc>, action: Action, rul
             None => Vec::new(),
         },
         ports: ports.as_ref().map(|list| page.ports(list)),
-        not: not.as_ref().map(|not| excluded(page, not, rules)),
+        not: not.as_ref().map(|not| Box::new(excluded(page, not, rules))),
     };
     if sni.is_some() {
         let http = [methods, paths, path_prefix, hosts, grpc, upgrade].into_iter().flatten();

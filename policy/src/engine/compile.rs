@@ -293,8 +293,8 @@ fn pack_peer(writer: &mut Writer<'_>, keys: &mut Keys, peer: &Peer) {
         flags |= who::NOT;
         pack_excluded(writer, keys, not);
     }
-    let not_jwt = not.as_ref().and_then(|not| not.jwt.as_ref());
-    for (flag, tokens) in [(who::JWT, jwt.as_ref()), (who::NOT_JWT, not_jwt)] {
+    let not_jwt = not.as_ref().and_then(|not| not.jwt.as_deref());
+    for (flag, tokens) in [(who::JWT, jwt.as_deref()), (who::NOT_JWT, not_jwt)] {
         if let Some(tokens) = tokens {
             flags |= flag;
             let number = put(&mut writer.side().tokens, [tokens.clone()]).start;
@@ -337,7 +337,7 @@ fn pack_target(writer: &mut Writer<'_>, keys: &mut Keys, target: &Target) {
     };
     let at = pack_said(writer, keys, &said);
     writer.mark(at, if target.asks_layer7() { what::LAYER7 } else { 0 });
-    if let Some(not) = not {
+    if let Some(not) = not.as_deref() {
         writer.mark(at, what::NOT);
         let ExcludedTarget { methods, paths, hosts, upgrade, sni, ports } = not;
         let said = Said {

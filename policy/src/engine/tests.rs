@@ -451,11 +451,13 @@ fn rule(written: &Written) -> Rule {
         from: written.from.as_ref().map(|peers| peers.iter().map(rule_peer).collect()),
         to: written.to.as_ref().map(|targets| targets.iter().map(rule_target).collect()),
         condition: written.cel.map(|text| Condition::parse(text).unwrap()),
-        window: written.weekly.map(|hours| Window {
-            weekly: vec![Weekly::parse(hours).unwrap()],
-            zone: jiff::tz::TimeZone::UTC,
-            not_before: None,
-            not_after: None,
+        window: written.weekly.map(|hours| {
+            Box::new(Window {
+                weekly: vec![Weekly::parse(hours).unwrap()],
+                zone: jiff::tz::TimeZone::UTC,
+                not_before: None,
+                not_after: None,
+            })
         }),
         istio: None,
     }
@@ -471,7 +473,7 @@ fn rule_peer(peer: &WrittenPeer) -> Peer {
         trust_domain: fields.trust_domain,
         cidrs: peer.fields.cidrs.is_some().then_some(fields.cidrs),
         jwt: fields.jwt,
-        not: peer.not.as_ref().map(parsed),
+        not: peer.not.as_ref().map(|not| Box::new(parsed(not))),
     }
 }
 
@@ -487,7 +489,7 @@ fn parsed(fields: &Fields) -> Excluded {
         namespaces: fields.namespaces.iter().flatten().map(|name| (*name).into()).collect(),
         trust_domain: fields.domain.map(|td| TrustDomain::parse(td).unwrap()),
         cidrs: fields.cidrs.iter().flatten().map(|net| net.parse::<IpNet>().unwrap()).collect(),
-        jwt: fields.jwt.as_ref().map(jwt::Written::rule),
+        jwt: fields.jwt.as_ref().map(|jwt| Box::new(jwt.rule())),
     }
 }
 
@@ -514,7 +516,7 @@ fn rule_target(target: &WrittenTarget) -> Target {
         ports: ports.clone(),
         not: not.as_ref().map(|WrittenNot { methods, prefix, hosts, upgrade, sni, ports }| {
             let prefix = prefix.iter().flatten();
-            ExcludedTarget {
+            Box::new(ExcludedTarget {
                 methods: methods.iter().flatten().map(method).collect(),
                 paths: prefix
                     .map(|text| PathPattern::parse_prefix(text, EscapedSlashes::Reject).unwrap())
@@ -523,7 +525,7 @@ fn rule_target(target: &WrittenTarget) -> Target {
                 upgrade: upgrade.as_ref().map(rule_upgrades),
                 sni: sni.iter().flatten().map(host).collect(),
                 ports: ports.clone().unwrap_or_default(),
-            }
+            })
         }),
     }
 }
@@ -790,7 +792,7 @@ fn one_rule_for_everything_is_certain() {
     use proptest::test_runner::TestRunner;
     let named = ["TRACE", "CONNECT"].map(|method| CanonMethod::parse(method).unwrap());
     let named = Target { methods: Some(Methods::Only(named.into())), ..Target::default() };
-    let anyone = Peer { not: Some(Excluded::default()), ..Peer::default() };
+    let anyone = Peer { not: Some(Box::default()), ..Peer::default() };
     let everything = |action, to| Rule {
         action,
         tier: Tier::App,

@@ -252,7 +252,7 @@ impl Writer<'_> {
         for field in headers {
             and.push(self.header(field));
         }
-        if let Some(ExcludedTarget { methods, paths, hosts, upgrade: _, sni: _, ports }) = not {
+        if let Some(ExcludedTarget { methods, paths, hosts, upgrade: _, sni: _, ports }) = not.as_deref() {
             let mut any: Vec<Value> = methods.iter().map(|method| method_is(method.as_str())).collect();
             any.extend(paths.iter().map(path));
             any.extend(hosts.iter().map(host));

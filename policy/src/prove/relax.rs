@@ -67,7 +67,7 @@ fn anything() -> Vec<Target> {
 
 /// Whoever calls is taken to have the tokens that are asked for, and none that excludes it.
 fn without_tokens(peer: &Peer) -> Peer {
-    let not = peer.not.as_ref().map(|not| Excluded { jwt: None, ..not.clone() });
+    let not = peer.not.as_ref().map(|not| Box::new(Excluded { jwt: None, ..(**not).clone() }));
     Peer { jwt: None, not, ..peer.clone() }
 }
 
@@ -80,7 +80,7 @@ pub(super) fn is_free(target: &Target) -> bool {
         let ExcludedTarget { methods: _, paths: _, hosts: _, upgrade: _, sni: _, ports: _ } = not;
         true
     };
-    !headers.is_empty() || !not.as_ref().is_none_or(known)
+    !headers.is_empty() || !not.as_deref().is_none_or(known)
 }
 
 fn without_free(target: &Target) -> Target {

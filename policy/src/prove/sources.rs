@@ -85,7 +85,8 @@ impl Named {
             named.namespaces.extend(namespaces.iter().flatten().cloned());
             named.domains.extend(trust_domain.clone());
             named.nets.extend(cidrs.iter().flatten());
-            let Some(Excluded { spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _ }) = not else {
+            let Some(Excluded { spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _ }) = not.as_deref()
+            else {
                 continue;
             };
             named.ids.extend(spiffe.iter().cloned());
