@@ -199,7 +199,7 @@ fn cost(rule: &Rule) -> u64 {
     const CONDITION: u64 = 200;
     let condition = u64::from(rule.condition.is_some()) * CONDITION;
     let of_targets: usize = rule.to.iter().flatten().map(|Target { headers, .. }| headers.len()).sum();
-    let (fields, patterns) = match &rule.istio {
+    let (fields, patterns) = match rule.istio.as_deref() {
         Some(Clause { fields, to, .. }) => {
             let loose = |pattern: &&PathPattern| {
                 matches!(pattern, PathPattern::Ending(_) | PathPattern::Beginning(_))

@@ -143,7 +143,8 @@ type Drawer = (Action, Option<(Tier, Enforcement)>);
 type Dimensions<'r> = Vec<Vec<Term<'r>>>;
 
 fn asks_layer7(rule: &Rule) -> bool {
-    rule.to.iter().flatten().any(Target::asks_layer7) || rule.istio.as_ref().is_some_and(Clause::asks_layer7)
+    rule.to.iter().flatten().any(Target::asks_layer7)
+        || rule.istio.as_deref().is_some_and(Clause::asks_layer7)
 }
 
 fn dimensions<'r>(rule: &'r Rule, traffic: Traffic, outlines: &mut Outlines) -> Dimensions<'r> {
