@@ -54,6 +54,7 @@ impl Changes {
             // Rules among the others.
             glass_rules: _,
             warnings: _,
+            told: _,
             ports_named,
             headers_named: _,
             paths_judged,

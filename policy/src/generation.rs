@@ -1,7 +1,7 @@
 //! An immutable set of documents, compiled for one workload.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use crate::crowd;
@@ -12,6 +12,7 @@ use crate::engine::{Connection, Engine};
 use crate::eval_ref;
 use crate::explain::{self, Explanation};
 use crate::limits::{Asked, Limit, LimitId, LimitName, Limits, Refused};
+use crate::load::crowds;
 use crate::norm::{CanonPath, EscapedSlashes, NormError};
 use crate::rule::PortsJudged;
 use crate::services::Services;
@@ -26,7 +27,10 @@ pub struct Generation {
     pub(crate) documents: Vec<DocumentSummary>,
     /// Rules of documents that break the glass, in order.
     pub(crate) glass_rules: Vec<RuleId>,
+    /// What was found when the set was loaded.
     pub(crate) warnings: Diagnostics,
+    /// That, and what is found when somebody asks.
+    pub(crate) told: OnceLock<Diagnostics>,
     pub(crate) ports_named: BTreeSet<u16>,
     pub(crate) headers_named: Vec<Box<str>>,
     pub(crate) paths_judged: PortsJudged,
@@ -78,9 +82,16 @@ impl Generation {
         self.documents = documents;
     }
 
-    /// What loads but probably does not say what was meant.
+    /// What loads but probably does not say what was meant. The first to ask waits until all rules have been looked at for
+    /// crowds.
     pub fn warnings(&self) -> &Diagnostics {
-        &self.warnings
+        self.told.get_or_init(|| {
+            let mut all = self.warnings.clone();
+            for crowd in crowds::of_workload(self) {
+                all.push(crowd);
+            }
+            all.finished()
+        })
     }
 
     /// How many rules one question can make the engine look at, by the key that most of them share: what a decision costs at

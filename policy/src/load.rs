@@ -1,6 +1,6 @@
 //! From files to a generation, or to all mistakes in them.
 
-mod crowds;
+pub(crate) mod crowds;
 mod document;
 mod egress;
 mod file;
@@ -12,7 +12,7 @@ mod set;
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use postern_svid::{SpiffeId, TrustDomain};
 
@@ -31,7 +31,6 @@ use crate::rule::{OwnDomains, PortsJudged, Rule};
 use crate::services::Services;
 use crate::verdict::{Action, Defaults, DocumentSummary, Enforcement, RuleName, Scope, Workload};
 
-use crowds::MANY_CANDIDATES;
 use document::Body;
 use file::{CheckedFile, ReadFile};
 pub use loader::Loader;
@@ -63,23 +62,14 @@ fn assemble(checked: Checked, scope: &Scope, number: u64) -> Generation {
     for finding in misnamed {
         warnings.push(finding.warning());
     }
-    let crowds = match &scope.workload {
-        Some(_) => crowds::of_workload(&generation),
-        None => crowds::of_set(&policies, &implied),
-    };
-    for crowd in crowds {
-        warnings.push(crowd);
-    }
-    let worst = generation.egress.worst_list();
-    if worst > MANY_CANDIDATES {
-        let message =
-            format!("a call out can make the engine look at {worst} egress rules that share all their keys");
-        warnings.push(
-            Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
-        );
+    // For a workload they are looked for when somebody asks: that must not keep new rules from being obeyed.
+    if scope.workload.is_none() {
+        for crowd in crowds::of_set(&policies, &implied) {
+            warnings.push(crowd);
+        }
     }
     generation.keep_documents(documents);
-    generation.warnings = warnings.finished();
+    generation.warnings = warnings;
     generation
 }
 
@@ -172,6 +162,7 @@ impl Checked {
             documents: Vec::new(),
             glass_rules: Vec::new(),
             warnings: Diagnostics::new(),
+            told: OnceLock::new(),
             ports_named: ports_named(&applied),
             headers_named: headers_named(&applied, &limits),
             paths_judged: PortsJudged::by_path(&applied),

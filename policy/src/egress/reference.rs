@@ -161,10 +161,11 @@ pub(crate) fn whither(whither: &Whither, action: Action, call: &Call<'_>, place:
         Whither::Addresses { nets, except } => match place {
             At::Mesh => Truth::False,
             At::Unknown => Truth::Unknown,
-            At::Address(to) if must_name => nets.iter().any(|net| is_exactly(net, to)).into(),
             At::Address(to) => {
                 let is_in = |nets: &[ipnet::IpNet]| nets.iter().any(|net| rule::contains(net, to));
-                Truth::from(is_in(nets) && !is_in(except))
+                let is_named = || nets.iter().any(|net| is_exactly(net, to));
+                let is_meant = if must_name { is_named() } else { is_in(nets) };
+                Truth::from(is_meant && !is_in(except))
             }
         },
     }

@@ -12,13 +12,13 @@ use crate::rule::Rule;
 use crate::verdict::{RuleName, Workload};
 
 /// From here on a decision takes tens of microseconds, which an operator should know.
-pub(super) const MANY_CANDIDATES: usize = 1_000;
+const MANY_CANDIDATES: usize = 1_000;
 /// Without a workload those are looked at that most rules concern, so many at most, with so many rules together.
 const MAX_WORKLOADS: usize = 64;
 const MAX_RULES_LOOKED_AT: usize = 500_000;
 
 /// About the rules for the generation's workload.
-pub(super) fn of_workload(generation: &Generation) -> Vec<Diagnostic> {
+pub(crate) fn of_workload(generation: &Generation) -> Vec<Diagnostic> {
     let rules = &generation.engine.rules;
     let mut found = Vec::new();
     of_rules(&generation.names, rules, None, &mut HashSet::new(), &mut found);
@@ -27,6 +27,14 @@ pub(super) fn of_workload(generation: &Generation) -> Vec<Diagnostic> {
     if found.is_empty() && worst > MANY_CANDIDATES {
         let message =
             format!("a question can make the engine look at {worst} rules that share all their keys");
+        found.push(
+            Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
+        );
+    }
+    let worst = generation.egress.worst_list();
+    if worst > MANY_CANDIDATES {
+        let message =
+            format!("a call out can make the engine look at {worst} egress rules that share all their keys");
         found.push(
             Diagnostic::whole("", message).with_help("join rules that differ in methods only").warning(),
         );

@@ -303,11 +303,10 @@ impl Keyed {
             Self::Addresses { nets, except } => match place.at {
                 At::Mesh => false,
                 At::Unknown => action.is_wide(),
-                At::Address(_) if must_name => {
-                    place.exact.is_some_and(|key| nets.binary_search(&key).is_ok())
-                }
                 At::Address(to) => {
-                    any(place.keys(), nets) && !except.iter().any(|net| rule::contains(net, to))
+                    let is_named = || place.exact.is_some_and(|key| nets.binary_search(&key).is_ok());
+                    let is_meant = if must_name { is_named() } else { any(place.keys(), nets) };
+                    is_meant && !except.iter().any(|net| rule::contains(net, to))
                 }
             },
         }

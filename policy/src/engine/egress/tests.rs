@@ -294,6 +294,37 @@ proptest! {
     }
 }
 
+/// What an alternative leaves out it leaves out of addresses too that an Allow must name.
+#[test]
+fn what_is_named_and_left_out_is_left_out() {
+    let link_local: IpAddr = "fe80::1".parse().unwrap();
+    let allowed = |except: &[&str]| {
+        let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
+        let whither = Whither::Addresses { nets: nets(&["fe80::1/128", "fe80::/16"]), except: nets(except) };
+        let to = Destination { whither, ports: None, protocol: None, methods: None, paths: None };
+        let egress = egress(
+            vec![EgressRule {
+                action: Action::Allow,
+                tier: Tier::App,
+                enforcement: Enforcement::Enforce,
+                to: Some(vec![to]),
+                window: None,
+            }],
+            &Services::default(),
+        );
+        let asked = Asked {
+            port: port("a", "a", 80, Protocol::Tcp, true),
+            host: CanonHost::parse("a.x").unwrap(),
+            addresses: vec![link_local],
+            request: None,
+        };
+        assert_eq!(egress.decide(&asked.call()), by_reference(&egress, &asked.call()));
+        egress.decide(&asked.call()).is_allowed()
+    };
+    assert!(allowed(&[]) && allowed(&["fe80::2/128"]));
+    assert!(!allowed(&["fe80::1/128"]) && !allowed(&["fe80::/64"]));
+}
+
 /// The calls above meet the rules: an agreement about nothing would prove nothing.
 #[test]
 fn questions_meet_rules() {
