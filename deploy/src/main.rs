@@ -3,8 +3,9 @@
 //! Exit codes: 0 it worked, 1 it failed, 2 the command line or a configuration file is wrong.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
 
@@ -43,13 +44,28 @@ enum Command {
     Sidecar(proxy::SidecarArgs),
 }
 
-/// Prints an answer. A reader that has seen enough (`| head`) is no failure, and `println!` would panic.
+/// Whether an answer got lost on its way out.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Prints an answer.
 pub(crate) fn say(answer: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{answer}");
+    put(&format!("{answer}\n"));
+}
+
+/// Prints a text as it is. A reader that has seen enough (`| head`) is no failure, and `print!` would panic; a full disk is
+/// one.
+pub(crate) fn put(text: &str) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) => {
+            eprintln!("error: standard output cannot be written: {error}");
+        }
+        _ => {}
+    }
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let code = match Cli::parse().command {
         Command::Ca(args) => ca::run(args),
         Command::Control(args) => control::run(args),
         Command::Demo(args) => demo::run(args),
@@ -57,5 +73,6 @@ fn main() -> ExitCode {
         Command::Policy(args) => policy::run(args),
         Command::Proxy(args) => proxy::run(args),
         Command::Sidecar(args) => proxy::sidecar(args),
-    }
+    };
+    if LOST.load(Ordering::Relaxed) { ExitCode::FAILURE } else { code }
 }

@@ -34,6 +34,27 @@ fn document(text: &str) -> (tempfile::TempDir, String) {
     (directory, path)
 }
 
+/// `postern policy fmt - <a >b && mv b a` must not lose the file when the disk is full.
+#[test]
+fn of_answers_that_get_lost() {
+    let (_good, good) = document(DOCUMENT);
+    for arguments in [&["policy", "check", &*good][..], &["policy", "fmt", "-"], &["policy", "schema"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let ended = Command::new(env!("CARGO_BIN_EXE_postern"))
+            .args(arguments)
+            .stdin(std::fs::File::open(&good).expect("it was written"))
+            .stdout(full)
+            .output()
+            .expect("the binary starts");
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {}", text(&ended));
+        assert!(
+            text(&ended).contains("standard output cannot be written"),
+            "{arguments:?}: {}",
+            text(&ended)
+        );
+    }
+}
+
 #[test]
 fn of_policy() {
     let (_good, good) = document(DOCUMENT);

@@ -33,6 +33,17 @@ fn what_can_be_said_is_rewritten_and_loads() {
     let checked = policy(&["check", &out.display().to_string()]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
 
+    // What stands in the directory may be what is imported: it is never written over, and nothing is written beside it.
+    let before = std::fs::read(out.join("shop.yaml")).expect("it was written");
+    let again = policy(&["import", "istio", &exact, "--out", &out.display().to_string()]);
+    assert_eq!((again.status.code(), text(&again.stdout).as_str()), (Some(2), ""));
+    assert!(text(&again.stderr).contains("not written over"), "{}", text(&again.stderr));
+    assert_eq!(std::fs::read(out.join("shop.yaml")).expect("it is still there"), before);
+    let json = directory.path().join("json");
+    let done = policy(&["import", "istio", "--json", &exact, "--out", &json.display().to_string()]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert_eq!(std::fs::read(json.join("shop.yaml")).expect("JSON or not, it is written"), before);
+
     let names = write(directory.path(), "b.yaml", "rules: [{from: [{source: {namespaces: [web]}}]}]");
     let kept = policy(&["import", "istio", &names]);
     let said = text(&kept.stdout);

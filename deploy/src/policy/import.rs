@@ -1,6 +1,10 @@
 //! `postern policy import`: another mesh's policies in our words.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use postern_policy::{Imported, import_istio};
@@ -26,7 +30,7 @@ pub(super) struct Istio {
     /// Files or directories of documents.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// Write one file for each namespace into this directory [default: standard output].
+    /// Write one new file for each namespace into this directory [default: standard output].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Rewrite rules that an AccessPolicy says more strictly, too; and take it for success that others stay.
@@ -48,20 +52,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Err(errors) => return Ok(refused(&errors, args.set.json, "a sidecar refuses this set")),
     };
     let Imported { documents, notes, kept } = &imported;
+    if let Some(directory) = &args.out {
+        let paths = write_all(directory, documents)?;
+        if !args.set.json {
+            paths.iter().for_each(|path| say(path.display()));
+        }
+    }
     if args.set.json {
         say(serde_json::to_value(&imported).map_err(question)?);
     } else {
-        for (namespace, text) in documents {
-            match &args.out {
-                Some(directory) => {
-                    let path = directory.join(format!("{namespace}.yaml"));
-                    let written =
-                        std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&path, text));
-                    written.map_err(|error| question(format!("--out {}: {error}", path.display())))?;
-                    say(path.display());
-                }
-                None => say(text.trim_end()),
-            }
+        if args.out.is_none() {
+            documents.values().for_each(|text| say(text.trim_end()));
         }
         for note in notes {
             let place = note.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
@@ -74,4 +75,31 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
     }
     Ok(if kept.is_empty() || args.lossy { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Writes one file for each namespace: all of them or none, and none over another. What stands there may be the very set
+/// that is imported, with policies that nothing here has words for.
+fn write_all(directory: &Path, documents: &BTreeMap<String, String>) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |path: &Path, error: &dyn Display| question(format!("--out {}: {error}", path.display()));
+    std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
+    let mut written = Vec::new();
+    for (namespace, text) in documents {
+        let path = directory.join(format!("{namespace}.yaml"));
+        let create = || OpenOptions::new().write(true).create_new(true).open(&path);
+        let done = create().and_then(|mut file| {
+            written.push(path.clone());
+            file.write_all(text.as_bytes())
+        });
+        if let Err(error) = done {
+            written.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            return Err(match error.kind() {
+                ErrorKind::AlreadyExists => failed(
+                    &path,
+                    &"there is such a file, which is not written over; nothing was written. Name an empty directory",
+                ),
+                _ => failed(&path, &error),
+            });
+        }
+    }
+    Ok(written)
 }

@@ -1,6 +1,5 @@
 //! From a tree and facts to a value, within bounds.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -65,7 +64,7 @@ impl<'a> Machine<'a, '_> {
             Kind::Name(_) => Err(Fail::Undeclared),
             Kind::Variable(at) => self.facts.variable(*at),
             Kind::Local(at) => match self.locals.get(*at) {
-                Some(value) => self.copy(value),
+                Some(value) => Ok(value.clone()),
                 None => Err(Fail::Undeclared),
             },
             Kind::Header(at) => self.facts.header(*at),
@@ -126,16 +125,6 @@ impl<'a> Machine<'a, '_> {
         }
     }
 
-    /// Texts of our own are copied, and cost what they are long.
-    fn copy(&self, value: &Value<'a>) -> Evaluated<'a> {
-        match value {
-            Value::Text(Cow::Owned(text)) => self.steps.spend_bytes(text.len())?,
-            Value::Bytes(Cow::Owned(bytes)) => self.steps.spend_bytes(bytes.len())?,
-            _ => {}
-        }
-        Ok(value.clone())
-    }
-
     /// A map that the expression made is a list of pairs.
     fn look_through(&self, entries: &Entries<'a>) -> Result<(), Fail> {
         match entries {
@@ -186,8 +175,7 @@ impl<'a> Machine<'a, '_> {
         for at in 0..elements.len() {
             self.steps.spend(1)?;
             let Some(element) = elements.at(at) else { break };
-            let copy = self.copy(&element)?;
-            self.locals.push(copy);
+            self.locals.push(element.clone());
             let answer = self.element(*what, element, test.as_ref(), body);
             self.locals.pop();
             match (what, answer) {

@@ -1,6 +1,5 @@
 //! What conditions of rules may speak of, and where it comes from.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -9,7 +8,7 @@ use postern_svid::SpiffeId;
 use super::ast::Span;
 use super::eval::{Evaluated, Facts};
 use super::types::Type;
-use super::value::{Entries, Fail, Value};
+use super::value::{Entries, Fail, Shared, Value};
 use crate::fields;
 use crate::rule::OwnDomains;
 use crate::tokens::Tokens;
@@ -130,7 +129,7 @@ impl<'a> Request<'a> {
 }
 
 fn text<'a>(text: &'a str) -> Evaluated<'a> {
-    Ok(Value::Text(Cow::Borrowed(text)))
+    Ok(Value::Text(Shared::Given(text)))
 }
 
 impl<'a> Facts<'a> for Request<'a> {
@@ -143,9 +142,9 @@ impl<'a> Facts<'a> for Request<'a> {
             ACCOUNT => return caller.names().and_then(|(_, account)| text(account)),
             TRUST_DOMAIN => {
                 let domain = caller.identity()?.trust_domain();
-                return Ok(Value::Text(Cow::Owned(domain.as_str().to_owned())));
+                return Ok(Value::Text(Shared::Made(domain.as_str().into())));
             }
-            ADDRESS => return Ok(Value::Text(Cow::Owned(caller.address.to_string()))),
+            ADDRESS => return Ok(Value::Text(Shared::Made(caller.address.to_string().into()))),
             NOW => {
                 let told = told.ok_or(Fail::Unknown("the time is not known"))?;
                 let at = Timestamp::from_second(minute(told) * MINUTE);
@@ -176,7 +175,7 @@ impl<'a> Facts<'a> for Request<'a> {
             (0, _) => fail("is not there"),
             (_, None) => fail("has several values"),
             (1, Some(value)) => match String::from_utf8(value) {
-                Ok(value) => Ok(Value::Text(Cow::Owned(value))),
+                Ok(value) => Ok(Value::Text(Shared::Made(value.into()))),
                 Err(_) => fail("is not UTF-8"),
             },
             (_, Some(_)) => fail("has several lines"),

@@ -1,6 +1,5 @@
 //! Operators and functions (CEL specification, "List of Standard Definitions").
 
-use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::rc::Rc;
 
@@ -9,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::ast::Function;
 use super::eval::{Evaluated, Steps};
 use super::time;
-use super::value::{Entries, Fail, List, Value, numbers};
+use super::value::{Entries, Fail, List, Shared, Value, numbers};
 
 pub(super) fn one<'a>(function: Function, a: Value<'a>, steps: &Steps) -> Evaluated<'a> {
     let no = || Err(Fail::Overload(function.written()));
@@ -35,11 +34,11 @@ pub(super) fn one<'a>(function: Function, a: Value<'a>, steps: &Steps) -> Evalua
         }
         (Function::LowerAscii, Value::Text(text)) => {
             steps.spend_bytes(text.len())?;
-            Ok(Value::Text(Cow::Owned(text.to_ascii_lowercase())))
+            Ok(Value::Text(Shared::Made(text.to_ascii_lowercase().into())))
         }
         (Function::UpperAscii, Value::Text(text)) => {
             steps.spend_bytes(text.len())?;
-            Ok(Value::Text(Cow::Owned(text.to_ascii_uppercase())))
+            Ok(Value::Text(Shared::Made(text.to_ascii_uppercase().into())))
         }
         (Function::TypeOf, value) => Ok(Value::Type(value.type_name())),
         (Function::ToDyn, value) => Ok(value),
@@ -78,8 +77,11 @@ fn convert<'a>(function: Function, a: Value<'a>, steps: &Steps) -> Evaluated<'a>
         },
         (Function::ToBytes, Value::Bytes(bytes)) => Ok(Value::Bytes(bytes)),
         (Function::ToBytes, Value::Text(text)) => Ok(Value::Bytes(match text {
-            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            Shared::Given(text) => Shared::Given(text.as_bytes()),
+            Shared::Made(text) => {
+                steps.spend_bytes(text.len())?;
+                Shared::Made(text.as_bytes().into())
+            }
         })),
         (Function::ToText, value) => text(value, steps),
         (Function::ToTimestamp, Value::Timestamp(at)) => Ok(Value::Timestamp(at)),
@@ -101,14 +103,14 @@ fn convert<'a>(function: Function, a: Value<'a>, steps: &Steps) -> Evaluated<'a>
 fn text<'a>(value: Value<'a>, steps: &Steps) -> Evaluated<'a> {
     let text = match value {
         Value::Text(text) => return Ok(Value::Text(text)),
-        Value::Bytes(Cow::Borrowed(bytes)) => {
+        Value::Bytes(Shared::Given(bytes)) => {
             steps.spend_bytes(bytes.len())?;
             let text = std::str::from_utf8(bytes).map_err(|_| Fail::Range("string"))?;
-            return Ok(Value::Text(Cow::Borrowed(text)));
+            return Ok(Value::Text(Shared::Given(text)));
         }
-        Value::Bytes(Cow::Owned(bytes)) => {
+        Value::Bytes(Shared::Made(bytes)) => {
             steps.spend_bytes(bytes.len())?;
-            String::from_utf8(bytes).map_err(|_| Fail::Range("string"))?
+            std::str::from_utf8(&bytes).map_err(|_| Fail::Range("string"))?.to_owned()
         }
         Value::Bool(value) => value.to_string(),
         Value::Int(value) => value.to_string(),
@@ -118,7 +120,7 @@ fn text<'a>(value: Value<'a>, steps: &Steps) -> Evaluated<'a> {
         Value::Duration(length) => time::written(length),
         _ => return Err(Fail::Overload("string")),
     };
-    Ok(Value::Text(Cow::Owned(text)))
+    Ok(Value::Text(Shared::Made(text.into())))
 }
 
 fn double(value: f64) -> String {
@@ -254,11 +256,11 @@ fn add<'a>(a: Value<'a>, b: Value<'a>, steps: &Steps) -> Evaluated<'a> {
     match (a, b) {
         (Value::Text(a), Value::Text(b)) => {
             steps.spend_bytes(a.len() + b.len())?;
-            Ok(Value::Text(Cow::Owned([&*a, &*b].concat())))
+            Ok(Value::Text(Shared::Made([&*a, &*b].concat().into())))
         }
         (Value::Bytes(a), Value::Bytes(b)) => {
             steps.spend_bytes(a.len() + b.len())?;
-            Ok(Value::Bytes(Cow::Owned([&*a, &*b].concat())))
+            Ok(Value::Bytes(Shared::Made([&*a, &*b].concat().into())))
         }
         (Value::List(a), Value::List(b)) => {
             steps.spend(a.len() + b.len())?;

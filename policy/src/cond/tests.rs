@@ -243,3 +243,15 @@ fn bounds() {
     assert!(ask().about(&format!("{nested} || true")).unwrap_err().contains("more steps"));
     assert!(started.elapsed().as_secs() < 5);
 }
+
+/// What an expression makes is held once, however many places it has in a list that doubles.
+#[test]
+fn lists_that_double_take_no_memory_of_texts() {
+    let made =
+        format!("['{}'].map(a, {})", "x".repeat(500), vec!["a"; 20].join(" + ")) + ".map(a, a + a + a)";
+    let doubled = format!("[{made}]{}[0].size() == 2048", ".map(l, l + l)".repeat(11));
+    let mut answer = None;
+    let taken = allocation_counter::measure(|| answer = Some(ask().about(&doubled)));
+    assert_eq!(answer.unwrap(), Ok(true));
+    assert!(taken.bytes_max < 1 << 20, "{} bytes", taken.bytes_max);
+}

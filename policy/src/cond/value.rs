@@ -1,8 +1,8 @@
 //! Values, and what goes wrong on the way to one.
 
-use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,13 +18,52 @@ pub(super) enum Value<'a> {
     Int(i64),
     Uint(u64),
     Double(f64),
-    Text(Cow<'a, str>),
-    Bytes(Cow<'a, [u8]>),
+    Text(Shared<'a, str>),
+    Bytes(Shared<'a, [u8]>),
     List(List<'a>),
     Map(Entries<'a>),
     Duration(SignedDuration),
     Timestamp(Timestamp),
     Type(&'static str),
+}
+
+/// Of the rule or the request; or made by the expression, once, and held by whatever it is part of. What is made is paid
+/// for when it is made: to hold it once more must cost nothing, or a list that doubles would fill the memory.
+pub(super) enum Shared<'a, T: ?Sized> {
+    Given(&'a T),
+    Made(Rc<T>),
+}
+
+impl<T: ?Sized> Clone for Shared<'_, T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Given(given) => Self::Given(given),
+            Self::Made(made) => Self::Made(Rc::clone(made)),
+        }
+    }
+}
+
+impl<T: ?Sized> Deref for Shared<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Given(given) => given,
+            Self::Made(made) => made,
+        }
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Shared<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ?Sized + PartialEq> PartialEq for Shared<'_, T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -86,8 +125,8 @@ impl<'a> From<&'a Literal> for Value<'a> {
             Literal::Int(value) => Self::Int(*value),
             Literal::Uint(value) => Self::Uint(*value),
             Literal::Double(value) => Self::Double(*value),
-            Literal::Text(text) => Self::Text(Cow::Borrowed(text)),
-            Literal::Bytes(bytes) => Self::Bytes(Cow::Borrowed(bytes)),
+            Literal::Text(text) => Self::Text(Shared::Given(text)),
+            Literal::Bytes(bytes) => Self::Bytes(Shared::Given(bytes)),
             Literal::Type(name) => Self::Type(name),
         }
     }
@@ -104,7 +143,7 @@ impl<'a> From<&'a Json> for Value<'a> {
                 (None, Some(uint), _) => Self::Uint(uint),
                 (None, None, double) => Self::Double(double.unwrap_or(f64::NAN)),
             },
-            Json::String(text) => Self::Text(Cow::Borrowed(text)),
+            Json::String(text) => Self::Text(Shared::Given(text)),
             Json::Array(items) => Self::List(List::Json(items)),
             Json::Object(entries) => Self::Map(Entries::Json(entries)),
         }
@@ -139,7 +178,7 @@ impl<'a> Entries<'a> {
         match self {
             Self::Items(items) => items
                 .iter()
-                .find(|(key, _)| matches!(key, Value::Text(text) if *text == name))
+                .find(|(key, _)| matches!(key, Value::Text(text) if **text == *name))
                 .map(|(_, value)| value.clone()),
             Self::Json(entries) => entries.get(name).map(Value::from),
         }
@@ -158,7 +197,7 @@ impl<'a> Entries<'a> {
     pub(super) fn keys(&self) -> Vec<Value<'a>> {
         match self {
             Self::Items(items) => items.iter().map(|(key, _)| key.clone()).collect(),
-            Self::Json(entries) => entries.keys().map(|key| Value::Text(Cow::Borrowed(key))).collect(),
+            Self::Json(entries) => entries.keys().map(|key| Value::Text(Shared::Given(key))).collect(),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::super::check::{Environment, bind};
 use super::super::eval::{Evaluated, Facts, evaluate};
 use super::super::parse::parse;
 use super::super::types::Type;
-use super::super::value::{Entries, Fail, List, Value};
+use super::super::value::{Entries, Fail, List, Shared, Value};
 use super::super::{Mistake, time};
 
 mod javascript;
@@ -303,8 +303,8 @@ fn value(json: &Json) -> Option<Value<'static>> {
             Some("NaN") => f64::NAN,
             _ => of.as_f64()?,
         }),
-        "stringValue" => Value::Text(text()?.to_owned().into()),
-        "bytesValue" => Value::Bytes(javascript::base64(text()?)?.into()),
+        "stringValue" => Value::Text(Shared::Made(text()?.into())),
+        "bytesValue" => Value::Bytes(Shared::Made(javascript::base64(text()?)?.into())),
         "typeValue" => Value::Type(Box::leak(text()?.to_owned().into_boxed_str())),
         "listValue" => {
             let items: Option<Vec<Value<'static>>> = list(of, "values").iter().map(value).collect();
