@@ -143,7 +143,7 @@ impl Report {
             entry["text"] = text.into();
         } else {
             // A reader that has gone needs no answer.
-            crate::put(&text);
+            crate::put(text);
         }
     }
 
