@@ -1,5 +1,6 @@
 //! What was wrong, where, and the way out.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        write!(f, "{}:{}:{}", shown(&self.file), self.line, self.column)
     }
 }
 
@@ -158,7 +159,7 @@ impl fmt::Display for Diagnostic {
             };
             write!(f, "{word}: {}", self.message)?;
             if !self.file.is_empty() {
-                write!(f, "\n --> {}", self.file)?;
+                write!(f, "\n --> {}", shown(&self.file))?;
                 if self.line > 0 {
                     write!(f, ":{}:{}", self.line, self.column)?;
                 }
@@ -168,9 +169,11 @@ impl fmt::Display for Diagnostic {
                 None => Ok(()),
             };
         };
+        // In one line whatever it is called: this line is found again below.
+        let name = shown(&self.file);
         let snippet = Snippet::source(excerpt.text.as_str())
             .line_start(self.line)
-            .path(&*self.file)
+            .path(name)
             .annotation(AnnotationKind::Primary.span(excerpt.start..excerpt.end));
         let title = level.primary_title(self.message.as_str());
         let mut group = Group::with_title(title).element(snippet);
@@ -183,6 +186,15 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// A file's name for terminals and logs: whoever names files must not write lines there, or move the cursor.
+fn shown(name: &str) -> Cow<'_, str> {
+    if name.contains(yaml::is_unseen) {
+        Cow::Owned(name.replace(yaml::is_unseen, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 fn own_place(text: &str, diagnostic: &Diagnostic) -> String {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     if let Some(line) = lines.iter_mut().find(|line| line.trim_start().starts_with("--> ")) {
@@ -190,7 +202,7 @@ fn own_place(text: &str, diagnostic: &Diagnostic) -> String {
         *line = format!(
             "{}--> {}:{}:{}",
             " ".repeat(indent),
-            diagnostic.file,
+            shown(&diagnostic.file),
             diagnostic.line,
             diagnostic.column
         );

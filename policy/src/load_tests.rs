@@ -819,3 +819,19 @@ fn a_method_that_is_nearly_one_is_pointed_at() {
     assert!(of("DELET").contains("did you mean `DELETE`"), "{}", of("DELET"));
     assert_eq!((of("DELETE").as_str(), of("PROPFIND").as_str()), ("", ""));
 }
+
+/// Who can name a file writes no lines to terminals and logs, and moves no cursor.
+#[test]
+fn names_of_files_are_shown_in_one_line() {
+    let name = "a\nerror: ok\u{1b}[31m\u{202e}.yaml";
+    let texts = ["kind: Nothing\n", "a: [", "", "\u{0}"];
+    for text in texts {
+        let file = SourceFile { name: name.to_owned(), text: text.as_bytes().to_vec() };
+        let errors = load(&[file], &scope(), 1).unwrap_err();
+        let (text, json) = (errors.to_string(), serde_json::to_value(&errors).unwrap());
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
+        assert!(text.lines().all(|line| !line.starts_with("error: ok")), "{text}");
+        assert!(text.contains("a\u{fffd}error: ok\u{fffd}[31m\u{fffd}.yaml"), "{text}");
+        assert!(json.to_string().contains(r"a\nerror: ok"), "machines get it as it is: {json}");
+    }
+}
