@@ -41,7 +41,7 @@ pub use read::read_directory;
 /// Warnings about a loaded set that the log shows.
 const WARNINGS_SHOWN: usize = 3;
 /// Events come in bursts; after the first, this much quiet is waited for, but never long.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET: Duration = Duration::from_millis(10);
 const AT_MOST: Duration = Duration::from_millis(100);
 /// How often the directory is read without any event.
 const POLL: Duration = Duration::from_secs(2);
@@ -109,6 +109,8 @@ struct Loader {
     asked_store: bool,
     /// Its answer, while it is still to come.
     asking: Option<JoinHandle<FromStore>>,
+    /// Looks for what is to be warned of in the set in force.
+    warning: Option<JoinHandle<()>>,
 }
 
 /// What the store has for a start without good documents, or why it has nothing.
@@ -144,6 +146,7 @@ impl Loader {
             kept: None,
             asked_store: false,
             asking: None,
+            warning: None,
         }
     }
 
@@ -262,7 +265,15 @@ impl Loader {
             Some(before) => rejudge::changed(sidecar, &before, &generation),
             None => rejudge::all(sidecar, &generation),
         }
-        warn_about(&generation);
+        // Looking for rules that crowd takes longer than compiling them, and nothing waits for it.
+        let log = tracing::dispatcher::get_default(Clone::clone);
+        let warning = tokio::task::spawn_blocking(move || {
+            tracing::dispatcher::with_default(&log, || warn_about(&generation));
+        });
+        // One that has not begun yet would tell of a set that is no more in force.
+        if let Some(last) = self.warning.replace(warning) {
+            last.abort();
+        }
     }
 
     /// Has the set in force kept for the next start.

@@ -198,7 +198,11 @@ async fn what_a_loaded_set_warns_about_is_one_line() {
     let (disk, _end) = Stuck::new();
     let mut loader = Loader::new(Arc::clone(&sidecar), disk);
     directory.rule("first");
-    let text = logged(loader.load()).await;
+    let text = logged(async {
+        loader.load().await;
+        loader.warning.take().expect("a set was put in force").await.expect("it looked");
+    })
+    .await;
     assert!(!text.contains("WARN"), "{text}");
     let rules: String =
         (0..5).map(|n| format!("  - {{name: r{n}, from: [{{cidrs: [10.0.0.0/8]}}]}}\n")).collect();
@@ -206,7 +210,11 @@ async fn what_a_loaded_set_warns_about_is_one_line() {
         "  rules: [{name: NAME, from: [{serviceAccounts: [web]}]}]\n",
         &format!("  rules:\n{rules}"),
     ));
-    let text = logged(loader.load()).await;
+    let text = logged(async {
+        loader.load().await;
+        loader.warning.take().expect("a set was put in force").await.expect("it looked");
+    })
+    .await;
     assert_eq!(text.matches(" WARN ").count(), 1, "{text}");
     assert!(text.contains("have 5 warnings"), "{text}");
     assert_eq!(text.matches("admits authenticated peers only").count(), 3, "{text}");
