@@ -331,6 +331,7 @@ impl Issuer {
 
     /// The same answer once more: the first one may never have arrived.
     fn again(&self, issued: &Issued, now: SystemTime) -> Result<Reply, IssueError> {
+        self.store.is_settled()?;
         let rows = self.store.authorities()?;
         let issuing = rows.into_iter().find(|row| row.key_id == issued.issuer);
         let issuing = issuing.ok_or(IssueError::Unauthenticated("its issuing CA is forgotten"))?;

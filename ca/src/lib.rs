@@ -13,6 +13,7 @@ pub mod check;
 pub mod csr;
 pub mod issue;
 pub mod keys;
+pub mod ledger;
 pub mod limits;
 pub mod lineage;
 pub mod metrics;

@@ -55,6 +55,12 @@ pub struct Metrics {
     pub bundle_behind: Gauge,
     /// Watch streams open.
     pub watchers: Gauge,
+    /// Records in the ledger's files.
+    pub ledger_entries: Gauge,
+    /// Seconds that a write to the ledger took, its sync included.
+    pub ledger_sync: Histogram,
+    /// For how long no signed head has covered the newest record.
+    pub ledger_head_age: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -73,6 +79,11 @@ impl Metrics {
             bundle_sequence: Gauge::default(),
             bundle_behind: Gauge::default(),
             watchers: Gauge::default(),
+            ledger_entries: Gauge::default(),
+            ledger_sync: Histogram::new([
+                0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0,
+            ]),
+            ledger_head_age: Gauge::default(),
         };
         // From the start, at zero: a rate over a series that appears with its first event misses that event.
         for reason in IssueError::REASONS {
@@ -114,6 +125,19 @@ impl Metrics {
             metrics.bundle_behind.clone(),
         );
         ca.register("watch_streams", "Open streams of sidecars", metrics.watchers.clone());
+        ca.register("ledger_entries", "Records in the ledger's files", metrics.ledger_entries.clone());
+        ca.register_with_unit(
+            "ledger_sync",
+            "A write to the ledger, until it is durable",
+            Unit::Seconds,
+            metrics.ledger_sync.clone(),
+        );
+        ca.register_with_unit(
+            "ledger_head_age",
+            "For how long no signed head has covered the newest record",
+            Unit::Seconds,
+            metrics.ledger_head_age.clone(),
+        );
         metrics
     }
 }

@@ -6,7 +6,7 @@
 mod sqlite;
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use postern_svid::SpiffeId;
 
@@ -39,6 +39,8 @@ pub trait Store: Send + Sync + 'static {
     fn record(&self, issued: Issued, grant: Grant) -> Result<(), StoreError>;
     /// Marks a lineage as forked.
     fn mark_forked(&self, lineage: LineageId, at: SystemTime) -> Result<(), StoreError>;
+    /// Fails while what is written lacks its durable record: then nothing that was read may be handed out either.
+    fn is_settled(&self) -> Result<(), StoreError>;
     /// Certificates still valid at `now` with a serial above `after`, in order of serials.
     fn valid_certificates(
         &self,
@@ -171,6 +173,12 @@ pub struct Counts {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
+    /// The clock is behind the newest record.
+    #[error("the clock is {} s behind the ledger's newest record", .behind.as_secs())]
+    Clock {
+        /// By how much.
+        behind: Duration,
+    },
     /// What a decision rested on has changed meanwhile: somebody else was faster.
     #[error("{0}; another request was faster")]
     Conflict(&'static str),
@@ -183,6 +191,9 @@ pub enum StoreError {
     /// The file or its directory is not fit.
     #[error("{0}")]
     File(String),
+    /// The ledger cannot be written, or is not what was written.
+    #[error("the ledger: {0}")]
+    Ledger(String),
     /// Somebody else holds the write lock.
     #[error(
         "another process holds the database for more than 5 s; find it (fuser -v ca.db ca.db-wal in the state directory) and let it finish"

@@ -12,7 +12,7 @@ use crate::authority::{Authority, AuthorityError, Lives};
 use crate::issue::{IssueError, Issuer, LeafPolicy, Proof, Reply, Request};
 use crate::keys::KeyFiles;
 use crate::metrics::Metrics;
-use crate::store::{Sqlite, Store};
+use crate::store::{Sqlite, Store, StoreError};
 use crate::token::{Token, TokenRecord};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
@@ -57,13 +57,26 @@ impl Home {
         Arc::new(Sqlite::open(&self.path(), &td()).unwrap())
     }
 
+    /// As the control plane opens it, with segments of so many bytes.
+    pub(crate) fn store_with_ledger(&self, segment: u64) -> Result<Arc<Sqlite>, StoreError> {
+        // The database's opening makes it elsewhere.
+        crate::keys::private_dir(&self.path()).unwrap();
+        let keys = KeyFiles::new(&self.path());
+        let metrics = Metrics::new(&mut Registry::default());
+        Sqlite::open_with_ledger(&self.path(), &td(), &keys, metrics, segment, self.clock.wall())
+            .map(Arc::new)
+    }
+
     pub(crate) fn authority(&self, store: Arc<Sqlite>) -> Result<Authority, AuthorityError> {
         let keys = Arc::new(KeyFiles::new(&self.path()));
         Authority::open(td(), store, keys, Arc::new(self.clock.clone()), Lives::with_leaf(HOUR))
     }
 
     pub(crate) fn ca(&self) -> Ca {
-        let store = self.store();
+        self.ca_on(self.store())
+    }
+
+    pub(crate) fn ca_on(&self, store: Arc<Sqlite>) -> Ca {
         let authority = Arc::new(self.authority(store.clone()).unwrap());
         let metrics = Metrics::new(&mut Registry::default());
         let policy = LeafPolicy { ttl: HOUR, test: false };

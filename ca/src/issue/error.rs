@@ -73,7 +73,7 @@ pub enum IssueError {
 
 impl IssueError {
     /// Every word that [`reason`](Self::reason) gives.
-    pub const REASONS: [&'static str; 15] = [
+    pub const REASONS: [&'static str; 16] = [
         "bad_id",
         "busy",
         "clock",
@@ -82,6 +82,7 @@ impl IssueError {
         "fork",
         "internal",
         "key",
+        "ledger",
         "lineage",
         "no_time",
         "own_test",
@@ -106,6 +107,8 @@ impl IssueError {
             Self::NoTime => "no_time",
             Self::Predecessor => "predecessor",
             Self::Profile(_) => "internal",
+            Self::Store(StoreError::Clock { .. }) => "clock",
+            Self::Store(StoreError::Ledger(_)) => "ledger",
             Self::Store(_) => "store",
             Self::Ttl { .. } => "ttl",
             Self::Unauthenticated(_) => "unauthenticated",

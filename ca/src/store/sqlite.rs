@@ -1,37 +1,43 @@
 //! The store in one SQLite file.
 //!
-//! One thread owns the connection. It takes all calls that wait, up to [`BATCH`], into one transaction, so that many certificates
-//! share one fsync, and answers each only after the commit. WAL with `synchronous=FULL`: a commit is on the disk before
-//! its call returns. Other processes (`postern ca token create`) may write meanwhile.
+//! One thread owns the connection (`sqlite/thread.rs`). It takes all calls that wait, up to 64, into one transaction, so that
+//! many certificates share one fsync, and answers each only after the commit. WAL with `synchronous=FULL`: a commit is on the
+//! disk before its call returns. Other processes (`postern ca token create`) may write meanwhile.
+//!
+//! With a ledger, which the control plane has, what was committed is in its files as well before the call returns.
 
+mod ledger;
 mod mark;
+mod outbox;
 mod rows;
 mod schema;
+mod thread;
 
-use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use postern_svid::TrustDomain;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Authority, AuthorityChange, Counts, Grant, Issued, Store, StoreError};
-use crate::keys;
+use crate::keys::{self, KeyStore};
+use crate::ledger::State;
 use crate::lineage::{Lineage, LineageId};
+use crate::metrics::Metrics;
 use crate::token::{TokenHash, TokenRecord};
+use ledger::Ledger;
+use thread::{Message, Thread, job};
 
 /// The database's name within the state directory.
 pub const DATABASE: &str = "ca.db";
 
-/// Calls that share one commit.
-const BATCH: usize = 64;
 /// Calls that may wait; whoever comes later blocks, and the limits before the CA keep that short.
 const QUEUE: usize = 1_024;
 /// How long another process may hold the write lock.
@@ -42,7 +48,8 @@ const PROBE: Duration = Duration::from_secs(15);
 /// The store in a state directory.
 pub struct Sqlite {
     path: PathBuf,
-    jobs: Mutex<Option<SyncSender<Job>>>,
+    trust_domain: TrustDomain,
+    jobs: Mutex<Option<SyncSender<Message>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The mark lags behind the database; the next commit writes it.
     mark_lags: AtomicBool,
@@ -50,20 +57,56 @@ pub struct Sqlite {
 
 impl Sqlite {
     /// Opens the database of `td` in `directory`, which is created with mode 0700 if it does not exist, and refused if others may enter.
+    ///
+    /// What is written through it is recorded for the ledger, and comes into its files when a control plane runs.
     pub fn open(directory: &Path, td: &TrustDomain) -> Result<Self, StoreError> {
-        let (path, connection) = connect(directory)?;
-        schema::prepare(&connection, &path, td)?;
-        mark::check(&connection, &path)?;
+        let (path, connection) = prepared(directory, td)?;
+        Self::start(path, td, connection, None)
+    }
+
+    /// The same for the control plane, of which there is one at a time: it writes the ledger, in segments of at most `segment` bytes.
+    pub fn open_with_ledger(
+        directory: &Path,
+        td: &TrustDomain,
+        keys: &dyn KeyStore,
+        metrics: Metrics,
+        segment: u64,
+        now: SystemTime,
+    ) -> Result<Self, StoreError> {
+        let (path, mut connection) = prepared(directory, td)?;
+        let ledger = Ledger::open(&mut connection, &path, td, keys, metrics, segment, now)?;
+        Self::start(path, td, connection, Some(ledger))
+    }
+
+    fn start(
+        path: PathBuf,
+        td: &TrustDomain,
+        connection: Connection,
+        ledger: Option<Ledger>,
+    ) -> Result<Self, StoreError> {
         let (jobs, receiver) = sync_channel(QUEUE);
         let writer = std::thread::Builder::new()
             .name("ca-store".to_owned())
             .spawn({
-                let path = path.clone();
-                move || write(connection, &path, &receiver)
+                let thread = Thread { connection, path: path.clone(), ledger };
+                move || thread.run(&receiver)
             })
             .map_err(|error| StoreError::File(format!("starting the store's thread: {error}")))?;
         let (jobs, writer) = (Mutex::new(Some(jobs)), Mutex::new(Some(writer)));
-        Ok(Self { path, jobs, writer, mark_lags: AtomicBool::new(false) })
+        Ok(Self { path, trust_domain: td.clone(), jobs, writer, mark_lags: AtomicBool::new(false) })
+    }
+
+    /// Signs a head of the ledger, unless the newest covers it all. Nothing without a ledger.
+    pub fn sign_head(&self, now: SystemTime) -> Result<(), StoreError> {
+        let (answer, result) = sync_channel(1);
+        self.send(Message::Head(now, answer))?;
+        result.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// How far the ledger has come, as far as the store knows; `None` if there is none yet.
+    pub fn ledger(&self) -> Result<Option<State>, StoreError> {
+        let td = self.trust_domain.clone();
+        self.call(move |connection| outbox::state(connection, &td))
     }
 
     /// Runs `work` in the writer's next transaction and waits for the commit. An error of its own undoes only its own changes.
@@ -71,21 +114,35 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
-        let (job, result) = job(work);
-        jobs.send(job).map_err(|_| StoreError::Closed)?;
+        let (job, result) = job(false, work);
+        self.send(job)?;
         result.recv().map_err(|_| StoreError::Closed)?
     }
 
-    /// As [`call`](Self::call), but waits for `limit` at most, and not at all for a place in a full queue. What was asked for
+    /// As [`call`](Self::call), for what the ledger tells: the files have it when this returns.
+    fn recorded<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, result) = job(true, work);
+        self.send(job)?;
+        result.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn send(&self, message: Message) -> Result<(), StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        jobs.send(message).map_err(|_| StoreError::Closed)
+    }
+
+    /// As [`recorded`](Self::recorded), but waits for `limit` at most, and not at all for a place in a full queue. What was asked for
     /// may still happen later.
-    fn call_within<T: Send + 'static>(
+    fn recorded_within<T: Send + 'static>(
         &self,
         limit: Duration,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
-        let (job, result) = job(work);
+        let (job, result) = job(true, work);
         jobs.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => StoreError::Slow,
             TrySendError::Disconnected(_) => StoreError::Closed,
@@ -134,7 +191,7 @@ impl Store for Sqlite {
     }
 
     fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError> {
-        self.call(move |connection| rows::change_authorities(connection, &change))?;
+        self.recorded(move |connection| rows::change_authorities(connection, &change))?;
         self.note_progress();
         Ok(())
     }
@@ -155,7 +212,7 @@ impl Store for Sqlite {
     }
 
     fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
-        self.call(move |connection| rows::add_token(connection, &token))
+        self.recorded(move |connection| rows::add_token(connection, &token))
     }
 
     fn token(&self, hash: TokenHash) -> Result<Option<TokenRecord>, StoreError> {
@@ -185,7 +242,7 @@ impl Store for Sqlite {
     }
 
     fn record(&self, issued: Issued, grant: Grant) -> Result<(), StoreError> {
-        self.call(move |connection| rows::record(connection, &issued, &grant))?;
+        self.recorded(move |connection| rows::record(connection, &issued, &grant))?;
         if self.mark_lags.load(Ordering::Relaxed) {
             self.note_progress();
         }
@@ -193,7 +250,12 @@ impl Store for Sqlite {
     }
 
     fn mark_forked(&self, lineage: LineageId, at: SystemTime) -> Result<(), StoreError> {
-        self.call(move |connection| rows::mark_forked(connection, lineage, at))
+        let path = self.path.clone();
+        self.recorded(move |connection| rows::mark_forked(connection, &path, lineage, at))
+    }
+
+    fn is_settled(&self) -> Result<(), StoreError> {
+        self.recorded(|_| Ok(()))
     }
 
     fn valid_certificates(
@@ -224,30 +286,8 @@ impl Store for Sqlite {
     fn probe(&self, now: SystemTime) -> Result<(), StoreError> {
         let ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let ms = u64::try_from(ms).unwrap_or(u64::MAX);
-        self.call_within(PROBE, move |connection| schema::set_number(connection, "probed_ms", ms))
+        self.recorded_within(PROBE, move |connection| schema::set_number(connection, "probed_ms", ms))
     }
-}
-
-/// Told whether the transaction that the work was part of is durable.
-type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-/// Does the work, or learns why it cannot be done; says whether its changes are to stay.
-type Job = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (bool, Finish) + Send>;
-
-/// A job for `work`, and where its result comes out.
-fn job<T: Send + 'static>(
-    work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-) -> (Job, Receiver<Result<T, StoreError>>) {
-    let (answer, result) = sync_channel(1);
-    let job: Job = Box::new(move |connection| {
-        let result = connection.and_then(work);
-        let worked = result.is_ok();
-        let finish = move |committed: Result<(), StoreError>| {
-            // Nobody waits any more: fine, it is committed or it is not.
-            let _ = answer.send(committed.and(result));
-        };
-        (worked, Box::new(finish))
-    });
-    (job, result)
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -284,48 +324,11 @@ fn connect(directory: &Path) -> Result<(PathBuf, Connection), StoreError> {
     Ok((path, connection))
 }
 
-fn write(mut connection: Connection, path: &Path, jobs: &Receiver<Job>) {
-    while let Ok(first) = jobs.recv() {
-        let mut waiting = VecDeque::from([first]);
-        while waiting.len() < BATCH
-            && let Ok(next) = jobs.try_recv()
-        {
-            waiting.push_back(next);
-        }
-        let mut finishes = Vec::with_capacity(waiting.len());
-        let committed = batch(&mut connection, &mut waiting, &mut finishes);
-        if let Err(error) = &committed {
-            tracing::error!(database = %path.display(), %error, "writing the CA's store failed");
-            // Whoever was not reached is owed the reason too; a dropped job would look like a closed store.
-            finishes.extend(waiting.into_iter().map(|job| job(Err(error.clone())).1));
-        }
-        for finish in finishes {
-            finish(committed.clone());
-        }
-    }
-}
-
-/// Does the jobs in one transaction. After an error `jobs` holds those that were not begun.
-fn batch(
-    connection: &mut Connection,
-    jobs: &mut VecDeque<Job>,
-    finishes: &mut Vec<Finish>,
-) -> Result<(), StoreError> {
-    // Immediate: a read that turns into a write later could fail for a lock that nobody waits for.
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    while !jobs.is_empty() {
-        let mut savepoint = transaction.savepoint()?;
-        let Some(job) = jobs.pop_front() else { break };
-        let (worked, finish) = job(Ok(&savepoint));
-        finishes.push(finish);
-        if worked {
-            savepoint.commit()?;
-        } else {
-            savepoint.rollback()?;
-        }
-    }
-    transaction.commit()?;
-    Ok(())
+fn prepared(directory: &Path, td: &TrustDomain) -> Result<(PathBuf, Connection), StoreError> {
+    let (path, connection) = connect(directory)?;
+    schema::prepare(&connection, &path, td)?;
+    mark::check(&connection, &path)?;
+    Ok((path, connection))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use postern_ca::authority::{Authority, AuthorityError, Lives};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
 use postern_ca::keys::{self, KeyError, KeyFiles};
+use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
 use postern_svid::{Bundle, Clock, SystemClock};
@@ -34,7 +35,7 @@ use crate::net::TcpListener;
 use crate::own::{Own, OwnError};
 use crate::site::{Site, serve};
 use crate::task::{self, Tasks};
-use crate::upkeep::{Upkeep, round_of};
+use crate::upkeep::{Upkeep, round_of, sign_heads};
 
 /// Held while a control plane runs on a state directory.
 const LOCK: &str = "control.lock";
@@ -145,6 +146,8 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         tasks: tasks.clone(),
     };
     tasks.spawn(grpc(api, connections, tasks.clone()));
+    tasks.spawn(sign_heads(core.store.clone(), core.metrics.clone(), clock.clone(), tasks.clone()));
+    let store = core.store.clone();
     let upkeep = Upkeep {
         authority: core.authority,
         issuer: core.issuer,
@@ -153,7 +156,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         holders: core.holders,
         metrics: core.metrics,
         health: health.clone(),
-        clock,
+        clock: clock.clone(),
     };
     tasks.spawn(upkeep.run(every, tasks.clone()));
 
@@ -164,7 +167,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         "control plane ready"
     );
     let bundle_path = config.state_dir.join(BUNDLE);
-    Ok(Running { addresses, bundle_path, tasks, health, _publish: publish, _lock: core.lock })
+    Ok(Running { addresses, bundle_path, tasks, health, store, clock, _publish: publish, _lock: core.lock })
 }
 
 /// A control plane that runs. Dropping it without [`shutdown`](Self::shutdown) tells its tasks to stop and does not wait.
@@ -173,6 +176,8 @@ pub struct Running {
     bundle_path: PathBuf,
     tasks: Tasks,
     health: Arc<Health>,
+    store: Arc<Sqlite>,
+    clock: Arc<dyn Clock>,
     _publish: watch::Sender<Arc<Bundle>>,
     _lock: File,
 }
@@ -205,12 +210,21 @@ impl Running {
         &self.bundle_path
     }
 
-    /// Stops: nothing new is accepted, streams are told, calls under way get a moment, the store is closed.
+    /// Stops: nothing new is accepted, streams are told, calls under way get a moment, the ledger gets its last head, the store is
+    /// closed.
     pub async fn shutdown(self) {
         self.health.stopping();
         self.tasks.stop();
         if tokio::time::timeout(DRAIN, self.tasks.ended()).await.is_err() {
             tracing::warn!("what was still under way after the drain was broken off");
+        }
+        let (store, now) = (self.store.clone(), self.clock.wall());
+        match task::blocking(move || store.sign_head(now)).await {
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the last records of the ledger have no signed head yet")
+            }
+            Err(error) => tracing::warn!(%error, "the last records of the ledger have no signed head yet"),
+            Ok(Ok(())) => {}
         }
     }
 }
@@ -279,20 +293,24 @@ impl Core {
     fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         keys::private_dir(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;
-        let store = Arc::new(Sqlite::open(&config.state_dir, &config.trust_domain)?);
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let keys = Arc::new(KeyFiles::new(&config.state_dir));
+        let (directory, td) = (&config.state_dir, &config.trust_domain);
+        let (ledger, now) = (metrics.clone(), clock.wall());
+        let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), ledger, SEGMENT, now)?;
+        let store = Arc::new(store);
         let is_new = store.authorities()?.is_empty();
         let authority = Arc::new(Authority::open(
             config.trust_domain.clone(),
             store.clone(),
-            Arc::new(KeyFiles::new(&config.state_dir)),
+            keys,
             clock.clone(),
             Lives::with_leaf(config.ttl),
         )?);
         if is_new {
             tell_of_new_root(&store.authorities()?, &config.state_dir);
         }
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
         let policy = LeafPolicy { ttl: config.ttl, test: config.test };
         let issuer =
             Arc::new(Issuer::new(authority.clone(), store.clone(), clock.clone(), policy, metrics.clone())?);

@@ -27,6 +27,9 @@ const PRUNE: Duration = Duration::from_secs(600);
 /// How long a certificate is remembered after its end: who asks "who was that last night" gets an answer.
 const REMEMBER: Duration = Duration::from_secs(24 * 3_600);
 
+/// How often the ledger gets a signed head, if it has grown.
+const HEADS: Duration = Duration::from_secs(10);
+
 /// What is kept up.
 pub(crate) struct Upkeep {
     pub(crate) authority: Arc<Authority>,
@@ -42,6 +45,30 @@ pub(crate) struct Upkeep {
 /// How often: a twentieth of a leaf's life, within bounds.
 pub(crate) fn round_of(ttl: Duration) -> Duration {
     (ttl / 20).clamp(SHORTEST_ROUND, LONGEST_ROUND)
+}
+
+/// Signs heads of the ledger until everything stops.
+pub(crate) async fn sign_heads(store: Arc<Sqlite>, metrics: Metrics, clock: Arc<dyn Clock>, tasks: Tasks) {
+    let stopped = tasks.stopped();
+    tokio::pin!(stopped);
+    let mut ticks = tokio::time::interval(HEADS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut covered = clock.monotonic();
+    loop {
+        tokio::select! {
+            () = &mut stopped => return,
+            _ = ticks.tick() => {}
+        }
+        let (store, wall) = (store.clone(), clock.wall());
+        let signed = task::blocking(move || store.sign_head(wall)).await;
+        if let Ok(Ok(())) = signed {
+            covered = clock.monotonic();
+        } else {
+            // The store tells of a ledger that cannot be written, once.
+            tracing::debug!(?signed, "no head of the ledger was signed");
+        }
+        metrics.ledger_head_age.set(clock.monotonic().saturating_duration_since(covered).as_secs_f64());
+    }
 }
 
 impl Upkeep {

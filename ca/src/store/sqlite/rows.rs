@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use postern_svid::SpiffeId;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, schema};
+use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, outbox, schema};
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::store::{Kind, State};
 use crate::token::{Bound, TokenHash, TokenRecord};
@@ -38,9 +38,10 @@ pub(super) fn change_authorities(
     change: &AuthorityChange,
 ) -> Result<(), StoreError> {
     for new in &change.add {
+        let record = outbox::append(connection, change.at, outbox::authority(new))?;
         connection.execute(
-            "INSERT INTO authority (kind, state, label, key_id, certificate, not_before, not_after)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO authority (kind, state, label, key_id, certificate, not_before, not_after, record)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 kind_text(new.kind),
                 state_text(new.state),
@@ -48,7 +49,8 @@ pub(super) fn change_authorities(
                 new.key_id,
                 new.certificate,
                 ms(new.not_before),
-                ms(new.not_after)
+                ms(new.not_after),
+                number(record)
             ],
         )?;
         journal(connection, change, &new.label, new.state)?;
@@ -61,15 +63,17 @@ pub(super) fn change_authorities(
         if changed != 1 {
             return Err(StoreError::Conflict("a CA is no longer in the state it was read in"));
         }
+        outbox::append(connection, change.at, outbox::authority_state(label, *state, change.reason))?;
         journal(connection, change, label, *state)?;
     }
     Ok(())
 }
 
 pub(super) fn add_token(connection: &Connection, token: &TokenRecord) -> Result<(), StoreError> {
+    let record = outbox::append(connection, token.created, outbox::token(token))?;
     connection.execute(
-        "INSERT INTO token (hash, spiffe_id, created, expires) VALUES (?1, ?2, ?3, ?4)",
-        params![token.hash.0, token.id.as_str(), ms(token.created), ms(token.expires)],
+        "INSERT INTO token (hash, spiffe_id, created, expires, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![token.hash.0, token.id.as_str(), ms(token.created), ms(token.expires), number(record)],
     )?;
     Ok(())
 }
@@ -79,20 +83,8 @@ pub(super) fn token(
     path: &Path,
     hash: TokenHash,
 ) -> Result<Option<TokenRecord>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT spiffe_id, created, expires, bound_key, lineage FROM token WHERE hash = ?1",
-    )?;
-    let found = statement.query_row([hash.0], |row| {
-        let key: Option<[u8; 32]> = row.get(3)?;
-        let lineage: Option<[u8; 16]> = row.get(4)?;
-        Ok(TokenRecord {
-            hash,
-            id: id(row, 0)?,
-            created: time(row, 1)?,
-            expires: time(row, 2)?,
-            bound: key.zip(lineage).map(|(key, lineage)| Bound { key, lineage: LineageId(lineage) }),
-        })
-    });
+    let mut statement = connection.prepare_cached(&format!("{TOKEN} WHERE hash = ?1"))?;
+    let found = statement.query_row([hash.0], token_record);
     found.optional().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
 }
 
@@ -137,25 +129,13 @@ pub(super) fn lineage(
     path: &Path,
     wanted: LineageId,
 ) -> Result<Option<Lineage>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT spiffe_id, attestor, attested, newest, parent, forked FROM lineage WHERE id = ?1",
-    )?;
-    let found = statement.query_row([wanted.0], |row| {
-        let attestor = Attestor::parse(&row.get::<_, String>(1)?);
-        Ok(Lineage {
-            id: wanted,
-            spiffe_id: id(row, 0)?,
-            attestor: attestor.ok_or_else(|| invalid(1, "an unknown attestor"))?,
-            attested: time(row, 2)?,
-            newest: row.get(3)?,
-            parent: row.get(4)?,
-            forked: row.get::<_, Option<i64>>(5)?.map(from_ms),
-        })
-    });
+    let mut statement = connection.prepare_cached(&format!("{LINEAGE} WHERE id = ?1"))?;
+    let found = statement.query_row([wanted.0], lineage_of);
     found.optional().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
 }
 
 pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) -> Result<(), StoreError> {
+    outbox::check_time(connection, issued.issued)?;
     match grant {
         Grant::Token(hash) => {
             let spent = connection.execute(
@@ -179,9 +159,10 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
             }
         }
     }
+    let record = outbox::append(connection, issued.issued, outbox::issued(issued, grant))?;
     connection.execute(
-        "INSERT INTO issued (serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO issued (serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate, record)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         params![
             issued.serial,
             issued.id.as_str(),
@@ -192,7 +173,8 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
             ms(issued.not_before),
             ms(issued.not_after),
             ms(issued.renew_after),
-            issued.certificate
+            issued.certificate,
+            number(record)
         ],
     )?;
     let last = schema::number(connection, "last_issued_ms")?;
@@ -202,13 +184,60 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
 
 pub(super) fn mark_forked(
     connection: &Connection,
-    lineage: LineageId,
+    path: &Path,
+    wanted: LineageId,
     at: SystemTime,
 ) -> Result<(), StoreError> {
+    let Some(found) = lineage(connection, path, wanted)?.filter(|found| found.forked.is_none()) else {
+        return Ok(());
+    };
+    let record = outbox::append(connection, at, outbox::fork(&found))?;
     connection.execute(
-        "UPDATE lineage SET forked = ?2 WHERE id = ?1 AND forked IS NULL",
-        params![lineage.0, ms(at)],
+        "UPDATE lineage SET forked = ?2, record = ?3 WHERE id = ?1",
+        params![wanted.0, ms(at), number(record)],
     )?;
+    Ok(())
+}
+
+/// Tokens of which the ledger knows nothing yet.
+pub(super) fn unrecorded_tokens(
+    connection: &Connection,
+    path: &Path,
+    limit: i64,
+) -> Result<Vec<TokenRecord>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{TOKEN} WHERE record IS NULL LIMIT ?1"))?;
+    let rows = statement.query_map([limit], token_record)?;
+    rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+/// Certificates of which the ledger knows nothing yet.
+pub(super) fn unrecorded_certificates(
+    connection: &Connection,
+    path: &Path,
+    limit: i64,
+) -> Result<Vec<Issued>, StoreError> {
+    let mut statement =
+        connection.prepare_cached(&format!("{ISSUED} WHERE record IS NULL ORDER BY serial LIMIT ?1"))?;
+    let rows = statement.query_map([limit], issued)?;
+    rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+/// Forked lineages of which the ledger knows nothing yet.
+pub(super) fn unrecorded_forks(connection: &Connection, path: &Path) -> Result<Vec<Lineage>, StoreError> {
+    let mut statement =
+        connection.prepare(&format!("{LINEAGE} WHERE forked IS NOT NULL AND record IS NULL"))?;
+    let rows = statement.query_map([], lineage_of)?;
+    rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
+}
+
+/// Notes the ledger's record of a row.
+pub(super) fn set_record(
+    connection: &Connection,
+    sql: &str,
+    record: u64,
+    row: impl rusqlite::ToSql,
+) -> Result<(), StoreError> {
+    connection.prepare_cached(sql)?.execute(params![number(record), row])?;
     Ok(())
 }
 
@@ -237,7 +266,34 @@ pub(super) fn prune(connection: &Connection, before: SystemTime) -> Result<u64, 
     Ok(gone as u64)
 }
 
+const TOKEN: &str = "SELECT hash, spiffe_id, created, expires, bound_key, lineage FROM token";
+const LINEAGE: &str = "SELECT id, spiffe_id, attestor, attested, newest, parent, forked FROM lineage";
 const ISSUED: &str = "SELECT serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate FROM issued";
+
+fn token_record(row: &Row<'_>) -> rusqlite::Result<TokenRecord> {
+    let key: Option<[u8; 32]> = row.get(4)?;
+    let lineage: Option<[u8; 16]> = row.get(5)?;
+    Ok(TokenRecord {
+        hash: TokenHash(row.get(0)?),
+        id: id(row, 1)?,
+        created: time(row, 2)?,
+        expires: time(row, 3)?,
+        bound: key.zip(lineage).map(|(key, lineage)| Bound { key, lineage: LineageId(lineage) }),
+    })
+}
+
+fn lineage_of(row: &Row<'_>) -> rusqlite::Result<Lineage> {
+    let attestor = Attestor::parse(&row.get::<_, String>(2)?);
+    Ok(Lineage {
+        id: LineageId(row.get(0)?),
+        spiffe_id: id(row, 1)?,
+        attestor: attestor.ok_or_else(|| invalid(2, "an unknown attestor"))?,
+        attested: time(row, 3)?,
+        newest: row.get(4)?,
+        parent: row.get(5)?,
+        forked: row.get::<_, Option<i64>>(6)?.map(from_ms),
+    })
+}
 
 fn issued(row: &Row<'_>) -> rusqlite::Result<Issued> {
     Ok(Issued {
@@ -282,7 +338,7 @@ fn kind_text(kind: Kind) -> &'static str {
     }
 }
 
-fn state_text(state: State) -> &'static str {
+pub(super) fn state_text(state: State) -> &'static str {
     match state {
         State::Prepared => "prepared",
         State::Active => "active",
@@ -300,6 +356,10 @@ fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<SystemTime> {
 
 fn invalid(column: usize, what: &'static str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, what.into())
+}
+
+fn number(record: u64) -> i64 {
+    i64::try_from(record).unwrap_or(i64::MAX)
 }
 
 fn ms(at: SystemTime) -> i64 {

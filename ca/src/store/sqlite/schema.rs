@@ -9,7 +9,7 @@ use super::StoreError;
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -68,6 +68,28 @@ CREATE INDEX issued_end ON issued (not_after);
 CREATE INDEX issued_lineage ON issued (lineage);
 ";
 
+/// What version 2 added: the ledger's state, its records that wait for their file, and of each row the record that tells of it.
+const LEDGER: &str = "
+ALTER TABLE authority ADD COLUMN record INTEGER;
+ALTER TABLE lineage ADD COLUMN record INTEGER;
+ALTER TABLE token ADD COLUMN record INTEGER;
+ALTER TABLE issued ADD COLUMN record INTEGER;
+CREATE INDEX issued_unrecorded ON issued (serial) WHERE record IS NULL;
+CREATE TABLE ledger (
+    one   INTEGER PRIMARY KEY CHECK (one = 1),
+    id    BLOB NOT NULL CHECK (length(id) = 16),
+    size  INTEGER NOT NULL,
+    chain BLOB NOT NULL CHECK (length(chain) = 32),
+    time  INTEGER NOT NULL,
+    key   BLOB CHECK (length(key) = 32),
+    head  TEXT
+) STRICT;
+CREATE TABLE outbox (
+    sequence INTEGER PRIMARY KEY,
+    body     BLOB NOT NULL
+) STRICT;
+";
+
 /// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
 pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
     let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
@@ -82,7 +104,7 @@ pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) ->
     connection.pragma_update(None, "secure_delete", true)?;
     // Functions and views hidden in a prepared file do not run.
     connection.pragma_update(None, "trusted_schema", false)?;
-    if application == 0 && version == 0 {
+    if application == 0 && version == 0 || application == APPLICATION && version == 1 {
         create(connection, td)?;
     } else if application != APPLICATION {
         return Err(StoreError::File(format!(
@@ -100,16 +122,20 @@ pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) ->
     if check != "ok" {
         return Err(damaged(check));
     }
-    let owner: Option<String> = connection
-        .query_row("SELECT value FROM meta WHERE name = 'trust_domain'", [], |row| row.get(0))
-        .optional()?;
-    match owner {
+    match trust_domain(connection)? {
         Some(owner) if owner == td.as_str() => Ok(()),
         Some(found) => {
             Err(StoreError::TrustDomain { path: path.to_owned(), found, wanted: td.as_str().to_owned() })
         }
         None => Err(damaged("it names no trust domain".to_owned())),
     }
+}
+
+/// Whose it is.
+pub(super) fn trust_domain(connection: &Connection) -> Result<Option<String>, StoreError> {
+    let found =
+        connection.query_row("SELECT value FROM meta WHERE name = 'trust_domain'", [], |row| row.get(0));
+    Ok(found.optional()?)
 }
 
 /// A single number; 0 if it was never written.
@@ -127,7 +153,8 @@ pub(super) fn set_number(connection: &Connection, name: &str, value: u64) -> Res
     Ok(())
 }
 
-/// Two processes may meet a new file at once: the second finds it made.
+/// Makes the tables, or those that a database of the version before lacks. Two processes may meet it at once: the second finds
+/// it made.
 fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -135,6 +162,9 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
         connection.execute_batch(SCHEMA)?;
         connection.execute("INSERT INTO meta (name, value) VALUES ('trust_domain', ?1)", [td.as_str()])?;
         connection.pragma_update(None, "application_id", APPLICATION)?;
+    }
+    if version < VERSION {
+        connection.execute_batch(LEDGER)?;
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

@@ -338,7 +338,7 @@ fn a_probe_waits_for_a_store_that_hangs_no_longer_than_told() {
         let stuck = Arc::clone(&store);
         scope.spawn(move || stuck.call(move |_| Ok((begun.send(()), wait.recv()))));
         is_stuck.recv().unwrap();
-        let probed = store.call_within(Duration::from_millis(50), |_| Ok(()));
+        let probed = store.recorded_within(Duration::from_millis(50), |_| Ok(()));
         assert!(matches!(probed, Err(StoreError::Slow)), "{probed:?}");
         go.send(()).unwrap();
     });

@@ -20,7 +20,9 @@ async fn files_have_their_modes() {
     let running = start(&state, HOUR).await;
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o7777;
     assert_eq!(mode(&state), 0o700);
-    for entry in fs::read_dir(&state).unwrap().map(|e| e.unwrap()) {
+    assert_eq!(mode(&state.join("ledger")), 0o700);
+    let entries = fs::read_dir(&state).unwrap().chain(fs::read_dir(state.join("ledger")).unwrap());
+    for entry in entries.map(|e| e.unwrap()).filter(|e| e.file_name() != "ledger") {
         let wanted = if entry.file_name() == "bundle.pem" { 0o644 } else { 0o600 };
         assert_eq!(mode(&entry.path()), wanted, "{:?}", entry.file_name());
     }
