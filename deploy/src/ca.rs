@@ -1,6 +1,8 @@
-//! `postern ca`: join tokens and what the CA holds. Works on the state directory, whether a control plane runs on it or
+//! `postern ca`: join tokens, the ledger and what the CA holds. Works on the state directory, whether a control plane runs on it or
 //! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
+
+mod ledger;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,11 @@ enum Verb {
     Token {
         #[command(subcommand)]
         verb: TokenVerb,
+    },
+    /// The issuance ledger: everything that the CA has issued, unchangeably.
+    Ledger {
+        #[command(subcommand)]
+        verb: ledger::Verb,
     },
     /// The CAs, and how many certificates and tokens there are.
     Status {
@@ -78,6 +85,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Token { verb: TokenVerb::Create { id, ttl, out, place, trust_domain } } => {
             create(&id, ttl, &out, place, trust_domain)
         }
+        Verb::Ledger { verb } => ledger::run(verb),
         Verb::Status { place, trust_domain } => status(place, trust_domain),
     }
 }
@@ -173,6 +181,14 @@ fn left(end: SystemTime, now: SystemTime) -> String {
 }
 
 impl Place {
+    /// The state directory, for what needs no trust domain.
+    fn directory(self) -> Result<PathBuf, ExitCode> {
+        match self.state_dir {
+            Some(directory) => Ok(directory),
+            None => self.resolve(None).map(|(directory, _)| directory),
+        }
+    }
+
     /// The state directory and its trust domain; `told` stands when no configuration names one.
     fn resolve(self, told: Option<TrustDomain>) -> Result<(PathBuf, TrustDomain), ExitCode> {
         match (self.config, self.state_dir.zip(told)) {
