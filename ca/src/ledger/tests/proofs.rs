@@ -56,6 +56,33 @@ fn any_change_to_a_large_ledger_is_found() {
         .unwrap();
 }
 
+/// Whoever holds the key can sign anything; it must still be these records.
+#[test]
+fn a_head_signed_for_other_records_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _writer) = large(dir.path(), 23, 3_000);
+    let directory = dir.path().join(DIRECTORY);
+    let signer = Signer::open(&KeyFiles::new(dir.path()), state.identity.clone(), state.key).unwrap();
+    let (mut right, mut other) = (Tree::default(), Tree::default());
+    for entry in entries(&directory) {
+        right.push(&entry.body);
+        other.push(&entry.hash);
+    }
+    let ended = segments(&directory).unwrap()[1];
+    let (latest, ending) = (directory.join(LATEST), head_path(&directory, ended));
+    for (file, tree, chain) in
+        [(&latest, &other, state.chain), (&latest, &right, [1; 32]), (&ending, &right, state.chain)]
+    {
+        let before = fs::read(file).unwrap();
+        fs::write(file, signer.sign(tree, chain, 3_000_000).unwrap()).unwrap();
+        let error = verify::<LedgerError>(&directory, || Ok(state.clone())).unwrap_err();
+        assert!(matches!(&error, LedgerError::Head { file: named, .. } if named == file), "{error}");
+        fs::write(file, before).unwrap();
+    }
+    fs::remove_file(&ending).unwrap();
+    assert!(matches!(verify::<LedgerError>(&directory, || Ok(state.clone())), Err(LedgerError::Head { .. })));
+}
+
 #[test]
 fn old_segments_may_be_moved_away_if_their_last_head_stays() {
     let home = Home::new();
