@@ -61,13 +61,14 @@ pub(crate) async fn sign_heads(store: Arc<Sqlite>, metrics: Metrics, clock: Arc<
         }
         let (store, wall) = (store.clone(), clock.wall());
         let signed = task::blocking(move || store.sign_head(wall)).await;
+        let now = clock.monotonic();
         if let Ok(Ok(())) = signed {
-            covered = clock.monotonic();
+            covered = now;
         } else {
             // The store tells of a ledger that cannot be written, once.
             tracing::debug!(?signed, "no head of the ledger was signed");
         }
-        metrics.ledger_head_age.set(clock.monotonic().saturating_duration_since(covered).as_secs_f64());
+        metrics.ledger_head_age.set(now.saturating_duration_since(covered).as_secs_f64());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The store's side of the ledger: what waits in the outbox goes into the files, and heads are signed.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, TransactionBehavior};
@@ -13,6 +13,8 @@ use crate::metrics::Metrics;
 
 /// Records that are written and synced at a time.
 const CHUNK: u32 = 256;
+/// How long a head waits for another process that holds the database.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The ledger of a control plane.
 pub(super) struct Ledger {
@@ -135,12 +137,21 @@ impl Ledger {
             return Ok(());
         }
         let head = self.writer.head(ledger::ms(now))?;
+        // Requests wait behind this: if somebody else holds the database, the next head will do.
+        connection.busy_timeout(PATIENCE)?;
+        let kept = self.keep(connection, &head);
+        connection.busy_timeout(super::BUSY)?;
+        kept?;
+        self.covered = size;
+        Ok(())
+    }
+
+    fn keep(&mut self, connection: &mut Connection, head: &str) -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        outbox::set_head(&transaction, &head)?;
+        outbox::set_head(&transaction, head)?;
         self.trim(&transaction)?;
         transaction.commit()?;
         self.trimmed();
-        self.covered = size;
         Ok(())
     }
 }
