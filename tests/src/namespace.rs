@@ -1,4 +1,4 @@
-//! A network of one's own, for what loopback shared with other tests does not allow.
+//! A network and mounts of one's own, for what loopback shared with other tests does not allow.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use crate::foreign;
 /// Set for the test that runs inside.
 const INSIDE: &str = "POSTERN_TEST_NAMESPACE";
 
-/// Whether this test runs in a network namespace of its own. If not, it has been run there by this very call, and has only
-/// to return; where no namespace can be made the test is skipped, loudly. `test` is its own name, `setup` are commands of
+/// Whether this test runs in namespaces of its own, of network and mounts. If not, it has been run there by this very call, and
+/// has only to return; where no namespace can be made the test is skipped, loudly. `test` is its own name, `setup` are commands of
 /// `ip` that run first; loopback is up.
 #[must_use]
 pub fn inside(test: &str, setup: &[&str]) -> bool {
@@ -17,12 +17,12 @@ pub fn inside(test: &str, setup: &[&str]) -> bool {
         return true;
     }
     // Root needs no user namespace, and may not be allowed one.
-    let possible = ["-n", "-Urn"].into_iter().find(|flags| {
+    let possible = ["-mn", "-Urmn"].into_iter().find(|flags| {
         let tried = Command::new("unshare").args([flags, "ip", "link", "set", "lo", "up"]).output();
         tried.is_ok_and(|tried| tried.status.success())
     });
     let Some(flags) = possible else {
-        foreign::skip("no network namespace can be made here: unshare -Urn with ip (iproute2) must work");
+        foreign::skip("no namespaces can be made here: unshare -Urmn with ip (iproute2) must work");
         return false;
     };
     let mut script = String::from("set -e; ip link set lo up; ");
