@@ -60,7 +60,7 @@ fn any_change_to_a_large_ledger_is_found() {
 #[test]
 fn a_head_signed_for_other_records_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let (state, _writer) = large(dir.path(), 23, 3_000);
+    let (state, _writer) = large(dir.path(), 23, 1_000);
     let directory = dir.path().join(DIRECTORY);
     let signer = Signer::open(&KeyFiles::new(dir.path()), state.identity.clone(), state.key).unwrap();
     let (mut right, mut other) = (Tree::default(), Tree::default());
