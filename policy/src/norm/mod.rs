@@ -9,7 +9,9 @@ mod path;
 pub use host::CanonHost;
 pub use method::CanonMethod;
 pub(crate) use method::is_token;
-pub use path::{CanonPath, EscapedSlashes, MAX_PATH, MAX_READINGS, PathOptions, check_grpc};
+pub use path::{
+    CanonPath, EscapedSlashes, MAX_PATH, MAX_READINGS, PathOptions, check_grpc, without_fragment,
+};
 
 use std::fmt;
 

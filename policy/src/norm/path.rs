@@ -166,6 +166,16 @@ pub fn check_grpc(method: &CanonMethod, path: &CanonPath) -> Result<(), NormErro
     }
 }
 
+/// What a sidecar gets to see of a request target: all that stands before the first `#`.
+///
+/// A fragment is no part of a request target (RFC 9110, 4.2.5; RFC 9112, 3.2), and the HTTP library drops it, of HTTP/1 and
+/// HTTP/2 alike, before anything is judged. So it is neither judged nor forwarded, and hides nothing from a rule
+/// (CVE-2021-32779 was a proxy that judged it in front of servers that did not). [`CanonPath`] takes none: who asks about
+/// a target as it is sent cuts it off first.
+pub fn without_fragment(target: &str) -> &str {
+    target.split_once('#').map_or(target, |(before, _)| before)
+}
+
 /// Steps 1 and 2: size, first byte, bytes that never stand in a target.
 fn check_bytes(raw: &[u8]) -> Result<&str, NormError> {
     if raw.len() > MAX_PATH {

@@ -64,6 +64,20 @@ mod tests {
         host: Option<String>,
     }
 
+    /// Explanations cut off a fragment as the library does; if it begins to do otherwise, so must they.
+    #[test]
+    fn a_fragment_is_dropped_with_the_target_that_is_parsed() {
+        for target in ["/a", "/a#b", "/a#", "/a?x#y", "/a?x#y?z#", "/a#/../b?c", "/#?"] {
+            let left = postern_policy::norm::without_fragment(target);
+            let uri: Uri = target.parse().unwrap();
+            assert_eq!(uri.path_and_query().unwrap().as_str(), left, "{target}");
+            let uri: Uri = format!("http://host{target}").parse().unwrap();
+            assert_eq!(uri.path_and_query().unwrap().as_str(), left, "{target}");
+            let path = http::uri::PathAndQuery::try_from(target).unwrap();
+            assert_eq!(path.as_str(), left, "{target}, as HTTP/2 carries it");
+        }
+    }
+
     #[test]
     fn authorities() {
         let text = include_bytes!("../../../policy/tests/vectors/requests.yaml").to_vec();
