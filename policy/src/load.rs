@@ -4,6 +4,7 @@ pub(crate) mod crowds;
 mod document;
 mod egress;
 mod file;
+mod hosts;
 mod issuers;
 mod loader;
 mod parallel;

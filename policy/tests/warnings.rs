@@ -198,3 +198,28 @@ fn ports_to_which_no_service_leads() {
     );
     assert!(warnings(&[policy("shop", "", "to: [{ports: [81]}]"), outside]).is_empty());
 }
+
+/// A name of the mesh is looked for in the mesh first.
+#[test]
+fn hosts_of_the_mesh_that_stand_outside_of_it() {
+    let outside = |name: &str, host: &str| {
+        let spec = format!("external: true, hosts: [{host}], ports: [{{port: 443, protocol: tls}}]");
+        document("Service", name, "shop", &spec)
+    };
+    let orders = service("orders", "shop", "{port: 80, protocol: http}");
+    for host in ["orders.shop", "orders.shop.svc", "orders.shop.svc.cluster.local"] {
+        let said = warnings(&[orders.clone(), outside("partner", host)]);
+        assert_eq!(said.len(), 1, "{host}: {said:?}");
+        let words = [
+            &format!("`{host}` is the name of the Service shop/orders"),
+            "1.yaml:3:18",
+            "rename that Service",
+        ];
+        assert!(words.iter().all(|word| said[0].contains(*word)), "{host}: {said:?}");
+    }
+    for (name, host) in
+        [("partner", "orders.other"), ("partner", "api.orders.shop"), ("partner", "partner.shop")]
+    {
+        assert!(warnings(&[orders.clone(), outside(name, host)]).is_empty(), "{host}");
+    }
+}

@@ -243,6 +243,7 @@ impl<'a> CheckedSet<'a> {
     pub(super) fn warnings(&self, implied: &[Policy]) -> Diagnostics {
         let mut warnings = self.warnings_about_egress();
         warnings.extend(self.warnings_about_ports());
+        warnings.extend(self.warnings_about_hosts());
         for (_, checked, _) in &self.files {
             warnings.extend(checked.warnings.clone());
         }
