@@ -236,7 +236,9 @@ fn print(status: u16, answer: &str) -> ExitCode {
         Some(text) => say(text.trim_end()),
         None => say(serde_json::to_string_pretty(&value).unwrap_or_else(|_| answer.to_owned())),
     }
-    let is_denied = value.get("decision").is_none() && value["explanation"]["verdict"]["allowed"] == false;
+    // What is not known is not allowed.
+    let is_denied = value.get("decision").is_none()
+        && value.get("explanation").is_some_and(|explanation| explanation["verdict"]["allowed"] != true);
     ExitCode::from(u8::from(is_denied || !(200..300).contains(&status)))
 }
 

@@ -55,9 +55,7 @@ fn a_wrong_configuration_is_2_and_shown_with_its_place() {
     }
 }
 
-#[test]
-fn policies_are_checked_offline() {
-    let good = "apiVersion: postern.dev/v1alpha1
+const GOOD: &str = "apiVersion: postern.dev/v1alpha1
 kind: AccessPolicy
 metadata: {name: orders, namespace: shop}
 spec:
@@ -67,118 +65,17 @@ spec:
   - name: web
     from: [{serviceAccounts: [web]}]
 ";
-    let (_directory, path) = file("policy.yaml", good);
+
+#[test]
+fn policies_are_checked_offline() {
+    let (_directory, path) = file("policy.yaml", GOOD);
     let checked = run(&["policy", "check", &path]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
-    let (_directory, path) = file("policy.yaml", &good.replace("action: Allow", "action: Alow"));
+    let (_directory, path) = file("policy.yaml", &GOOD.replace("action: Allow", "action: Alow"));
     let refused = run(&["policy", "check", &path]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
     let said = text(&refused.stderr) + &text(&refused.stdout);
     assert!(said.contains("policy.yaml:6:11") && said.contains('^'), "{said}");
-}
-
-const TWO_PORTS: &str = "apiVersion: postern.dev/v1alpha1
-kind: Service
-metadata: {name: orders, namespace: shop}
-spec:
-  identity: spiffe://demo.postern/ns/shop/sa/orders
-  ports: [{port: 80, protocol: http, targetPort: 8080}, {port: 8080, protocol: http, targetPort: 9090}]
-  endpoints: [{address: 127.0.0.1}]
----
-apiVersion: postern.dev/v1alpha1
-kind: AccessPolicy
-metadata: {name: orders, namespace: shop}
-spec:
-  target: {ports: [9090]}
-  action: Allow
-  rules: [{name: web, from: [{serviceAccounts: [web]}]}]
-";
-
-/// The exit code, and everything that is said.
-fn explained(documents: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let (_directory, path) = file("policy.yaml", documents);
-    let answer = run(&[&["policy", "explain", &path, "--from", "shop/web"], arguments].concat());
-    (answer.status.code(), text(&answer.stdout) + &text(&answer.stderr))
-}
-
-/// The Service's 8080 is not the workload's: an answer about another port than the one that was meant is worse than none.
-#[test]
-fn an_explanation_says_which_port_it_judged() {
-    let ask = |to: &[&str]| explained(TWO_PORTS, &[&["--to"], to, &["GET", "/"]].concat());
-    for (to, code, words) in [
-        (&["shop/orders:8080"][..], 2, ["--workload-port", "9090"]),
-        (
-            &["shop/orders:8080", "--workload-port"],
-            1,
-            ["judged: port 8080 of the workload", "as --workload-port says"],
-        ),
-        (&["shop/orders:9090", "--workload-port"], 0, ["judged: port 9090 of the workload", "allowed by"]),
-        (&["shop/orders:80"], 1, ["judged: port 8080 of the workload", "Service's port 80"]),
-        (&["shop/orders:9090"], 0, ["judged: port 9090 of the workload", "no port of the Service"]),
-        (&["shop/orders"], 2, ["several ports", "80, 8080"]),
-        (&["shop/orders", "--workload-port"], 2, ["--workload-port", "a port"]),
-        (&["shop/others:9090"], 0, ["judged: port 9090 of the workload", "no Service"]),
-    ] {
-        let (found, said) = ask(to);
-        assert_eq!(found, Some(code), "{to:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{to:?}: {said}");
-    }
-    let (_, json) = ask(&["shop/orders:80", "--json"]);
-    assert!(
-        json.contains("\"port\":8080") && json.contains("\"portBecause\":\"the Service's port 80\""),
-        "{json}"
-    );
-}
-
-/// A path is read as the Service's port that leads there says.
-#[test]
-fn an_explanation_reads_paths_as_the_port_does() {
-    let documents = |to: &str| {
-        format!(
-            "apiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: store, namespace: shop}}\nspec:\n  \
-             identity: spiffe://td/ns/shop/sa/store\n  ports:\n  - {{port: 80, targetPort: 8080, protocol: http}}\n  \
-             - {{port: 81, targetPort: 8081, protocol: http, escapedSlashes: Keep}}\n  \
-             - {{port: 83, targetPort: 8083, protocol: http, preserveRawPath: true}}\n  \
-             endpoints: [{{address: 127.0.0.1}}]\n---\napiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\n\
-             metadata: {{name: p, namespace: shop}}\nspec: {{action: Allow, rules: [{{name: r, to: [{to}]}}]}}\n"
-        )
-    };
-    let any = documents("{methods: [GET]}");
-    let some = documents("{pathPrefix: [/]}");
-    let refused = "400 before any rule";
-    for (documents, arguments, code, word) in [
-        (&any, &["shop/store:80", "GET", "/a%2Fb"][..], 1, refused),
-        (&any, &["shop/store:81", "GET", "/a%2Fb"], 0, "allowed"),
-        (&any, &["shop/store:8081", "--workload-port", "GET", "/a%2Fb"], 0, "allowed"),
-        (&any, &["shop/store:83", "GET", "/a//b"], 0, "allowed"),
-        (&some, &["shop/store:80", "GET", "/a//b"], 0, "allowed"),
-        (&some, &["shop/store:83", "GET", "/a/b"], 0, "allowed"),
-        (&some, &["shop/store:83", "GET", "/a//b"], 1, "preserves raw paths"),
-        (&any, &["shop/store:80", "--host", "Store.shop", "GET", "/"], 0, "allowed"),
-        (&any, &["shop/store:83", "--host", "store.shop", "GET", "/"], 0, "allowed"),
-        (&any, &["shop/store:83", "--host", "Store.shop", "GET", "/"], 1, refused),
-    ] {
-        let (found, said) = explained(documents, &[&["--to"], arguments].concat());
-        assert_eq!(found, Some(code), "{arguments:?}: {said}");
-        assert!(said.contains(word), "{arguments:?}: {said}");
-    }
-}
-
-#[test]
-fn what_a_sidecar_refuses_before_any_rule_is_denied() {
-    let ask = |operation: &[&str]| explained(TWO_PORTS, &[&["--to", "shop/orders:9090"], operation].concat());
-    for operation in [&["GET", "/a/../../b"][..], &["GET", "/a%2Fb"], &["G T", "/"]] {
-        let (code, said) = ask(operation);
-        assert_eq!(code, Some(1), "{operation:?}: {said}");
-        assert!(said.contains("denied") && said.contains("400 before any rule"), "{operation:?}: {said}");
-        let (code, said) = ask(&[operation, &["--json"]].concat());
-        assert_eq!(code, Some(1), "{operation:?}: {said}");
-        assert!(said.contains("\"reason\":\"bad_request\""), "{operation:?}: {said}");
-    }
-    let (code, said) = ask(&["tcp", "/x"]);
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("has no path"), "{said}");
-    assert_eq!(ask(&["tcp"]).0, Some(0));
 }
 
 #[test]
@@ -320,7 +217,7 @@ fn a_ca_begins_only_in_a_directory_whose_parent_is_there() {
 fn a_directory_without_documents_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let empty = directory.path().display().to_string();
-    let (_beside, good) = file("policy.yaml", TWO_PORTS);
+    let (_beside, good) = file("policy.yaml", GOOD);
     let explain = ["policy", "explain", &empty, "--from", "shop/web", "--to", "shop/orders:1", "GET", "/"];
     for (what, arguments, code) in [
         ("no file", &["policy", "check", &empty][..], 1),
@@ -335,94 +232,4 @@ fn a_directory_without_documents_is_refused() {
     let refused = run(&["policy", "check", &empty, "--json"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stdout).contains("holds no documents"), "{}", text(&refused.stdout));
-}
-
-const ISSUER: &str = "\
-apiVersion: postern.dev/v1alpha1
-kind: MeshDefaults
-metadata: {name: default, namespace: postern-system}
-spec:
-  jwt: {issuers: [{issuer: 'https://id.example.com', audiences: [orders], jwks: {file: /keys.json}}]}
----
-apiVersion: postern.dev/v1alpha1
-kind: AccessPolicy
-metadata: {name: orders, namespace: shop}
-spec:
-  action: Allow
-  rules:
-  - name: users
-    from: [{jwt: {issuer: 'https://id.example.com', claims: {scope: {has: 'orders:write'}}}}]
-";
-
-/// A question states the claims that a sidecar would have verified.
-#[test]
-fn an_explanation_takes_claims() {
-    let ask = |claims: &[&str]| {
-        explained(
-            ISSUER,
-            &[&["--trust-domain", "td", "--to", "shop/orders:8080", "GET", "/"], claims].concat(),
-        )
-    };
-    let (code, said) = ask(&[]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("no token of https://id.example.com"), "{said}");
-    let good = r#"{"iss": "https://id.example.com", "scope": "orders:read orders:write"}"#;
-    assert_eq!(ask(&["--claims", good]).0, Some(0));
-    let (_directory, path) = file("claims.json", good);
-    assert_eq!(ask(&["--claims", &path]).0, Some(0));
-    let (code, said) = ask(&["--claims", r#"{"iss": "https://id.example.com", "scope": "a"}"#]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("the token's `scope` has no `orders:write`"), "{said}");
-    let (code, said) = ask(&["--claims", "unverified"]);
-    assert!(code == Some(1) && said.contains("could not be verified"), "{said}");
-    // An end in the past is an end.
-    let ended = r#"{"iss": "https://id.example.com", "scope": "orders:write", "exp": 10}"#;
-    assert_eq!(ask(&["--claims", ended]).0, Some(1));
-    for (claims, says) in
-        [("{", "no JSON"), ("{}", "`iss` is missing"), ("/nowhere/claims", "/nowhere/claims")]
-    {
-        let (code, said) = ask(&["--claims", claims]);
-        assert!(code == Some(2) && said.contains(says), "{claims}: {said}");
-    }
-}
-
-/// A call out is explained at the caller's sidecar: the rule, or the nearest one and what to change in it.
-#[test]
-fn calls_out_are_explained() {
-    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/shop");
-    for (arguments, code, words) in [
-        (&["https://api.bank.example"][..], 0, "allowed by rule pay/payments-out/bank ("),
-        (
-            &["https://api.bank.example", "--resolves-to", "169.254.169.254"],
-            1,
-            "169.254.169.254 is opened only by an alternative with `cidrs`",
-        ),
-        (&["https://api.bank.example", "--resolves-to", "127.0.0.1"], 1, "never dialled outside of the mesh"),
-        (&["http://orders.shop/", "POST"], 1, "add shop/orders to `services`"),
-        (&["http://ledger:9090/a"], 0, "allowed by rule pay/payments-out/books"),
-        (
-            &["https://drop.example"],
-            1,
-            "before any rule is asked (unknown_service): no Service has this host",
-        ),
-        (&["http://api.bank.example:443/"], 1, "(http_to_tcp)"),
-        (&["http://ledger:9090/%2f"], 1, "(bad_request)"),
-        (&["https://api.bank.example", "GET"], 2, "no method is known"),
-        (&["api.bank.example"], 2, "this is no URL"),
-        (&["https://api.bank.example", "--host", "a"], 2, "cannot be used with"),
-    ] {
-        let all =
-            [&["policy", "explain", "--egress", shop, "--from", "pay/payments", "--to"], arguments].concat();
-        let answer = run(&all);
-        let said = text(&answer.stdout) + &text(&answer.stderr);
-        assert!(answer.status.code() == Some(code) && said.contains(words), "{arguments:?}: {said}");
-    }
-    let ask =
-        ["policy", "explain", "--egress", "--json", shop, "--from", "pay/payments", "--to", "http://fraud/"];
-    let json: serde_json::Value = serde_json::from_slice(&run(&ask).stdout).expect("it is JSON");
-    assert_eq!(
-        (&json["verdict"]["allowed"], &json["service"]),
-        (&true.into(), &"pay/fraud".into()),
-        "{json}"
-    );
 }

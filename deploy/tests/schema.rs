@@ -305,6 +305,7 @@ fn typical_mistakes_do_not_validate() {
         to("{services: ['*', a, a/b, 'a/*']}, {hosts: ['*.a.b'], ports: [443], protocol: Tls}"),
         document("Service", "{external: true, hosts: [a.b], ports: [{port: 443, protocol: tls}]}"),
         case("from: a, path: /", "deny: true"),
+        case("from: a, path: /", "deny: token_invalid"),
         claim,
         case("egress: 'http://a.b/c', method: POST, address: 10.0.0.1", "deny: true"),
     ] {

@@ -72,11 +72,18 @@ pub(crate) fn decide<R: Borrow<Rule>>(
     operation: Operation<'_>,
     at: Option<i64>,
 ) -> Answer {
-    let views = operation.views();
-    let rules: Vec<&Rule> = rules.iter().map(Borrow::borrow).collect();
-    let fires = |rule: &Rule, view: Option<&str>| {
+    decide_by(rules, &operation.views(), &|rule: &Rule, view: Option<&str>| {
         fires(rule, matches(rule, domains, source, port, operation, view, at))
-    };
+    })
+}
+
+/// What a set of rules comes to, given which of them act in which reading of the path.
+pub(crate) fn decide_by<R: Borrow<Rule>>(
+    rules: &[R],
+    views: &[Option<&str>],
+    fires: &dyn Fn(&Rule, Option<&str>) -> bool,
+) -> Answer {
+    let rules: Vec<&Rule> = rules.iter().map(Borrow::borrow).collect();
     let world = |obeyed: &dyn Fn(&Rule) -> bool| {
         let first = |tier: Tier, action: Action, view: Option<&str>| {
             let mut rules = rules.iter().zip(0..);

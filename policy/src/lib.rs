@@ -38,9 +38,11 @@ mod jwt;
 mod limits;
 mod load;
 pub mod norm;
+mod not_asked;
 mod pattern;
 mod port_paths;
 mod prove;
+mod question;
 mod rule;
 mod services;
 mod testing;
@@ -55,9 +57,9 @@ mod yaml_words;
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};
 pub use changes::Changes;
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity, SourceFile};
-pub use egress::{Call, CallTarget, NotAsked};
+pub use egress::{Call, CallTarget};
 pub use engine::Connection;
-pub use explain::{Explanation, Miss, Shadow};
+pub use explain::{Explanation, Miss, Shadow, Untold};
 pub use fields::{FieldError, HeaderFields, HeaderLines};
 pub use fmt::{Formatted, format};
 pub use generation::Generation;
@@ -65,10 +67,14 @@ pub use issuers::{Algorithm, Issuer, Jwt, KeySource, OtherTokens, TokenHeader};
 pub use istio::{Imported, Note, import_istio};
 pub use limits::{Limit, LimitCounts, LimitId, LimitName, Refused};
 pub use load::{Loader, load, trust_domain_of};
+pub use not_asked::NotAsked;
 pub use port_paths::PortPaths;
+pub use question::{Answer, Asked, Declared, Question, Refusal, Told, ToldToken};
 pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
 pub use testing::{CaseResult, Coverage, InvariantResult, TestReport, run_tests};
-pub use tokens::{BadClaims, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, TokenSet, Tokens, strict_object};
+pub use tokens::{
+    BadClaims, BadToken, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, Payload, TokenSet, Tokens, strict_object,
+};
 pub use upgrade::{BadUpgrade, MAX_UPGRADES, Upgrade, UpgradeName};
 pub use verdict::{
     Action, Defaults, DenyReason, DocumentSummary, Effect, Enforcement, OnChange, Operation, RuleId,

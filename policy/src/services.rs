@@ -1,12 +1,13 @@
 //! Services: what a workload may call, under which names, and who must answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
 use postern_svid::SpiffeId;
 use serde::Serialize;
 
+use crate::diagnostic::Place;
 use crate::norm::CanonHost;
 use crate::port_paths::PortPaths;
 use crate::upgrade::UpgradeName;
@@ -134,6 +135,9 @@ pub struct ServicePort {
     /// The service's endpoints.
     #[serde(skip)]
     pub endpoints: std::sync::Arc<[Endpoint]>,
+    /// Where the document says so.
+    #[serde(skip)]
+    pub place: Place,
 }
 
 impl ServicePort {
@@ -162,6 +166,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Whether an endpoint has to prove the id of this service account.
+    fn proves(&self, namespace: &str, account: &str) -> bool {
+        let mut ids = self.endpoints.iter().flat_map(|endpoint| &endpoint.identities);
+        ids.any(|id| id.namespace_and_account() == Some((namespace, account)))
+    }
+
     /// The port with this number.
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         let at = self.ports.binary_search_by_key(&port, |candidate| candidate.port).ok()?;
@@ -236,6 +246,35 @@ impl Services {
     /// The service of this namespace and name.
     pub fn by_name(&self, namespace: &str, name: &str) -> Option<&Service> {
         self.services.get(*self.index.get(namespace)?.get(name)?)
+    }
+
+    /// The ports of a workload to which services of its namespace lead, each with the service's port that says what is
+    /// spoken there: services of the workload's name, or whose endpoints prove its id. Where two of them say different
+    /// things about whether HTTP is spoken, nothing is known.
+    pub(crate) fn leading_to(&self, namespace: &str, account: &str) -> BTreeMap<u16, &ServicePort> {
+        let names = self.index.get(namespace).into_iter().flat_map(HashMap::values);
+        let mut own: Vec<&Service> = names
+            .filter_map(|at| self.services.get(*at))
+            .filter(|service| !service.external)
+            .filter(|service| *service.name.name == *account || service.proves(namespace, account))
+            .collect();
+        // The one of the workload's name speaks first.
+        own.sort_by_key(|service| (*service.name.name != *account, &service.name));
+        let mut found: BTreeMap<u16, &ServicePort> = BTreeMap::new();
+        let mut doubtful = BTreeSet::new();
+        for port in own.iter().flat_map(|service| &service.ports) {
+            let first = *found.entry(port.target_port).or_insert(port);
+            if first.protocol.is_http() != port.protocol.is_http() {
+                doubtful.insert(port.target_port);
+            }
+        }
+        found.retain(|port, _| !doubtful.contains(port));
+        found
+    }
+
+    /// The service's port that says what is spoken at a port of a workload, if one does and none contradicts it.
+    pub fn leading_to_port(&self, namespace: &str, account: &str, port: u16) -> Option<&ServicePort> {
+        self.leading_to(namespace, account).remove(&port)
     }
 
     /// All of them, by name.

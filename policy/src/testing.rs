@@ -2,17 +2,18 @@
 //! case is put to the engine and to the reference interpreter, which must agree.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::check::{CallOut, Case, Expected, Request, Test};
+use crate::check::{Beside, CallOut, Case, Expected, Request, Test};
 use crate::diagnostic::{Diagnostics, Place, SourceFile};
 use crate::egress::Call;
-use crate::fields::HeaderLines;
 use crate::generation::Generation;
 use crate::load;
+use crate::not_asked::NotAsked;
 use crate::prove;
+use crate::question::{Declared, Question, Told};
+use crate::services::ServicePort;
 use crate::verdict::{DenyReason, Effect, Operation, RuleId, RuleName, Scope, Source, Verdict, Workload};
 
 /// What the tests of a set have shown.
@@ -132,10 +133,12 @@ pub fn run_tests(files: &[SourceFile], scope: &Scope) -> Result<TestReport, Diag
     for cases in by_workload.values_mut() {
         let Some((_, test, _)) = cases.first() else { continue };
         let generation = checked.compiled(&test.workload, 0);
+        let Workload { namespace, service_account, labels: _ } = &test.workload;
+        let ports = generation.services().leading_to(namespace, service_account);
         // A time that has been told cannot be taken back.
         cases.sort_by_key(|(_, _, case)| case.at.is_some());
         for (at, test, case) in cases {
-            results.push((*at, run(&generation, test, case, &mut covered)));
+            results.push((*at, run(&generation, &ports, test, case, &mut covered)));
         }
     }
     results.sort_by_key(|(at, _)| *at);
@@ -150,7 +153,13 @@ pub fn run_tests(files: &[SourceFile], scope: &Scope) -> Result<TestReport, Diag
     })
 }
 
-fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<String>) -> CaseResult {
+fn run(
+    generation: &Generation,
+    ports: &BTreeMap<u16, &ServicePort>,
+    test: &Test,
+    case: &Case,
+    covered: &mut HashSet<String>,
+) -> CaseResult {
     if let Some(time) = case.at {
         let _changed = generation.tell_time(time);
     }
@@ -163,67 +172,99 @@ fn run(generation: &Generation, test: &Test, case: &Case, covered: &mut HashSet<
         got,
         explanation: explanation.filter(|_| !passed),
     };
-    let operation = match &case.request {
-        Request::Tcp => Operation::Tcp,
-        Request::Tls(sni) => Operation::Tls { sni: sni.as_ref() },
-        Request::Http { method, path, host, fields, upgrade, tokens } => Operation::Http {
+    let told = match &case.request {
+        Request::Tcp => Told::Tcp,
+        Request::Tls(sni) => Told::Tls { sni: sni.as_ref() },
+        Request::Http { method, target, host, fields, upgrade, token } => Told::Http {
             method,
-            path,
-            host: host.as_ref(),
-            headers: Some(fields as &dyn HeaderLines),
+            target,
+            host: host.as_deref(),
+            fields: Some(fields),
             upgrade: upgrade.as_ref(),
-            tokens: tokens.at(case.at.unwrap_or(SystemTime::UNIX_EPOCH)),
+            token,
         },
-        Request::Bad(error) => {
-            let passed = matches!(case.expected, Expected::BadRequest | Expected::Denied)
-                && case.beside.shadow.is_none()
-                && case.beside.audit.is_none()
-                && case.beside.limits.is_none();
-            let why = format!("the sidecar answers 400 before any rule is asked: {error}");
-            return result(passed, Expected::BadRequest.to_string(), Some(why));
-        }
-        Request::Out(CallOut { target, addresses, request }) => {
-            match generation.called(target, &test.workload.namespace) {
-                Ok(port) => {
-                    // What a document says about its endpoints is known without a resolver.
-                    let listed = port.addresses();
-                    let addresses = if addresses.is_empty() { &listed } else { addresses };
-                    let operation = match request {
-                        Some((method, path)) => Operation::http(method, path),
-                        None => Operation::Tcp,
-                    };
-                    let call = Call { port, host: &target.host, addresses, own: &[], operation };
-                    let answer = Answer {
-                        verdict: generation.decide_egress(&call),
-                        reference: generation.decide_egress_by_reference(&call),
-                        limits: BTreeSet::new(),
-                        is_limited_alike: true,
-                        explain: Box::new(move || generation.explain_egress(&call).to_string()),
-                    };
-                    return judged(generation, case, answer, covered, &result);
-                }
-                Err(why) => {
-                    let passed = matches!(case.expected, Expected::Default | Expected::Denied)
-                        && case.beside.shadow.is_none()
-                        && case.beside.audit.is_none()
-                        && case.beside.limits.is_none();
-                    let got = format!("refused before any rule is asked ({})", why.label());
-                    return result(passed, got, Some(why.to_string()));
-                }
-            }
-        }
+        Request::Out(call) => return run_out(generation, call, test, case, covered, &result),
     };
     let source = Source { identity: case.identity.as_ref(), address: case.address };
+    let declared = ports.get(&case.port).map(|port| Declared::from(*port));
+    let question = Question { source, port: case.port, declared, told, at: case.at };
+    let asked = match generation.asked(&question) {
+        Ok(asked) => asked,
+        Err(refusal) => return refused(case, refusal.why, refusal.to_string(), &result),
+    };
+    let operation = asked.operation();
     let connection = generation.connection(source);
     let limits = generation.limits_of(&connection, source, case.port, operation);
+    let verdict = generation.decide(&connection, case.port, operation);
+    let lacks_host = matches!(operation, Operation::Http { host: None, .. });
+    if lacks_host
+        && !verdict.is_allowed()
+        && !generation.explain(source, case.port, operation).untold.is_empty()
+    {
+        let got = "not known: it depends on the host".to_owned();
+        return result(false, got, Some(generation.answer(&question).to_string()));
+    }
     let answer = Answer {
-        verdict: generation.decide(&connection, case.port, operation),
+        verdict,
         reference: generation.decide_by_reference(source, case.port, operation),
         is_limited_alike: limits == generation.limits_by_reference(source, case.port, operation),
         limits: limits.iter().map(ToString::to_string).collect(),
-        explain: Box::new(|| generation.explain(source, case.port, operation).to_string()),
+        explain: Box::new(|| generation.answer(&question).to_string()),
     };
     judged(generation, case, answer, covered, &result)
+}
+
+/// A call of the workload itself.
+fn run_out(
+    generation: &Generation,
+    call: &CallOut,
+    test: &Test,
+    case: &Case,
+    covered: &mut HashSet<String>,
+    result: &dyn Fn(bool, String, Option<String>) -> CaseResult,
+) -> CaseResult {
+    let CallOut { target, addresses, method } = call;
+    let found = generation.called(target, &test.workload.namespace);
+    let found = found.and_then(|port| Ok((port, generation.call_request(port, target, method)?)));
+    let (port, request) = match found {
+        Ok(found) => found,
+        Err(why) => return refused(case, why, why.to_string(), result),
+    };
+    // What a document says about its endpoints is known without a resolver.
+    let listed = port.addresses();
+    let addresses = if addresses.is_empty() { &listed } else { addresses };
+    let operation = match &request {
+        Some((method, path)) => Operation::http(method, path),
+        None => Operation::Tcp,
+    };
+    let call = Call { port, host: &target.host, addresses, own: &[], operation };
+    let answer = Answer {
+        verdict: generation.decide_egress(&call),
+        reference: generation.decide_egress_by_reference(&call),
+        limits: BTreeSet::new(),
+        is_limited_alike: true,
+        explain: Box::new(move || generation.explain_egress(&call).to_string()),
+    };
+    judged(generation, case, answer, covered, result)
+}
+
+/// Holds a refusal before any rule is asked against what is expected.
+fn refused(
+    case: &Case,
+    why: NotAsked,
+    text: String,
+    result: &dyn Fn(bool, String, Option<String>) -> CaseResult,
+) -> CaseResult {
+    let is_expected = match case.expected {
+        Expected::Refused(label) => label == why.label(),
+        Expected::Denied => true,
+        // Nothing names the destination: neither does a rule.
+        Expected::Default => why == NotAsked::UnknownService,
+        Expected::Allow(_) | Expected::Deny(_) => false,
+    };
+    let Beside { shadow, audit, limits } = &case.beside;
+    let passed = is_expected && shadow.is_none() && audit.is_none() && limits.is_none();
+    result(passed, Expected::Refused(why.label()).to_string(), Some(text))
 }
 
 /// What was answered to a case, and why.

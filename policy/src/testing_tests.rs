@@ -224,3 +224,89 @@ fn names_that_no_rule_has_warn_sidecars_and_fail_tests() {
         assert!(document.is_some_and(|document| document.applies == Some(false)), "{expect}");
     }
 }
+
+const SERVICE: &str = "---
+apiVersion: postern.dev/v1alpha1
+kind: Service
+metadata: {name: orders, namespace: shop}
+spec:
+  identity: spiffe://demo.postern/ns/shop/sa/orders
+  ports:
+  - {port: 80, targetPort: 8080, protocol: http, upgrades: [tcp]}
+  - {port: 81, targetPort: 8081, protocol: http, escapedSlashes: Keep}
+  - {port: 5432, protocol: tcp}
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: postern.dev/v1alpha1
+kind: MeshDefaults
+metadata: {name: d, namespace: postern-system}
+spec:
+  jwt: {issuers: [{issuer: 'https://id.example.com', audiences: [orders], jwks: {file: /k}}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: all, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - {name: web, from: [{serviceAccounts: [web]}]}
+  - {name: users, from: [{serviceAccounts: [app], jwt: {issuer: 'https://id.example.com'}}]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: no-admin, namespace: shop}
+spec: {action: Deny, rules: [{name: host, to: [{hosts: [admin.shop]}]}]}
+";
+
+/// What the workload's sidecar refuses before any rule is asked is refused here too, whatever the rules say.
+#[test]
+fn cases_are_answered_as_the_port_and_the_issuers_have_it() {
+    let of = |fields: &str| format!("jwt: {{issuer: 'https://id.example.com', {fields}}}");
+    let app = |jwt: &str| format!("from: app, path: /, host: orders.shop, {jwt}");
+    for (request, expect) in [
+        ("from: web, path: /, host: orders.shop".to_owned(), "allow: all/web"),
+        ("from: web, tcp: true".into(), "deny: connect_to_http"),
+        ("from: web, tcp: true, port: 5432".into(), "deny: no-admin/host"),
+        ("from: web, path: /, host: orders.shop, port: 5432".into(), "deny: http_to_tcp"),
+        ("from: web, path: /, host: orders.shop, upgrade: tcp".into(), "allow: true"),
+        ("from: web, path: /, host: orders.shop, upgrade: spdy/3.1".into(), "deny: upgrade_refused"),
+        ("from: web, path: /, host: orders.shop, upgrade: tcp, method: PUT".into(), "deny: upgrade_refused"),
+        ("from: web, path: '/a%2Fb', host: orders.shop, port: 8081".into(), "allow: true"),
+        ("from: web, rawPath: '/a%2fb', host: orders.shop, port: 8081".into(), "allow: true"),
+        ("from: web, rawPath: '/a%2Fb', host: orders.shop".into(), "deny: bad_request"),
+        ("from: web, rawPath: '/a#b', host: orders.shop".into(), "allow: true"),
+        ("from: web, path: /, host: 'a b'".into(), "deny: bad_request"),
+        (app(&of("audiences: [orders]")), "allow: all/users"),
+        (app(&of("audiences: [web]")), "deny: token_invalid"),
+        (app(&of("subject: ann")), "deny: token_invalid"),
+        (app("jwt: {issuer: else, audiences: [orders]}"), "deny: token_invalid"),
+        (
+            app(&(of("audiences: [orders], claims: {exp: 5}") + ", at: '2026-11-27T10:00:00Z'")),
+            "deny: token_invalid",
+        ),
+        (app(&of("audiences: [orders], claims: {exp: 5}")), "allow: all/users"),
+        (app("jwt: {unverified: true}"), "deny: default"),
+    ] {
+        let mut files = set(&format!("  - {{name: one, request: {{{request}}}, expect: {{{expect}}}}}\n"));
+        files[0].text = SERVICE.trim_start_matches("---\n").into();
+        files[1].text = String::from_utf8_lossy(&files[1].text)
+            .replace("{labels: {app: orders}", "{serviceAccount: orders, labels: {app: orders}")
+            .into();
+        let report = run_tests(&files, &scope()).unwrap_or_else(|errors| panic!("{request}: {errors}"));
+        let [case] = report.cases.as_slice() else { panic!("one case") };
+        assert!(case.passed, "{request} {expect}: {case:?}");
+    }
+}
+
+#[test]
+fn a_case_whose_answer_depends_on_the_host_fails_without_it() {
+    let mut files = set("  - {name: one, request: {from: web, path: /}, expect: {deny: true}}\n");
+    files[0].text = SERVICE.trim_start_matches("---\n").into();
+    let report = run_tests(&files, &scope()).unwrap_or_else(|errors| panic!("{errors}"));
+    let [case] = report.cases.as_slice() else { panic!("one case") };
+    assert!(!case.passed && case.got.contains("depends on the host"), "{case:?}");
+    assert!(
+        case.explanation.as_ref().is_some_and(|text| text.contains("if the host is admin.shop")),
+        "{case:?}"
+    );
+}

@@ -4,7 +4,10 @@
 //! whose tokens could not be verified, because a key is not at hand, is another thing than a request without any: its
 //! claims are *unknown*, so a Deny that asks for them fires and an Allow does not.
 
+mod check;
 mod json;
+
+pub use check::{BadToken, Payload};
 
 use std::fmt;
 use std::sync::Arc;
@@ -69,18 +72,6 @@ impl TokenSet {
         }
         claims.sort_by_key(|claims| std::cmp::Reverse(claims.ends));
         Self { is_unknown: false, claims: claims.into() }
-    }
-
-    /// As a person puts a question: a JSON object of claims, which need not say `exp`, or the word `"unverified"`.
-    pub fn of_question(question: Value) -> Result<Self, BadClaims> {
-        match question {
-            Value::Object(mut object) => {
-                object.entry("exp").or_insert_with(|| u32::MAX.into());
-                Ok(Self::verified(vec![Arc::new(Claims::from_object(object)?)]))
-            }
-            Value::String(word) if word == "unverified" => Ok(Self::unknown()),
-            _ => Err(BadClaims::NotJson),
-        }
     }
 
     /// How many there are; none if they are unknown.

@@ -342,12 +342,13 @@ fn cases_of_tests_state_tokens() {
   cases:
   - {name: good, request: {from: web, path: /, jwt: {issuer: https://id.example.com, subject: ann, audiences: [orders], claims: {scope: r w, n: {l: 7}}}}, expect: {allow: p/r}}
   - {name: scope, request: {from: web, path: /, jwt: {issuer: https://id.example.com, subject: ann, audiences: [orders], claims: {scope: r, n: {l: 7}}}}, expect: {deny: default}}
-  - {name: other, request: {from: web, path: /, jwt: {issuer: j, subject: ann}}, expect: {deny: default}}
+  - {name: other, request: {from: web, path: /, jwt: {issuer: j, subject: ann, audiences: [orders]}}, expect: {deny: default}}
+  - {name: audience, request: {from: web, path: /, jwt: {issuer: j, subject: ann}}, expect: {deny: token_invalid}}
   - {name: unverified, request: {from: web, path: /, jwt: {unverified: true}}, expect: {deny: default}}
   - {name: none, request: {from: web, path: /}, expect: {deny: default}}
 ";
     let file = SourceFile { name: "a.yaml".into(), text: text.into() };
     let report = run_tests(&[file], &scope()).map_err(|errors| errors.to_string()).expect("good");
-    assert_eq!(report.passed(), 5, "{:#?}", report.cases);
+    assert_eq!(report.passed(), 6, "{:#?}", report.cases);
     assert_eq!(report.percent(), 100);
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use postern_policy::NotAsked;
 
 /// Which side caused an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -255,6 +256,20 @@ impl Reason {
     }
 }
 
+impl From<NotAsked> for Reason {
+    fn from(why: NotAsked) -> Self {
+        match why {
+            NotAsked::BadRequest(_) => Self::BadRequest,
+            NotAsked::UnknownService => Self::UnknownService,
+            NotAsked::ConnectToHttp => Self::ConnectToHttp,
+            NotAsked::HttpToTcp => Self::HttpToTcp,
+            NotAsked::PortNotDeclared => Self::PortNotDeclared,
+            NotAsked::UpgradeRefused => Self::UpgradeRefused,
+            NotAsked::TokenInvalid(_) => Self::TokenInvalid,
+        }
+    }
+}
+
 /// One stream's failure.
 #[derive(Debug)]
 pub struct Error {
@@ -279,6 +294,11 @@ impl Error {
     /// An error of which it is proven that the other side saw nothing of the request.
     pub fn unsent(side: Side, reason: Reason, detail: impl Into<String>) -> Self {
         Self { side, reason, retry: Retry::Unsent, detail: detail.into(), wait: None }
+    }
+
+    /// What a peer asks for and no rule is asked about.
+    pub fn not_asked(why: NotAsked, detail: impl Into<String>) -> Self {
+        Self::new(Side::Peer, why.into(), detail)
     }
 
     /// The same, with what a caller is told about when to come again.
@@ -306,6 +326,25 @@ mod tests {
         let section = section.split("\n## ").next().unwrap();
         for (status, _, label, _) in Reason::ALL.map(Reason::row) {
             assert!(section.contains(&format!("\n| `{label}` | {status} | ")), "{label} {status}");
+        }
+    }
+
+    /// What is explained is what is answered.
+    #[test]
+    fn explanations_speak_of_the_same_reasons() {
+        use postern_policy::BadToken;
+        use postern_policy::norm::NormError;
+        for why in [
+            NotAsked::BadRequest(NormError::Method),
+            NotAsked::UnknownService,
+            NotAsked::ConnectToHttp,
+            NotAsked::HttpToTcp,
+            NotAsked::PortNotDeclared,
+            NotAsked::UpgradeRefused,
+            NotAsked::TokenInvalid(BadToken::Expired),
+        ] {
+            let reason = Reason::from(why);
+            assert_eq!((reason.label(), reason.status().as_u16()), (why.label(), why.status()));
         }
     }
 

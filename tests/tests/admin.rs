@@ -55,7 +55,10 @@ fn explain_says_by_its_exit_code_what_would_happen() {
             0,
             "office",
         ),
-        (&["explain", "--port", "8080"], 1, "denied"),
+        // Before any rule: the port speaks HTTP, and this has no form.
+        (&["explain", "--port", "8080"], 1, "connect_to_http"),
+        (&["explain", "--from", "shop/web", "--port", "8080", "GET", "/.."], 1, "bad_request"),
+        (&["explain", "--from", "shop/web", "--port", "9999", "GET", "/"], 1, "port_not_declared"),
     ] {
         let asked = ask(&mesh, arguments);
         let said = text(&asked.stdout);
@@ -64,7 +67,6 @@ fn explain_says_by_its_exit_code_what_would_happen() {
     }
     for (arguments, says) in [
         (&["explain", "--from", "web", "--port", "8080", "GET", "/"][..], "from:"),
-        (&["explain", "--from", "shop/web", "--port", "8080", "GET", "/.."], "path:"),
         (&["explain", "--from", "shop/web", "--port", "8080", "GET"], "METHOD and PATH"),
         (&["set-log", "loud"], "no level"),
     ] {

@@ -3,19 +3,17 @@
 mod egress;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, NormError};
+use postern_policy::norm::CanonHost;
 use postern_policy::{
-    Explanation, Generation, HeaderFields, HeaderLines, Operation, PortPaths, ServicePort, Source, TokenSet,
-    Upgrade, Workload, load,
+    Answer, Declared, Generation, HeaderFields, Question, ServicePort, Source, Told, ToldToken, Upgrade,
+    Workload, load,
 };
 use postern_svid::{Clock as _, SpiffeId, SystemClock, TrustDomain};
-use serde_json::Value;
 
 use super::{Failure, Set, question, read};
 use time::OffsetDateTime;
@@ -112,7 +110,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let generation = load(&files, &scope, 0)?;
     let service = generation.services().by_name(namespace, name);
     let ports = service.map(|service| service.ports.as_slice());
-    let judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
+    if service.is_some_and(|service| service.external) {
+        return Err(question(format!(
+            "{namespace}/{name} is outside of the mesh, where no sidecar judges: ask about the call on its way out, with \
+             --egress --from NAMESPACE/NAME --to https://HOST"
+        )));
+    }
+    let mut judged = judged_port(ports, &format!("{namespace}/{name}"), port, args.workload_port)?;
+    // Another Service may lead to the same workload.
+    judged.says = judged.says.or_else(|| generation.services().leading_to_port(namespace, name, judged.port));
     let identity = caller(&args.from, &scope.trust_domain)?;
     let source = Source { identity: identity.as_ref(), address: args.address };
     if let Some(host) = &args.host {
@@ -120,12 +126,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let fields = fields(&args.headers)?;
     let now = at(args.at.as_deref())?;
-    let tokens = args.claims.as_deref().map(tokens).transpose()?.unwrap_or_default();
+    let token = args.claims.as_deref().map(claims).transpose();
+    let token = token.map_err(|error| question(format!("--claims: {error}")))?;
+    let token = token.map_or(ToldToken::Absent, |text| ToldToken::parse(&text));
     let _ = generation.tell_time(now);
     let upgrade = args.upgrade.as_deref().map(Upgrade::parse).transpose();
     let upgrade = upgrade.map_err(|error| question(format!("--upgrade: {error}: {}", error.help())))?;
     let sni = args.sni.as_deref().map(server_name).transpose()?;
-    let explanation = match args.operation.as_slice() {
+    let told = match args.operation.as_slice() {
         [tcp] if tcp.eq_ignore_ascii_case("tcp") => {
             if upgrade.is_some() {
                 return Err(question("opaque TCP has no upgrade: leave out --upgrade, or say METHOD /path"));
@@ -133,11 +141,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             if args.claims.is_some() {
                 return Err(question("opaque TCP carries no token: leave --claims out, or say METHOD /path"));
             }
-            let operation = match &sni {
-                Some(sni) => Operation::Tls { sni: sni.as_ref() },
-                None => Operation::Tcp,
-            };
-            generation.explain(source, judged.port, operation)
+            match &sni {
+                Some(sni) => Told::Tls { sni: sni.as_ref() },
+                None => Told::Tcp,
+            }
         }
         // Else it would be a method of that name, which nobody means.
         [tcp, _] if tcp.eq_ignore_ascii_case("tcp") => {
@@ -146,27 +153,32 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         [_, _] if sni.is_some() => {
             return Err(question("a request that can be read has no server name of TLS: say tcp with --sni"));
         }
-        [method, path] => match canonical(method, path, args.host.as_deref(), &generation, &judged) {
-            Ok((method, path, host)) => {
-                let operation = Operation::Http {
-                    method: &method,
-                    path: &path,
-                    host: host.as_ref(),
-                    headers: fields.as_ref().map(|fields| fields as &dyn HeaderLines),
-                    upgrade: upgrade.as_ref(),
-                    tokens: tokens.at(now),
-                };
-                generation.explain(source, judged.port, operation)
-            }
-            Err(error) => {
-                show_bad_request(&error, args.set.json, &judged);
-                return Ok(ExitCode::from(1));
-            }
+        [method, target] => Told::Http {
+            method,
+            target,
+            host: args.host.as_deref(),
+            fields: fields.as_ref(),
+            upgrade: upgrade.as_ref(),
+            token: &token,
         },
         _ => return Err(question("say METHOD /path, or tcp")),
     };
-    show(&explanation, args.set.json, &judged)?;
-    Ok(if explanation.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let declared = judged.says.map(Declared::from);
+    let asked = Question { source, port: judged.port, declared, told, at: Some(now) };
+    let answer = generation.answer(&asked);
+    let mut beside = Beside::of(&generation, &judged);
+    if let (None, Answer::Explained(explanation)) = (&args.labels, &answer)
+        && !explanation.verdict.is_allowed()
+        && explanation.rule.is_none()
+        && explanation.nearest.is_none()
+        && explanation.untold.is_empty()
+    {
+        beside.notes.push(format!(
+            "the workload is taken to have the label app={name} alone: if policies select it by others, say --labels"
+        ));
+    }
+    show(&answer, &beside, args.set.json)?;
+    Ok(if answer.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 /// `None`: the handshake asks for none.
@@ -188,21 +200,17 @@ fn at(text: Option<&str>) -> Result<SystemTime, Failure> {
         .map_err(|_| question("--at is a point in time like 2026-11-27T10:00:00Z"))
 }
 
-/// What `--claims` says.
-fn tokens(text: &str) -> Result<TokenSet, Failure> {
-    let bad = |error: &dyn fmt::Display| question(format!("--claims: {error}"));
-    let value = claims(text).map_err(|error| bad(&error))?;
-    TokenSet::of_question(value).map_err(|error| bad(&error))
-}
-
-/// Claims as JSON: written here, or in a file.
-pub(crate) fn claims(text: &str) -> Result<Value, String> {
-    let written = match text.trim_start() {
-        "unverified" => return Ok(text.into()),
+/// What `--claims` says: JSON written here or in a file, or `unverified`. As text, for a name that stands twice would be lost
+/// in a value. That it is JSON is looked at here: what is none was not meant.
+pub(crate) fn claims(text: &str) -> Result<String, String> {
+    let written = match text.trim() {
+        "unverified" => return Ok(text.trim().to_owned()),
         json if json.starts_with('{') => text.to_owned(),
         file => std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?,
     };
-    serde_json::from_str(&written).map_err(|error| format!("this is no JSON: {error}"))
+    let read: Result<serde::de::IgnoredAny, _> = serde_json::from_str(&written);
+    read.map_err(|error| format!("this is no JSON: {error}"))?;
+    Ok(written)
 }
 
 fn fields(lines: &[String]) -> Result<Option<HeaderFields>, Failure> {
@@ -216,57 +224,66 @@ fn fields(lines: &[String]) -> Result<Option<HeaderFields>, Failure> {
     Ok((!lines.is_empty()).then_some(out))
 }
 
-/// The request as it would be judged.
-fn canonical(
-    method: &str,
-    path: &str,
-    host: Option<&str>,
-    generation: &Generation,
-    judged: &Judged,
-) -> Result<(CanonMethod, CanonPath, Option<CanonHost>), NormError> {
-    let method = CanonMethod::parse(method)?;
-    let options = judged.paths.options(generation.defaults().path);
-    let parse = if options.preserve_raw { CanonHost::parse_raw } else { CanonHost::parse };
-    let host = host.map(parse).transpose()?;
-    let path = CanonPath::parse_for(&method, path, &options)?;
-    generation.check_path(judged.port, &path)?;
-    Ok((method, path, host))
+/// What is told beside an answer.
+struct Beside {
+    port: u16,
+    because: String,
+    notes: Vec<String>,
 }
 
-fn show(explanation: &Explanation, json: bool, judged: &Judged) -> Result<(), Failure> {
+impl Beside {
+    fn of(generation: &Generation, judged: &Judged<'_>) -> Self {
+        let mut notes = Vec::new();
+        if judged.says.is_none() && !generation.ports_named().contains(&judged.port) {
+            notes.push(format!(
+                "no Service leads to port {0}, and no Allow names it: its sidecar answers 421 (port_not_declared) unless \
+                 its `workload.ports` declare {0}",
+                judged.port
+            ));
+        }
+        if generation.documents().iter().any(|document| document.kind == "EgressPolicy") {
+            notes.push(
+                "this is the callee's side alone: the caller's must let the call out too, ask with --egress"
+                    .to_owned(),
+            );
+        }
+        Self { port: judged.port, because: judged.because.clone(), notes }
+    }
+}
+
+fn show(answer: &Answer, beside: &Beside, json: bool) -> Result<(), Failure> {
+    let Beside { port, because, notes } = beside;
     if json {
-        let mut value = serde_json::to_value(explanation).map_err(question)?;
+        let mut value = serde_json::to_value(answer).map_err(question)?;
         value["ok"] = true.into();
-        value["port"] = judged.port.into();
-        value["portBecause"] = judged.because.as_str().into();
+        value["port"] = (*port).into();
+        value["portBecause"] = because.as_str().into();
+        let told = value["notes"].as_array().cloned().unwrap_or_default();
+        let notes: Vec<serde_json::Value> =
+            told.into_iter().chain(notes.iter().map(|note| note.as_str().into())).collect();
+        if !notes.is_empty() {
+            value["notes"] = notes.into();
+        }
         say(value);
     } else {
-        say(format_args!("{explanation}\n{judged}"));
+        say(format_args!("{answer}\njudged: port {port} of the workload ({because})"));
+        for note in notes {
+            say(format_args!("{note}"));
+        }
     }
     Ok(())
 }
 
-/// A call that no rule is asked about is a call that does not arrive: the answer is "denied", in the words of the
-/// decision log.
-fn show_bad_request(error: &NormError, json: bool, judged: &Judged) {
-    if json {
-        let value = serde_json::json!({
-            "ok": true,
-            "verdict": { "allowed": false, "reason": "bad_request" },
-            "error": error.to_string(),
-            "port": judged.port,
-            "portBecause": judged.because,
-        });
-        say(value);
-    } else {
-        say(format_args!(
-            "denied: the sidecar answers 400 before any rule is asked (bad_request): {error}\n{judged}"
-        ));
-    }
-}
-
 fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
-    let bad = || question("--to is namespace/name or namespace/name:port");
+    let bad = || {
+        let hint = match text.contains('.') || text.contains("://") {
+            true => {
+                "; a host, or what is outside of the mesh, is asked about on the way out: --egress --from NAMESPACE/NAME --to https://HOST"
+            }
+            false => "",
+        };
+        question(format!("--to is namespace/name or namespace/name:port{hint}"))
+    };
     let (place, port) = match text.split_once(':') {
         Some((place, port)) => {
             (place, Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad)?))
@@ -281,32 +298,26 @@ fn callee(text: &str) -> Result<(&str, &str, Option<u16>), Failure> {
 }
 
 /// The workload's port that a question is about, and how it was found.
-struct Judged {
+struct Judged<'g> {
     port: u16,
     because: String,
-    /// What the Service's port that leads there says about paths; the workload's own port is taken to say the same.
-    paths: PortPaths,
-}
-
-impl fmt::Display for Judged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "judged: port {} of the workload ({})", self.port, self.because)
-    }
+    /// The Service's port that leads there, if one does; the workload's own is taken to say the same.
+    says: Option<&'g ServicePort>,
 }
 
 /// Rules speak of the workload's ports; people remember the service's. A number that is a port of both, but not the same
 /// one, is nobody's to guess.
-fn judged_port(
-    ports: Option<&[ServicePort]>,
+fn judged_port<'g>(
+    ports: Option<&'g [ServicePort]>,
     callee: &str,
     port: Option<u16>,
     is_workloads: bool,
-) -> Result<Judged, Failure> {
+) -> Result<Judged<'g>, Failure> {
     let known = ports.unwrap_or_default();
-    let of_service = |entry: &ServicePort| Judged {
+    let of_service = |entry: &'g ServicePort| Judged {
         port: entry.target_port,
         because: format!("the Service's port {}", entry.port),
-        paths: entry.paths,
+        says: Some(entry),
     };
     let port = match (port, known) {
         (Some(port), _) => port,
@@ -324,8 +335,7 @@ fn judged_port(
     };
     let named = known.iter().find(|entry| entry.port == port);
     let reached = known.iter().find(|entry| entry.target_port == port);
-    let paths = reached.map(|entry| entry.paths).unwrap_or_default();
-    let because = |because: &str| Ok(Judged { port, because: because.to_owned(), paths });
+    let because = |because: &str| Ok(Judged { port, because: because.to_owned(), says: reached });
     if is_workloads {
         return because("as --workload-port says");
     }

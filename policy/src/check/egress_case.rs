@@ -2,30 +2,24 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::Page;
 use super::expect::expectation;
 use super::policy_test::{Case, Request, time};
-use super::{Page, Rules};
 use crate::doc::{CaseDoc, RequestDoc, Sp};
 use crate::egress::CallTarget;
-use crate::norm::{CanonMethod, CanonPath, PathOptions};
 use crate::yaml;
 
 /// What the workload asks for, and where it would be dialled.
 pub(crate) struct CallOut {
     pub(crate) target: CallTarget,
     pub(crate) addresses: Vec<IpAddr>,
-    /// A request's method and path; `None` for a tunnel.
-    pub(crate) request: Option<(CanonMethod, CanonPath)>,
+    /// A request's method; its path is the target's. Nobody looks at it before the target is known: its port says how
+    /// paths are read.
+    pub(crate) method: Box<str>,
 }
 
 /// `None` if something in it is wrong, which has been told then.
-pub(super) fn case(
-    page: &mut Page<'_>,
-    entry: &Sp<CaseDoc>,
-    url: &Sp<String>,
-    tested: &str,
-    rules: &Rules<'_>,
-) -> Option<Case> {
+pub(super) fn case(page: &mut Page<'_>, entry: &Sp<CaseDoc>, url: &Sp<String>, tested: &str) -> Option<Case> {
     let CaseDoc { name, request, expect } = &entry.value;
     let RequestDoc {
         egress: _,
@@ -76,28 +70,14 @@ pub(super) fn case(
         );
     }
     let port = target.port;
-    let call = match &target.path {
-        None => Ok(None),
-        Some(path) => {
-            let options = PathOptions { escaped_slashes: rules.slashes, ..PathOptions::default() };
-            let method = CanonMethod::parse(method.as_ref().map_or("GET", |method| &method.value));
-            method.and_then(|method| {
-                let path = CanonPath::parse_for(&method, &**path, &options)?;
-                Ok(Some((method, path)))
-            })
-        }
-    };
-    let request = match call {
-        Ok(request) => Request::Out(CallOut {
-            target,
-            addresses: match address {
-                Some(address) => vec![address?],
-                None => Vec::new(),
-            },
-            request,
-        }),
-        Err(error) => Request::Bad(error),
-    };
+    let request = Request::Out(CallOut {
+        target,
+        addresses: match address {
+            Some(address) => vec![address?],
+            None => Vec::new(),
+        },
+        method: method.as_ref().map_or("GET", |method| &method.value).into(),
+    });
     Some(Case {
         name: name.value.trim().into(),
         place: page.place(name.referenced),

@@ -7,6 +7,7 @@ use serde_saphyr::Location;
 
 use super::{Page, Test, is_name};
 use crate::doc::{ExpectDoc, Sp};
+use crate::not_asked::NotAsked;
 use crate::verdict::{Action, Enforcement, RuleName};
 use crate::yaml;
 
@@ -20,7 +21,8 @@ pub(crate) enum Expected {
     Denied,
     Deny(Named),
     Default,
-    BadRequest,
+    /// No rule is asked, for this reason.
+    Refused(&'static str),
 }
 
 /// A rule by its name, where the name stands.
@@ -37,7 +39,7 @@ impl fmt::Display for Expected {
             Self::Denied => f.write_str("denied"),
             Self::Deny(named) => write!(f, "denied by {}", named.rule),
             Self::Default => f.write_str("denied by default"),
-            Self::BadRequest => f.write_str("denied as a bad request"),
+            Self::Refused(reason) => write!(f, "refused before any rule is asked ({reason})"),
         }
     }
 }
@@ -73,8 +75,14 @@ pub(super) fn expectation(
         (None, Some(word)) => match word.value.as_str() {
             "true" => Some(Expected::Denied),
             "default" => Some(Expected::Default),
-            "bad_request" => Some(Expected::BadRequest),
-            _ => named(word, "; or write `default`, `bad_request` or `true`").map(Expected::Deny),
+            text => match NotAsked::LABELS.iter().find(|label| **label == text) {
+                Some(label) => Some(Expected::Refused(label)),
+                None => {
+                    let words = NotAsked::LABELS.join(", ");
+                    named(word, &format!("; or write `true`, `default`, or why no rule is asked: {words}"))
+                        .map(Expected::Deny)
+                }
+            },
         },
         (Some(_), Some(other)) => {
             page.error_with(other.referenced, "a request is allowed or denied", "leave out one of them");
@@ -149,7 +157,7 @@ pub(crate) fn names_of_rules(page: &mut Page<'_>, test: &Test, rules: &HashMap<S
         match &case.expected {
             Expected::Allow(Some(named)) => check(named, Some(Action::Allow), Enforcement::Enforce),
             Expected::Deny(named) => check(named, Some(Action::Deny), Enforcement::Enforce),
-            Expected::Allow(None) | Expected::Denied | Expected::Default | Expected::BadRequest => {}
+            Expected::Allow(None) | Expected::Denied | Expected::Default | Expected::Refused(_) => {}
         }
         if let Some(named) = &case.beside.shadow {
             check(named, None, Enforcement::Shadow);

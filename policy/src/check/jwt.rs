@@ -6,7 +6,8 @@ use super::issuers::{is_text, texts};
 use super::{Page, Rules};
 use crate::doc::{ClaimDoc, JwtDoc, List, NotClaimDoc, Sp, TokenDoc, Words};
 use crate::jwt::{ClaimMatch, ClaimTest, ClaimValue, JwtMatch};
-use crate::tokens::{ClaimPath, TokenSet};
+use crate::question::ToldToken;
+use crate::tokens::{ClaimPath, Claims};
 use crate::yaml;
 
 /// Claims that have fields of their own.
@@ -155,8 +156,9 @@ fn words(page: &mut Page<'_>, words: &Sp<Words>) -> Vec<Box<str>> {
     list.iter().map(|word| word.as_str().into()).collect()
 }
 
-/// The token of a PolicyTest's request; `None` if something in it is wrong.
-pub(super) fn tested(page: &mut Page<'_>, entry: &Sp<TokenDoc>) -> Option<TokenSet> {
+/// The token of a PolicyTest's request, which is in time if it does not say `exp`; `None` if something in it is wrong.
+/// Whether the workload's issuers take it is found out when the case is run.
+pub(super) fn tested(page: &mut Page<'_>, entry: &Sp<TokenDoc>, rules: &Rules<'_>) -> Option<ToldToken> {
     let TokenDoc { unverified, issuer, subject, audiences, claims } = &entry.value;
     if let Some(flag) = unverified {
         if !flag.value {
@@ -168,13 +170,17 @@ pub(super) fn tested(page: &mut Page<'_>, entry: &Sp<TokenDoc>) -> Option<TokenS
                 "leave out the other fields, or `unverified`",
             );
         }
-        return Some(TokenSet::unknown());
+        return Some(ToldToken::Unverified);
     }
     let Some(issuer) = issuer else {
+        let known = match (rules.issuers, rules.request_issuers) {
+            ([only], []) => format!(" (`{}` is the one that is configured)", yaml::printable(&only.name)),
+            _ => String::new(),
+        };
         page.error_with(
             entry.referenced,
             "the token has no issuer",
-            "write `issuer`, or `unverified: true` for a token whose key is not at hand",
+            format!("write `issuer`{known}, or `unverified: true` for a token whose key is not at hand"),
         );
         return None;
     };
@@ -195,11 +201,10 @@ pub(super) fn tested(page: &mut Page<'_>, entry: &Sp<TokenDoc>) -> Option<TokenS
         let list = texts(page, list, "audiences");
         object.insert("aud".to_owned(), list.iter().map(|text| Value::from(&**text)).collect());
     }
-    match TokenSet::of_question(Value::Object(object)) {
-        Ok(tokens) => Some(tokens),
-        Err(error) => {
-            page.error(entry.referenced, format!("no token has these claims: {error}"));
-            None
-        }
+    object.entry("exp").or_insert_with(|| u32::MAX.into());
+    if let Err(error) = Claims::from_object(object.clone()) {
+        page.error(entry.referenced, format!("no token has these claims: {error}"));
+        return None;
     }
+    Some(ToldToken::Payload(Value::Object(object).to_string().into_bytes()))
 }

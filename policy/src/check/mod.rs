@@ -27,7 +27,7 @@ pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};
 pub(crate) use egress::{EgressPolicy, egress_policy};
 pub(crate) use egress_case::CallOut;
-pub(crate) use expect::{Expected, names_of_limits, names_of_rules};
+pub(crate) use expect::{Beside, Expected, names_of_limits, names_of_rules};
 pub(crate) use known::Known;
 pub(crate) use limit::{LimitPolicy, limit_policy};
 pub(crate) use peer::networks;

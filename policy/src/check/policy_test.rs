@@ -14,10 +14,10 @@ use super::peer::{bad_name, is_account};
 use super::{NO_PORT, Page, Rules, is_name, jwt, no_spiffe_id};
 use crate::diagnostic::Place;
 use crate::doc::{CaseDoc, Document, LineDoc, List, RequestDoc, Sp, TestSpec, TestedDoc};
-use crate::fields::{HeaderFields, HeaderLines};
-use crate::norm::{self, CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
+use crate::fields::HeaderFields;
+use crate::norm::{CanonHost, CanonMethod, CanonPath, NormError, PathOptions};
 use crate::prove::Invariant;
-use crate::tokens::TokenSet;
+use crate::question::ToldToken;
 use crate::upgrade::Upgrade;
 use crate::verdict::Workload;
 use crate::yaml;
@@ -51,16 +51,15 @@ pub(crate) enum Request {
     Tcp,
     /// With its server name, if it asks for one.
     Tls(Option<CanonHost>),
+    /// As it is sent: what a sidecar makes of it depends on the port.
     Http {
-        method: CanonMethod,
-        path: CanonPath,
-        host: Option<CanonHost>,
+        method: Box<str>,
+        target: Box<str>,
+        host: Option<Box<str>>,
         fields: HeaderFields,
         upgrade: Option<Upgrade>,
-        tokens: TokenSet,
+        token: ToldToken,
     },
-    /// A sidecar answers 400 before any rule is asked.
-    Bad(NormError),
     /// A call of the workload itself.
     Out(CallOut),
 }
@@ -130,7 +129,7 @@ fn case(
     let CaseDoc { name, request, expect } = &entry.value;
     let (at, sent) = (request.referenced, &request.value);
     if let Some(url) = &sent.egress {
-        return egress_case::case(page, entry, url, tested, rules);
+        return egress_case::case(page, entry, url, tested);
     }
     let identity = caller(page, at, sent, own, rules);
     let address = sent.address.as_ref().map_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), |text| {
@@ -292,25 +291,17 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
             return None;
         }
     };
-    let options = PathOptions { escaped_slashes: rules.slashes, ..PathOptions::default() };
     if let Some(word) = method {
         let upper = word.value.to_ascii_uppercase();
         if word.value != upper && CanonMethod::is_registered(&upper) {
             page.error_with(word.referenced, "methods are written in capitals", format!("write `{upper}`"));
         }
     }
-    let method = match CanonMethod::parse(method.as_ref().map_or("GET", |method| &method.value)) {
-        Ok(known) => known,
-        Err(error) => return Some(Request::Bad(error)),
-    };
-    let host = match host.as_ref().map(|host| CanonHost::parse(&host.value)).transpose() {
-        Ok(host) => host,
-        Err(error) => return Some(Request::Bad(error)),
-    };
+    let method = method.as_ref().map_or("GET", |method| &method.value);
     let fields = fields(page, headers.as_ref())?;
-    let tokens = match jwt {
-        Some(jwt) => jwt::tested(page, jwt)?,
-        None => TokenSet::absent(),
+    let token = match jwt {
+        Some(jwt) => jwt::tested(page, jwt, rules)?,
+        None => ToldToken::Absent,
     };
     let (written, is_raw) = match (path, raw_path) {
         (Some(path), None) => (path, false),
@@ -324,31 +315,43 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
             return None;
         }
     };
-    let path = match CanonPath::parse_for(&method, &written.value, &options) {
-        Ok(path) if path.is_changed() && !is_raw => {
-            page.error_with(
-                written.referenced,
-                "this path is not in the form in which requests are judged",
-                format!(
-                    "write `{}`, or `rawPath` for one as it is sent",
-                    yaml::printable(path.path_and_query())
-                ),
-            );
-            return None;
+    if !is_raw {
+        // At a port that keeps escaped slashes they may stand in a path.
+        let options = PathOptions { escaped_slashes: rules.widest, ..PathOptions::default() };
+        let parsed = CanonMethod::parse(method)
+            .and_then(|method| CanonPath::parse_for(&method, &written.value, &options));
+        match parsed {
+            Ok(path) if path.is_changed() => {
+                page.error_with(
+                    written.referenced,
+                    "this path is not in the form in which requests are judged",
+                    format!(
+                        "write `{}`, or `rawPath` for one as it is sent",
+                        yaml::printable(path.path_and_query())
+                    ),
+                );
+                return None;
+            }
+            // What is no method is none at any path.
+            Ok(_) | Err(NormError::Method) => {}
+            Err(error) => {
+                page.error_with(
+                    written.referenced,
+                    error.to_string(),
+                    "`rawPath` is for paths as they are sent",
+                );
+                return None;
+            }
         }
-        Ok(path) => path,
-        Err(error) if is_raw => return Some(Request::Bad(error)),
-        Err(error) => {
-            page.error_with(written.referenced, error.to_string(), "`rawPath` is for paths as they are sent");
-            return None;
-        }
-    };
-    if is_grpc(&fields)
-        && let Err(error) = norm::check_grpc(&method, &path)
-    {
-        return Some(Request::Bad(error));
     }
-    Some(Request::Http { method, path, host, fields, upgrade, tokens })
+    Some(Request::Http {
+        method: method.into(),
+        target: written.value.as_str().into(),
+        host: host.as_ref().map(|host| host.value.as_str().into()),
+        fields,
+        upgrade,
+        token,
+    })
 }
 
 /// The inner `None` is a handshake that asks for no server name.
@@ -367,15 +370,6 @@ fn server_name(page: &mut Page<'_>, name: &Sp<String>) -> Option<Option<CanonHos
             None
         }
     }
-}
-
-/// As the sidecar tells a gRPC call from another request.
-fn is_grpc(fields: &HeaderFields) -> bool {
-    let mut first = None;
-    let _known = fields.each("content-type", &mut |value| {
-        first.get_or_insert_with(|| value.starts_with(b"application/grpc"));
-    });
-    first == Some(true)
 }
 
 /// Fields of a request that is told in full: what is not written was not sent.

@@ -93,6 +93,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             external,
             hosts: hosts.clone(),
             endpoints: endpoints.clone(),
+            place: page.place(entry.referenced),
         });
     }
     Service { name, external, hosts, ports: checked, endpoints }

@@ -17,7 +17,7 @@ use crate::verdict::Operation;
 
 pub(crate) use address::MeshAddresses;
 pub(crate) use rule::EgressRule;
-pub use target::{CallTarget, NotAsked};
+pub use target::CallTarget;
 
 /// A call on its way out.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,8 @@
 //! What a call out asks for, as people write it: a URL.
 
-use std::fmt;
-
 use crate::generation::Generation;
-use crate::norm::CanonHost;
+use crate::norm::{self, CanonHost, CanonMethod, CanonPath};
+use crate::not_asked::NotAsked;
 use crate::services::ServicePort;
 
 /// What a workload asks its sidecar for: `http://host[:port]/path` is a request, `https://host[:port]` and
@@ -43,51 +42,30 @@ impl CallTarget {
     }
 }
 
-/// Why a sidecar refuses a call out before any rule is asked.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum NotAsked {
-    /// No Service document names the destination.
-    UnknownService,
-    /// A tunnel to a port that speaks HTTP.
-    ConnectToHttp,
-    /// A request to a port of opaque bytes.
-    HttpToTcp,
-}
-
-impl NotAsked {
-    /// The reason that the sidecar gives.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::UnknownService => "unknown_service",
-            Self::ConnectToHttp => "connect_to_http",
-            Self::HttpToTcp => "http_to_tcp",
-        }
-    }
-}
-
-impl fmt::Display for NotAsked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::UnknownService => {
-                "no Service has this host and port, and what no Service names is not called: write one, with \
-                 `external: true` and `hosts` for what is outside of the mesh"
-            }
-            Self::ConnectToHttp => "the port speaks HTTP, and is sent requests: ask for http://",
-            Self::HttpToTcp => "the port carries opaque bytes, through a tunnel: ask for https:// or tcp://",
-        })
-    }
-}
-
 impl Generation {
     /// The port of a service that a workload of `namespace` reaches by `target`.
     pub fn called(&self, target: &CallTarget, namespace: &str) -> Result<&ServicePort, NotAsked> {
         let found = self.services().find(&target.host, target.port, namespace);
         let port = found.ok_or(NotAsked::UnknownService)?;
-        match (target.path.is_some(), port.protocol.is_http()) {
-            (true, false) => Err(NotAsked::HttpToTcp),
-            (false, true) => Err(NotAsked::ConnectToHttp),
-            _ => Ok(port),
-        }
+        port.protocol.carries(target.path.is_none())?;
+        Ok(port)
+    }
+
+    /// Method and path of a call to `port` as they are judged on the way out; `None` for a tunnel.
+    pub fn call_request(
+        &self,
+        port: &ServicePort,
+        target: &CallTarget,
+        method: &str,
+    ) -> Result<Option<(CanonMethod, CanonPath)>, NotAsked> {
+        let Some(path) = target.path.as_deref() else { return Ok(None) };
+        let options = port.paths.options(self.defaults().path);
+        let request = CanonMethod::parse(method).and_then(|method| {
+            let path = CanonPath::parse_for(&method, norm::without_fragment(path), &options)?;
+            self.check_path_out(&path)?;
+            Ok((method, path))
+        });
+        request.map(Some).map_err(NotAsked::BadRequest)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Explanation, Failure, Misfit, Miss, Shadow, list, method_failure};
+use super::failures::{Failure, list, method_failure};
+use super::{Explanation, Misfit, Miss, Shadow, propose};
 use crate::egress::address::{Reach, reach};
 use crate::egress::reference::{destination, matches, whither};
 use crate::egress::rule::{Destination, EgressRule, Spoken, Whither};
@@ -33,6 +34,7 @@ pub(crate) fn explain(generation: &Generation, call: &Call<'_>) -> Explanation {
     let audit = verdict.audit.map(|id| generation.rule(id).clone());
     Explanation {
         verdict,
+        untold: Vec::new(),
         rule,
         readings,
         notes: notes(generation, call),
@@ -150,13 +152,17 @@ fn alternative(call: &Call<'_>, missed: &[Reading<'_>]) -> String {
     let spoken = Spoken::at(call.port.protocol);
     let mut fields = match (call.port.external, must_name.as_slice()) {
         (false, _) => format!("services: [{}], ports: [{port}]", call.port.service),
-        (true, []) => format!("hosts: [{}], ports: [{port}], protocol: {spoken}", call.host.name()),
+        (true, []) => {
+            format!("hosts: [{}], ports: [{port}], protocol: {spoken}", propose::host(call.host))
+        }
         (true, addresses) => {
             let quoted: Vec<String> = addresses.iter().map(|to| format!("\"{to}\"")).collect();
             format!("cidrs: [{}], ports: [{port}], protocol: {spoken}", quoted.join(", "))
         }
     };
-    if let Operation::Http { method, .. } = call.operation {
+    if let Operation::Http { method, .. } = call.operation
+        && let Some(method) = propose::method(method)
+    {
         fields.push_str(&format!(", methods: [{method}]"));
     }
     format!("add an alternative `{{{fields}}}` to `to`")
@@ -208,7 +214,7 @@ fn failures(entry: &Destination, call: &Call<'_>, missed: &[Reading<'_>]) -> Vec
                     let is_prefix = paths.iter().any(|pattern| matches!(pattern, PathPattern::Prefix(_)));
                     out.push(Failure {
                         what: format!("the path {view} is not {}", list(paths, "", "one of")),
-                        change: (!is_prefix).then(|| format!("add {view} to `paths`")),
+                        change: (!is_prefix).then(|| format!("add {} to `paths`", propose::text(view))),
                     });
                 }
             }
@@ -233,7 +239,7 @@ fn misplaced(to: &Whither, call: &Call<'_>, place: At, by_name: bool) -> Failure
         }
         (Whither::Hosts(names), _) => failure(
             format!("the host {host} is not {}", list(names, "", "one of")),
-            Some(format!("add {host} to `hosts`")),
+            Some(format!("add {} to `hosts`", propose::host(call.host))),
         ),
         (Whither::Addresses { .. }, At::Unknown) => failure("the address is not known".to_owned(), None),
         (Whither::Addresses { nets, except }, At::Address(to)) => {
@@ -242,7 +248,7 @@ fn misplaced(to: &Whither, call: &Call<'_>, place: At, by_name: bool) -> Failure
             } else {
                 failure(
                     format!("the address {to} is in none of {}", list(nets, "", "")),
-                    Some(format!("add {to} to `cidrs`")),
+                    Some(format!("add {} to `cidrs`", propose::text(&to.to_string()))),
                 )
             }
         }

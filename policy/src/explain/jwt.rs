@@ -1,7 +1,7 @@
 //! Which demand on tokens failed. A sentence says what the rule asks for, never what a token holds: that is somebody's
 //! data.
 
-use super::{Failure, list};
+use super::failures::{Failure, list};
 use crate::eval_ref;
 use crate::jwt::{ClaimMatch, ClaimTest, JwtMatch};
 use crate::rule::Peer;

@@ -279,8 +279,8 @@ fn facts(
         None => target_port(sidecar, snapshot, &parts.headers)?,
     };
     let protocol = sidecar.config.workload.ports.get(&port).copied();
-    if protocol.is_some_and(|protocol| !protocol.is_http()) {
-        return Err(Error::new(Side::Peer, Reason::HttpToTcp, format!("port {port} is declared opaque")));
+    if let Some(Err(why)) = protocol.map(|protocol| protocol.carries(false)) {
+        return Err(Error::not_asked(why, format!("port {port} is declared opaque")));
     }
     let upgrade = handshake::asked(sidecar, port, parts, has_body)?;
     let (defaults, asked) = match &snapshot.policy {

@@ -221,11 +221,7 @@ impl Target {
             Error::new(Side::Peer, reason, format!("{host} (port {port})"))
         })?;
         let detail = || format!("{} port {} is {}", port.service, port.port, port.protocol.as_str());
-        match (is_tunnel, port.protocol.is_http()) {
-            (true, true) => return Err(Error::new(Side::Peer, Reason::ConnectToHttp, detail())),
-            (false, false) => return Err(Error::new(Side::Peer, Reason::HttpToTcp, detail())),
-            _ => {}
-        }
+        port.protocol.carries(is_tunnel).map_err(|why| Error::not_asked(why, detail()))?;
         let path_options = port.paths.options(generation.defaults().path);
         if path_options.preserve_raw && !is_tunnel {
             authority::check_raw(request.uri(), request.headers())?;
@@ -250,8 +246,13 @@ impl Target {
         let operation = if is_tunnel {
             Operation::Tcp
         } else {
-            let is_websocket = upgrade == Some(Upgrade::WebSocket);
-            let method = if is_websocket { "GET" } else { request.method().as_str() };
+            let method = request.method().as_str();
+            let method = match &upgrade {
+                Some(upgrade) => {
+                    upgrade.method(method.as_bytes()).map_err(|why| Error::not_asked(why, method))?
+                }
+                None => method,
+            };
             let method = CanonMethod::parse(method).map_err(bad)?;
             let raw = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             let path = CanonPath::parse_for(&method, raw, &self.path_options).map_err(bad)?;

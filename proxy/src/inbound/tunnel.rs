@@ -53,10 +53,9 @@ pub async fn serve_tunnel(
     // What follows may last for days, and must not keep this policy for as long.
     let limits = Arc::clone(&snapshot.limits);
     match sidecar.config.workload.ports.get(&port) {
-        Some(protocol) if protocol.is_http() => {
-            Err(Error::new(Side::Peer, Reason::ConnectToHttp, format!("port {port} speaks HTTP")))
-        }
         Some(declared) => {
+            let refused = |why| Error::not_asked(why, format!("port {port} speaks HTTP"));
+            declared.carries(true).map_err(refused)?;
             if *declared == Declared::Tls && asks_sni(&snapshot, port) {
                 return serve_unread(worker, connection, port, pending, snapshot, Found::Tls, decision);
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName};
-use postern_policy::{Generation, Issuer, Jwt, OtherTokens, TokenHeader, TokenSet};
+use postern_policy::{BadToken, Generation, Issuer, Jwt, OtherTokens, TokenHeader, TokenSet};
 
 use super::keyring::Keyrings;
 use super::verify::{Outcome, Unverified};
@@ -77,8 +77,8 @@ fn one<'i>(
         Ok(token) => token,
         Err(outcome) => return (outcome, None),
     };
-    let Some(issuer) = issuers.find(|issuer| *issuer.name == *token.issuer) else {
-        return (Outcome::Other("of an issuer that is not configured"), None);
+    let Some(issuer) = issuers.find(|issuer| *issuer.name == *token.issuer()) else {
+        return (BadToken::UnknownIssuer.into(), None);
     };
     let ring = keyrings.of(&issuer.keys);
     let keys = ring.as_ref().and_then(|ring| ring.usable(now));

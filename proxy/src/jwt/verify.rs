@@ -1,11 +1,11 @@
 //! One token: its form, its issuer, its signature, its time. Pure.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use postern_policy::{Algorithm, BadClaims, Claims, Issuer, MAX_PAYLOAD, strict_object};
+use postern_policy::{Algorithm, BadToken, Claims, Issuer, MAX_PAYLOAD, Payload, strict_object};
 
 use super::jwk::KeySet;
 
@@ -27,6 +27,12 @@ pub(super) enum Outcome {
     Invalid(&'static str),
 }
 
+impl From<BadToken> for Outcome {
+    fn from(bad: BadToken) -> Self {
+        if bad.is_other() { Self::Other(bad.as_str()) } else { Self::Invalid(bad.as_str()) }
+    }
+}
+
 /// What was found in a token before any key is asked.
 pub(super) struct Unverified<'t> {
     /// What is signed: header, dot, payload.
@@ -35,9 +41,7 @@ pub(super) struct Unverified<'t> {
     algorithm: Option<Algorithm>,
     key_id: Option<String>,
     has_crit: bool,
-    payload: Vec<u8>,
-    /// `iss`, on the token's word.
-    pub(super) issuer: String,
+    payload: Payload,
 }
 
 impl<'t> Unverified<'t> {
@@ -46,7 +50,7 @@ impl<'t> Unverified<'t> {
         if token.len() > MAX_TOKEN {
             return Err(Outcome::Invalid("larger than 8 KiB"));
         }
-        let no_jwt = || Outcome::Other("no JWT");
+        let no_jwt = || Outcome::from(BadToken::NotJwt);
         let (message, signature) = token.rsplit_once('.').ok_or_else(no_jwt)?;
         let (header, payload) = message.split_once('.').ok_or_else(no_jwt)?;
         if payload.contains('.') {
@@ -57,24 +61,14 @@ impl<'t> Unverified<'t> {
         if header.len() > MAX_HEADER || payload.len() > MAX_PAYLOAD {
             return Err(Outcome::Invalid("larger than it may be"));
         }
-        // Two readers of an ambiguous object would see two tokens.
-        let object = |bytes: &[u8]| {
-            strict_object(bytes).map_err(|error| match error {
-                BadClaims::Duplicate => Outcome::Invalid("a name stands in it twice"),
-                BadClaims::TooLarge => Outcome::Invalid("nested too deeply"),
-                _ => no_jwt(),
-            })
-        };
-        let header = object(&header)?;
+        let header = strict_object(&header).map_err(BadToken::of_object)?;
         let algorithm = header.get("alg").and_then(|name| name.as_str()).ok_or_else(no_jwt)?;
         let algorithm = Algorithm::parse(algorithm);
         let key_id = match header.get("kid") {
             None => None,
             Some(id) => Some(id.as_str().ok_or(Outcome::Invalid("`kid` is no text"))?.to_owned()),
         };
-        let issuer = object(&payload)?;
-        let issuer = issuer.get("iss").and_then(|name| name.as_str());
-        let issuer = issuer.ok_or(Outcome::Other("without issuer"))?.to_owned();
+        let payload = Payload::parse(&payload)?;
         Ok(Self {
             message: message.as_bytes(),
             signature,
@@ -82,14 +76,18 @@ impl<'t> Unverified<'t> {
             key_id,
             has_crit: header.contains_key("crit"),
             payload,
-            issuer,
         })
+    }
+
+    /// `iss`, on the token's word.
+    pub(super) fn issuer(&self) -> &str {
+        self.payload.issuer()
     }
 
     /// Verifies it as a token of `issuer`, whose keys are at hand or not.
     pub(super) fn verify(self, issuer: &Issuer, keys: Option<&KeySet>, now: SystemTime) -> Outcome {
-        let Self { message, signature, algorithm, key_id, has_crit, payload, issuer: named } = self;
-        debug_assert_eq!(*issuer.name, *named);
+        let Self { message, signature, algorithm, key_id, has_crit, payload } = self;
+        debug_assert_eq!(*issuer.name, *payload.issuer());
         let Some(algorithm) = algorithm.filter(|algorithm| issuer.algorithms.contains(algorithm)) else {
             return Outcome::Invalid("signed with an algorithm that its issuer does not use");
         };
@@ -101,36 +99,11 @@ impl<'t> Unverified<'t> {
         if !keys.verifies(key_id.as_deref(), algorithm, message, &signature) {
             return Outcome::Invalid("the signature does not fit");
         }
-        let Ok(claims) = Claims::from_json(&payload) else {
-            return Outcome::Invalid("without claims that it must have, or with such of a wrong type");
-        };
-        match check(&claims, issuer, now) {
-            Some(wrong) => Outcome::Invalid(wrong),
-            None => Outcome::Verified(Arc::new(claims.with_skew(issuer.clock_skew))),
+        match payload.claims(issuer, Some(now)) {
+            Ok(claims) => Outcome::Verified(Arc::new(claims)),
+            Err(bad) => bad.into(),
         }
     }
-}
-
-/// What keeps verified claims from holding now.
-fn check(claims: &Claims, issuer: &Issuer, now: SystemTime) -> Option<&'static str> {
-    let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let skew = i64::try_from(issuer.clock_skew.as_secs()).unwrap_or(0);
-    if claims.issuer() != &*issuer.name {
-        return Some("of another issuer");
-    }
-    if claims.expires().saturating_add(skew) <= now {
-        return Some("expired");
-    }
-    if claims.not_before().is_some_and(|start| start > now.saturating_add(skew)) {
-        return Some("not yet valid");
-    }
-    if claims.issued_at().is_some_and(|start| start > now.saturating_add(skew)) {
-        return Some("issued in the future");
-    }
-    let is_for_us = issuer.audiences.is_empty()
-        || claims.audiences().any(|audience| issuer.audiences.iter().any(|own| **own == *audience));
-    (!is_for_us).then_some("for another audience")
 }
 
 #[cfg(test)]

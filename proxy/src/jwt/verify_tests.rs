@@ -1,4 +1,5 @@
 use std::sync::LazyLock;
+use std::time::{Duration, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;

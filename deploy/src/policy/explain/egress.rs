@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use postern_policy::norm::{CanonMethod, CanonPath};
-use postern_policy::{Call, CallTarget, Operation, Workload, load};
+use postern_policy::{Call, CallTarget, NotAsked, Operation, Workload, load};
 
 use super::{Args, at, labels};
 use crate::policy::{Failure, question, read};
@@ -34,19 +33,30 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let _ = generation.tell_time(at(args.at.as_deref())?);
     let port = match generation.called(&target, namespace) {
         Ok(port) => port,
+        Err(why) => {
+            // Half of it may be known.
+            let service = generation.services().service(&target.host, namespace);
+            let text = match (why, service) {
+                (NotAsked::UnknownService, Some(service)) => {
+                    let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+                    format!(
+                        "the Service {} has this host, and not port {}: it has {}",
+                        service.name,
+                        target.port,
+                        ports.join(", ")
+                    )
+                }
+                _ => why.to_string(),
+            };
+            return Ok(not_asked(args, why.label(), &text));
+        }
+    };
+    let request = match generation.call_request(port, &target, method) {
+        Ok(request) => request,
         Err(why) => return Ok(not_asked(args, why.label(), &why.to_string())),
     };
-    let options = port.paths.options(generation.defaults().path);
-    let parsed = CanonMethod::parse(method).and_then(|method| {
-        let path = target.path.as_deref().map(|path| CanonPath::parse_for(&method, path, &options));
-        Ok((method, path.transpose()?))
-    });
-    let (method, path) = match parsed {
-        Ok(parsed) => parsed,
-        Err(error) => return Ok(not_asked(args, "bad_request", &error.to_string())),
-    };
-    let operation = match &path {
-        Some(path) => Operation::http(&method, path),
+    let operation = match &request {
+        Some((method, path)) => Operation::http(method, path),
         None => Operation::Tcp,
     };
     let listed = port.addresses();

@@ -43,9 +43,12 @@ pub(super) fn ask(args: &Args, socket: &Path) -> Result<ExitCode, Failure> {
         [] => None,
         lines => Some(lines.iter().map(split).collect::<Result<_, Failure>>()?),
     };
+    let claims = args.claims.as_deref().map(super::claims).transpose();
+    let claims = claims.map_err(|error| question(format!("--claims: {error}")))?;
     let asked = serde_json::json!({
         "from": from, "address": args.address, "port": port, "method": method, "path": path,
         "host": args.host, "headers": headers, "upgrade": args.upgrade, "sni": args.sni,
+        "claims": claims,
     });
     let (status, mut answer) = live::ask(socket, "POST", "/v1/policy/explain", &asked)?;
     if status != 200 {

@@ -199,6 +199,7 @@ fn port(namespace: &str, name: &str, port: u16, protocol: Protocol, external: bo
         external,
         hosts: Arc::default(),
         endpoints: Arc::default(),
+        place: crate::diagnostic::Place { file: "services.yaml".into(), line: 1, column: 1 },
     }
 }
 

@@ -49,13 +49,9 @@ pub(super) fn asked(
         }
         return Ok(is_websocket.then_some(Upgrade::WebSocket));
     };
-    if protocol.as_str().eq_ignore_ascii_case("websocket") {
-        return Ok(Some(Upgrade::WebSocket));
-    }
     let listed = sidecar.config.workload.upgrades.get(&port).map_or(&[][..], Vec::as_slice);
-    let name = listed.iter().find(|name| name.is(protocol.as_str().as_bytes()));
-    let name = name.ok_or_else(|| refused(format!("port {port} lists no such upgrade")))?;
-    Ok(Some(Upgrade::Named(name.clone())))
+    let upgrade = Upgrade::at_port(protocol.as_str().as_bytes(), listed);
+    upgrade.map(Some).map_err(|why| Error::not_asked(why, format!("port {port} lists no such upgrade")))
 }
 
 /// The method that the workload will see, which is the one to be judged.
@@ -63,18 +59,15 @@ pub(super) fn method<'a>(
     upgrade: Option<&Upgrade>,
     parts: &'a http::request::Parts,
 ) -> Result<&'a str, Error> {
-    match upgrade {
-        None => Ok(parts.method.as_str()),
-        Some(Upgrade::WebSocket) => Ok("GET"),
-        Some(Upgrade::Named(_)) => {
-            let mut lines = parts.headers.get_all(headers::POSTERN_METHOD).iter();
-            match (lines.next().map(HeaderValue::as_bytes), lines.next()) {
-                (Some(b"GET"), None) => Ok("GET"),
-                (Some(b"POST"), None) => Ok("POST"),
-                _ => Err(refused("an upgrade needs exactly one postern-method, GET or POST")),
-            }
-        }
-    }
+    let Some(upgrade) = upgrade else { return Ok(parts.method.as_str()) };
+    let mut lines = parts.headers.get_all(headers::POSTERN_METHOD).iter();
+    let said = match (lines.next(), lines.next()) {
+        (Some(line), None) => line.as_bytes(),
+        // None that is carried.
+        _ => b"",
+    };
+    let refused = |why| Error::not_asked(why, "an upgrade needs exactly one postern-method, GET or POST");
+    upgrade.method(said).map_err(refused)
 }
 
 /// Asks the workload by HTTP/1, and checks that its answer is one to what was asked.

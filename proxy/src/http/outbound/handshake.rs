@@ -35,12 +35,12 @@ impl Target {
     /// The upgrade that an HTTP/1.1 request asks for, if the port lists it. Any other, or one of several, belongs to the
     /// hop and goes with it: the request is a plain one (RFC 9110, 7.8).
     pub(super) fn upgrade(&self, request: &Request<Body>) -> Option<Upgrade> {
-        if request.version() != Version::HTTP_11 || ![Method::GET, Method::POST].contains(request.method()) {
+        if request.version() != Version::HTTP_11 {
             return None;
         }
         let asked = headers::asked_upgrade(request.headers())?;
-        let name = self.port.upgrades.iter().find(|name| name.is(asked))?;
-        Some(Upgrade::Named(name.clone()))
+        let upgrade = Upgrade::at_port(asked, &self.port.upgrades).ok()?;
+        upgrade.method(request.method().as_str().as_bytes()).is_ok().then_some(upgrade)
     }
 }
 
