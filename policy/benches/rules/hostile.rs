@@ -116,8 +116,8 @@ pub(crate) fn shapes(count: usize) -> Vec<Shape> {
         }),
         Shape {
             ask: Ask { identity: "spiffe://else/ns/web/sa/front", ..ASK },
-            ..own("two accounts of another trust domain", Allow, &|n| {
-                format!("from: [{{trustDomain: else, serviceAccounts: [web/a{n}, web/b{n}]}}]")
+            ..own("another trust domain", Allow, &|n| {
+                format!("from: [{{trustDomain: else}}], {}", to(format!("methods: [M{n}]")))
             })
         },
         own("one port", Allow, &|n| to(format!("ports: [8080], methods: [M{n}]"))),

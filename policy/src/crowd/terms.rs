@@ -4,7 +4,7 @@ use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
 use postern_svid::{SpiffeId, TrustDomain};
 
-use crate::istio::{Clause, IdentityPattern, Test, TextPattern, What, Who};
+use crate::istio::{Clause, IdentityPattern, TextPattern, What, Who};
 use crate::norm::CanonHost;
 use crate::pattern::{PathPattern, Segment, Template};
 use crate::rule::{HostPattern, Peer, Rule, Target};
@@ -148,7 +148,7 @@ fn asks_layer7(rule: &Rule) -> bool {
 }
 
 fn dimensions<'r>(rule: &'r Rule, traffic: Traffic, outlines: &mut Outlines) -> Dimensions<'r> {
-    let [source, paths, hosts, ports] = match &rule.istio {
+    let [source, paths, hosts, ports, nets] = match &rule.istio {
         Some(clause) => of_istio(clause, rule.action, outlines),
         None => own(rule, outlines),
     };
@@ -160,8 +160,8 @@ fn dimensions<'r>(rule: &'r Rule, traffic: Traffic, outlines: &mut Outlines) -> 
             }))
         };
     let fields = match traffic {
-        Traffic::Http => vec![source, paths, hosts, ports],
-        Traffic::Opaque => vec![source, names(), ports],
+        Traffic::Http => vec![source, paths, hosts, ports, nets],
+        Traffic::Opaque => vec![source, names(), ports, nets],
     };
     let once = |mut terms: Vec<Term<'r>>| {
         let mut seen = HashSet::default();
@@ -171,9 +171,9 @@ fn dimensions<'r>(rule: &'r Rule, traffic: Traffic, outlines: &mut Outlines) -> 
     fields.into_iter().flatten().map(once).collect()
 }
 
-type Fields<'r> = [Option<Vec<Term<'r>>>; 4];
+type Fields<'r> = [Option<Vec<Term<'r>>>; 5];
 
-/// By source, path, host, port.
+/// By source, path, host, port, source address.
 fn own<'r>(rule: &'r Rule, outlines: &mut Outlines) -> Fields<'r> {
     let to = rule.to.as_deref();
     let source = rule.from.as_deref().and_then(|peers| joined(peers.iter().map(source)));
@@ -187,7 +187,8 @@ fn own<'r>(rule: &'r Rule, outlines: &mut Outlines) -> Fields<'r> {
             }))
         });
     let ports = rule.ports().map(|ports| ports.into_iter().map(Term::Port).collect());
-    [source, paths.and_then(|paths| joined(paths.into_iter())), host, ports]
+    let nets = rule.from.as_deref().and_then(|peers| joined(peers.iter().map(nets)));
+    [source, paths.and_then(|paths| joined(paths.into_iter())), host, ports, nets]
 }
 
 /// What every alternative has.
@@ -196,20 +197,25 @@ fn joined<'r>(alternatives: impl Iterator<Item = Option<Vec<Term<'r>>>>) -> Opti
     Some(all?.into_iter().flatten().collect())
 }
 
+/// The most specific field.
 fn source(peer: &Peer) -> Option<Vec<Term<'_>>> {
-    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs, jwt: _, not: _ } = peer;
+    let Peer { unauthenticated, spiffe, accounts, namespaces, trust_domain, cidrs: _, jwt: _, not: _ } = peer;
     let domain = trust_domain.as_ref();
-    let lists = [
-        spiffe.as_ref().map(|ids| ids.iter().map(Term::Id).collect::<Vec<_>>()),
-        accounts.as_ref().map(|accounts| {
-            accounts.iter().map(|one| Term::Account(domain, &one.namespace, &one.name)).collect()
-        }),
-        namespaces.as_ref().map(|names| names.iter().map(|name| Term::Namespace(domain, name)).collect()),
-        domain.map(|domain| vec![Term::Domain(domain)]),
-        cidrs.as_ref().map(|nets| nets.iter().copied().map(Term::Net).collect()),
-    ];
-    let shortest = lists.into_iter().flatten().min_by_key(Vec::len);
-    shortest.or_else(|| unauthenticated.then(|| vec![Term::Anonymous]))
+    if let Some(ids) = spiffe {
+        return Some(ids.iter().map(Term::Id).collect());
+    }
+    if let Some(accounts) = accounts {
+        return Some(accounts.iter().map(|one| Term::Account(domain, &one.namespace, &one.name)).collect());
+    }
+    if let Some(names) = namespaces {
+        return Some(names.iter().map(|name| Term::Namespace(domain, name)).collect());
+    }
+    let domain = domain.map(|domain| vec![Term::Domain(domain)]);
+    domain.or_else(|| nets(peer)).or_else(|| unauthenticated.then(|| vec![Term::Anonymous]))
+}
+
+fn nets(peer: &Peer) -> Option<Vec<Term<'_>>> {
+    peer.cidrs.as_ref().map(|nets| nets.iter().copied().map(Term::Net).collect())
 }
 
 fn of_target<'r>(target: &'r Target, outlines: &mut Outlines) -> Option<Vec<Term<'r>>> {
@@ -222,18 +228,18 @@ fn of_target<'r>(target: &'r Target, outlines: &mut Outlines) -> Option<Vec<Term
 
 fn of_istio<'r>(clause: &'r Clause, action: Action, outlines: &mut Outlines) -> Fields<'r> {
     let source = |who: &'r Who| {
-        let Who { identities, addresses, tokens: _ } = who;
-        let identities = identities.iter().map(|Test { values, not: _ }| {
-            values
-                .iter()
-                .map(|pattern| match pattern {
-                    IdentityPattern::Id(id) => Term::Id(id),
-                    other => Term::Identity(other),
-                })
-                .collect::<Vec<_>>()
-        });
-        let addresses = addresses.iter().map(|test| test.values.iter().copied().map(Term::Net).collect());
-        identities.chain(addresses).filter(|list: &Vec<_>| !list.is_empty()).min_by_key(Vec::len)
+        let named = who.identities.iter().filter(|test| !test.values.is_empty());
+        // The most specific: none that means more identities than another.
+        let test = named.min_by_key(|test| test.values.iter().map(IdentityPattern::width).max())?;
+        let term = |pattern: &'r IdentityPattern| match pattern {
+            IdentityPattern::Id(id) => Term::Id(id),
+            other => Term::Identity(other),
+        };
+        Some(test.values.iter().map(term).collect::<Vec<_>>())
+    };
+    let nets = |who: &'r Who| {
+        let test = who.addresses.iter().find(|test| !test.values.is_empty())?;
+        Some(test.values.iter().copied().map(Term::Net).collect::<Vec<_>>())
     };
     let mut path = |what: &'r What| {
         let terms = (!what.paths.values.is_empty()).then(|| outlines.terms(&what.paths.values));
@@ -256,10 +262,11 @@ fn of_istio<'r>(clause: &'r Clause, action: Action, outlines: &mut Outlines) -> 
     };
     let paths: Vec<_> = clause.to.iter().map(&mut path).collect();
     [
-        joined(clause.from.iter().map(source)),
+        joined(clause.from.iter().map(|who| source(who).or_else(|| nets(who)))),
         joined(paths.into_iter()),
         if action.is_wide() { None } else { joined(clause.to.iter().map(host)) },
         joined(clause.to.iter().map(port)),
+        joined(clause.from.iter().map(nets)),
     ]
 }
 

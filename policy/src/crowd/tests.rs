@@ -15,6 +15,10 @@ fn generation(specs: &[(&str, &str, usize)]) -> Generation {
             text.push_str(&format!("  - {{name: r{n}, {}}}\n", rule.replace('N', &n.to_string())));
         }
     }
+    loaded(text)
+}
+
+fn loaded(text: String) -> Generation {
     let scope = Scope {
         trust_domain: postern_svid::TrustDomain::parse("td").unwrap(),
         root_namespace: "root".into(),
@@ -26,6 +30,15 @@ fn generation(specs: &[(&str, &str, usize)]) -> Generation {
     };
     let file = SourceFile { name: "a.yaml".into(), text: text.into_bytes() };
     load(&[file], &scope, 1).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// One AuthorizationPolicy, whose sources are as told.
+fn of_istio(source: &str, count: usize) -> Generation {
+    let mut text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  rules:\n".to_owned();
+    for n in 0..count {
+        text.push_str(&format!("  - from: [{{source: {{{}}}}}]\n", source.replace('N', &n.to_string())));
+    }
+    loaded(text)
 }
 
 /// Size and key of each crowd.
@@ -55,7 +68,7 @@ fn what_the_engine_files_together_is_a_crowd() {
         (ALLOW, "to: [{methods: [GN], ports: [80]}]", "the port 80"),
         (ALLOW, "from: [{cidrs: [0.0.0.0/0]}], to: [{methods: [GN]}]", "the network 0.0.0.0/0"),
         (ALLOW, "from: [{namespaces: [web]}], to: [{methods: [GN]}]", "the namespace web"),
-        (ALLOW, "from: [{trustDomain: else, serviceAccounts: [w/aN, w/bN]}]", "the trust domain else"),
+        (ALLOW, "from: [{trustDomain: else}], to: [{methods: [GN]}]", "the trust domain else"),
         // The narrower of two fields that are both shared.
         (
             ALLOW,
@@ -84,6 +97,36 @@ fn what_is_told_apart_is_none() {
         assert_eq!(found(&generation, Traffic::Http, 5), [], "{rule}");
         assert_eq!(generation.most_candidates(), 1, "{rule}");
     }
+}
+
+/// Several names that are few's, beside one that is everybody's.
+#[test]
+fn callers_are_told_apart_by_what_is_most_specific() {
+    for rule in [
+        "from: [{trustDomain: else, serviceAccounts: [w/aN, w/bN]}]",
+        "from: [{serviceAccounts: [w/aN, w/bN], cidrs: [10.0.0.0/8]}]",
+        "from: [{namespaces: [nN, mN], cidrs: [10.0.0.0/8]}]",
+        "from: [{namespaces: [web, ops], cidrs: [10.0.0.N/32]}]",
+        "from: [{unauthenticated: true, cidrs: [10.0.0.N/32]}]",
+    ] {
+        told_apart(&generation(&[(ALLOW, rule, 40)]), rule);
+    }
+    for source in [
+        "principals: [td/ns/w/sa/aN, td/ns/w/sa/bN], namespaces: [w]",
+        "namespaces: [nN, mN], ipBlocks: [10.0.0.0/8]",
+        "namespaces: [web, ops], ipBlocks: [10.0.0.N]",
+        "ipBlocks: [10.0.0.N, 10.0.1.N]",
+    ] {
+        told_apart(&of_istio(source, 40), source);
+    }
+}
+
+fn told_apart(generation: &Generation, rule: &str) {
+    for traffic in [Traffic::Http, Traffic::Opaque] {
+        assert_eq!(found(generation, traffic, 5), [], "{rule}");
+    }
+    assert_eq!(generation.engine.worst_list(), 1, "the engine's own count: {rule}");
+    assert_eq!(generation.most_candidates(), 1, "{rule}");
 }
 
 #[test]

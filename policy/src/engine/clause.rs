@@ -26,7 +26,10 @@ pub(super) struct ClauseKeys {
 /// Every test must hold.
 #[derive(Debug)]
 struct WhoKeys {
+    /// Those of identities, most specific first, then those of addresses.
     tests: Box<[KeyTest]>,
+    /// How many are of identities.
+    identities: usize,
     tokens: Box<[TokenTest]>,
 }
 
@@ -67,7 +70,9 @@ fn compile_who(keys: &mut Keys, who: &Who) -> WhoKeys {
         let values = (!values.is_empty()).then(|| sorted(values).into());
         tests.push(KeyTest { values, not: sorted(not).into() });
     };
-    for Test { values, not } in identities {
+    let mut identities: Vec<&Test<IdentityPattern>> = identities.iter().collect();
+    identities.sort_by_key(|test| test.values.iter().map(IdentityPattern::width).max());
+    for Test { values, not } in &identities {
         let mut all = |list: &[IdentityPattern]| list.iter().map(|pattern| keys.identity(pattern)).collect();
         test(all(values), all(not));
     }
@@ -76,7 +81,7 @@ fn compile_who(keys: &mut Keys, who: &Who) -> WhoKeys {
             |list: &[ipnet::IpNet]| list.iter().map(|net| keys.source(SourceKey::Net(*net))).collect();
         test(all(values), all(not));
     }
-    WhoKeys { tests: tests.into(), tokens: tokens.as_slice().into() }
+    WhoKeys { tests: tests.into(), identities: identities.len(), tokens: tokens.as_slice().into() }
 }
 
 fn compile_what(keys: &mut Keys, what: &What) -> WhatKeys {
@@ -123,13 +128,20 @@ impl ClauseKeys {
             })
     }
 
-    /// Keys one of which is true of every peer that it means, if every alternative names some.
+    /// Keys one of which is true of every peer that it means, if every alternative names some: of its most specific field.
     pub(super) fn source_keys(&self) -> Option<Vec<u32>> {
+        self.keys_of(|who| &who.tests)
+    }
+
+    /// The same for networks alone.
+    pub(super) fn net_keys(&self) -> Option<Vec<u32>> {
+        self.keys_of(|who| &who.tests[who.identities..])
+    }
+
+    fn keys_of(&self, tests: impl Fn(&WhoKeys) -> &[KeyTest]) -> Option<Vec<u32>> {
         let mut out = Vec::new();
-        for WhoKeys { tests, tokens: _ } in &self.from {
-            let values = tests.iter().filter_map(|test| test.values.as_ref());
-            // The shortest list is the most specific.
-            out.extend_from_slice(values.min_by_key(|list| list.len())?);
+        for who in &self.from {
+            out.extend_from_slice(tests(who).iter().find_map(|test| test.values.as_ref())?);
         }
         Some(sorted(out))
     }

@@ -55,7 +55,7 @@ pub(super) fn compile<'a>(
     for ((.., rule), &at) in order.iter().zip(&places) {
         let ready = packed.rule(at);
         filing.of(&packed, &ready, anonymous, &mut keys);
-        let Filing { source, path, host, sni, port, .. } = &filing;
+        let Filing { source, path, host, sni, port, net, .. } = &filing;
         has_audit |= rule.action == Action::Audit;
         has_shadow |= rule.enforcement == Enforcement::Shadow;
         let drawers = match (rule.action, rule.enforcement) {
@@ -63,16 +63,18 @@ pub(super) fn compile<'a>(
             (_, Enforcement::Shadow) => &mut shadow,
             (_, Enforcement::Enforce) => &mut obeyed,
         };
-        drawers.http.put(at, [source, path, host, port].into_iter().filter_map(Option::as_deref));
+        drawers.http.put(at, [source, path, host, port, net].into_iter().filter_map(Option::as_deref));
         // Without layer 7 a Deny by path fires on everything: the path proposes nothing there.
-        drawers.tcp.put(at, [source, sni, port].into_iter().filter_map(Option::as_deref));
+        drawers.tcp.put(at, [source, sni, port, net].into_iter().filter_map(Option::as_deref));
         if rule.enforcement == Enforcement::Shadow {
             continue;
         }
         let tier = rule.tier as usize;
         match rule.action {
             Action::Audit => {}
-            _ if rule.istio.is_some() || rule.from.is_some() => by_source.put(at, source.as_deref()),
+            _ if rule.istio.is_some() || rule.from.is_some() => {
+                by_source.put(at, [source, net].into_iter().filter_map(Option::as_deref));
+            }
             Action::Allow => open_allow[tier] = open_allow[tier].or(Some(at)),
             Action::Deny => open_deny[tier] = open_deny[tier].or(Some(at)),
         }
@@ -119,18 +121,21 @@ struct Filing {
     host: Option<Vec<u32>>,
     sni: Option<Vec<u32>>,
     port: Option<Vec<u32>>,
+    /// Source addresses, beside whatever else is said of callers.
+    net: Option<Vec<u32>>,
     /// Lists that were used before.
     spare: Vec<Vec<u32>>,
 }
 
 impl Filing {
     fn of(&mut self, packed: &Packed, rule: &Head<'_>, anonymous: u32, keys: &mut Keys) {
-        let Self { source, path, host, sni, port, spare } = self;
-        spare.extend([&mut *source, path, host, sni, port].into_iter().filter_map(Option::take));
+        let Self { source, path, host, sni, port, net, spare } = self;
+        spare.extend([&mut *source, path, host, sni, port, net].into_iter().filter_map(Option::take));
         let is_wide = rule.action().is_wide();
         if let Some(clause) = rule.clause {
             let clause = packed.clause(clause);
             (*source, *path, *sni) = (clause.source_keys(), clause.path_keys(), None);
+            *net = clause.net_keys();
             *host = if is_wide { None } else { clause.host_keys() };
             *port = clause.ports().map(|ports| ports.iter().map(|port| keys.add_port(*port)).collect());
             return;
@@ -142,6 +147,7 @@ impl Filing {
         };
         let (from, to) = rule.alternatives();
         *source = from.and_then(|from| sources(from, anonymous, list()));
+        *net = from.and_then(|from| nets(from, list()));
         *path = to.and_then(|to| paths(to, list()));
         // Where the host or the server name is not known no key proposes, and a Deny by them fires all the same: only an
         // Allow can be filed so.
@@ -159,16 +165,25 @@ impl Filing {
     }
 }
 
-/// One positive field of every alternative, or `None` if an alternative has none (`not` alone).
+/// The most specific field of every alternative, or `None` if an alternative has none (`not` alone).
 fn sources(from: Alternatives<'_>, anonymous: u32, mut out: Vec<u32>) -> Option<Vec<u32>> {
     for peer in from {
         let peer = Who::read(peer);
-        // The shortest list is the most specific field.
-        match peer.identity().chain(peer.cidrs).min_by_key(|list| list.len()) {
+        // Identity fields stand in this order: ids, accounts, namespaces, trust domain. A short list of wide names would
+        // gather all rules that share them.
+        match peer.identity().next().or(peer.cidrs) {
             Some(list) => out.extend_from_slice(list),
             None if peer.unauthenticated => out.push(anonymous),
             None => return None,
         }
+    }
+    Some(sorted(out))
+}
+
+/// The networks of every alternative, if every one names some.
+fn nets(from: Alternatives<'_>, mut out: Vec<u32>) -> Option<Vec<u32>> {
+    for peer in from {
+        out.extend_from_slice(Who::read(peer).cidrs?);
     }
     Some(sorted(out))
 }

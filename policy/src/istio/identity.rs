@@ -62,6 +62,16 @@ impl Glob {
 }
 
 impl IdentityPattern {
+    /// Wider ones mean more identities.
+    pub(crate) fn width(&self) -> u8 {
+        match self {
+            Self::Id(_) => 0,
+            Self::Account { .. } => 1,
+            Self::Namespace(_) => 2,
+            Self::Glob(_) => 3,
+        }
+    }
+
     /// Patterns of one item of `principals`, in the mesh's own trust domain and its aliases if it names one of them.
     pub(crate) fn principals(text: &str, own: &OwnDomains) -> Result<Vec<Self>, String> {
         expanded(text, own).iter().map(|text| Self::principal(text)).collect()
