@@ -4,8 +4,8 @@
 //! what cannot be meant, decode unreserved characters once, then slashes, parameters, dot segments and double slashes.
 //! The result is what is decided on and what is forwarded, byte for byte.
 //!
-//! Where servers read the same bytes differently (`;parameters`, doubly escaped characters, kept slashes), the path
-//! carries those readings, and a request is allowed only if every reading is.
+//! Where servers read the same bytes differently (`;parameters`, doubly escaped characters, kept slashes, an
+//! escaped `?`), the path carries those readings, and a request is allowed only if every reading is.
 
 use std::fmt;
 
@@ -269,6 +269,8 @@ fn readings(path: &str) -> Result<Box<[Box<str>]>, NormError> {
             read_decoded_again(from)?,
             read_slashes(from)?,
             read_delimiters(from)?,
+            read_until(from, "%3F")?,
+            read_until(from, "%23")?,
         ];
         for reading in more.into_iter().flatten() {
             if reading == path || found.iter().any(|known| **known == *reading) {
@@ -338,6 +340,14 @@ fn read_delimiters(path: &str) -> Result<Option<String>, NormError> {
     }
     out.push_str(&path[from..]);
     canonical(&out, EscapedSlashes::Keep).map(Some)
+}
+
+/// A server that decodes before it cuts off the query (CVE-2024-38474), or the fragment, ends the path there.
+fn read_until(path: &str, end: &str) -> Result<Option<String>, NormError> {
+    match path.find(end) {
+        Some(at) => canonical(&path[..at], EscapedSlashes::Keep).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// What stands before the first `;` or `%3B`.

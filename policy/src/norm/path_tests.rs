@@ -43,7 +43,7 @@ fn grpc() {
 fn hostile() -> impl Strategy<Value = String> {
     let pieces = vec![
         "/", "//", ".", "..", "%2e", "%2E", "%2f", "%5c", "\\", ";", "%3b", "%3B", "%25", "%61", "a",
-        "admin", "%40", "@", "%c3", "{", "%7d", "?", "%0", "%00", "x=1", "*",
+        "admin", "%40", "@", "%c3", "{", "%7d", "?", "%0", "%00", "%3f", "%23", "x=1", "*",
     ];
     prop::collection::vec(prop::sample::select(pieces), 0..14)
         .prop_map(|parts| format!("/{}", parts.concat()))
@@ -82,7 +82,7 @@ proptest! {
         }
     }
 
-    /// Whatever a further decoding, a servlet container or a slash-blind server makes of a path is among its views.
+    /// Whatever a further decoding, a servlet container or a server that decodes too early makes of a path is among its views.
     #[test]
     fn readings_are_closed(raw in hostile(), options in any_slashes()) {
         if let Ok(path) = CanonPath::parse(&raw, &options) {
@@ -95,6 +95,12 @@ proptest! {
                 let kept = PathOptions { escaped_slashes: EscapedSlashes::Keep, ..PathOptions::default() };
                 let canonical = CanonPath::parse(&joined, &kept).unwrap();
                 prop_assert!(views.contains(&canonical.path()), "{} of {views:?}", canonical.path());
+                // One that decodes before it cuts off the query, or the fragment.
+                for end in ["%3F", "%23"] {
+                    let cut = view.split(end).next().unwrap();
+                    let canonical = CanonPath::parse(cut, &kept).unwrap();
+                    prop_assert!(views.contains(&canonical.path()), "{} of {views:?}", canonical.path());
+                }
             }
         }
     }
