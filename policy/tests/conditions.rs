@@ -137,6 +137,13 @@ fn explanations_say_which_condition_fails() {
 }
 
 #[test]
+fn conditions_of_several_lines_are_told_in_one() {
+    let text = "  - name: r\n    when:\n      cel: |\n        request.port == 8080 &&\n\n          request.path == '/x'\n";
+    let said = Ask { path: "/", tenant: None }.explained(&loaded(&policy("p", "Allow", text)));
+    assert!(said.contains("the condition `request.port == 8080 && request.path == '/x'` is false"), "{said}");
+}
+
+#[test]
 fn tests_of_policies_reach_conditions() {
     let text = policy(
         "p",

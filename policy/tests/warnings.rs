@@ -223,3 +223,36 @@ fn hosts_of_the_mesh_that_stand_outside_of_it() {
         assert!(warnings(&[orders.clone(), outside(name, host)]).is_empty(), "{host}");
     }
 }
+
+#[test]
+fn conditions_on_tokens_that_nobody_issues() {
+    let rule = "to: [{ports: [80]}], when: {cel: 'jwt.level == 1'}";
+    let of = |action: &str| policy("shop", "", rule).replace("action: Allow", &format!("action: {action}"));
+    for (action, outcome) in [
+        ("Allow", "never matches in this Allow"),
+        ("Deny", "always fires in this Deny"),
+        ("Audit", "is always marked"),
+    ] {
+        let found = warnings(&[of(action)]).join("\n");
+        for part in [
+            "no issuer of tokens is configured",
+            outcome,
+            "0.yaml:4:",
+            "add it to MeshDefaults in the namespace `root`",
+        ] {
+            assert!(found.contains(part), "{action}, {part}: {found}");
+        }
+    }
+    let issuer = document(
+        "MeshDefaults",
+        "d",
+        "root",
+        "jwt: {issuers: [{issuer: i, audiences: [a], jwks: {file: /keys}}]}",
+    );
+    let about_tokens = |documents: &[String]| warnings(documents).join("\n").contains("no issuer of tokens");
+    assert!(!about_tokens(&[of("Deny"), issuer]));
+    assert!(!about_tokens(&[policy("shop", "", "to: [{ports: [80]}], when: {cel: 'request.port == 80'}")]));
+    let istio = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r, namespace: shop}\n\
+                 spec: {jwtRules: [{issuer: i, jwksUri: 'https://i/keys'}]}\n";
+    assert!(!about_tokens(&[of("Deny"), istio.to_owned()]));
+}

@@ -163,6 +163,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
         checked.shrink();
         warn_about(page, rule, &checked);
         warn_of_kept_slashes(page, &rule.value, &checked, rules);
+        warn_of_no_issuers(page, &rule.value, &checked, rules);
         let rule_name = RuleName {
             namespace: policy.namespace.clone(),
             document: metadata.name.value.as_str().into(),
@@ -323,6 +324,25 @@ fn warn_about(page: &mut Page<'_>, written: &Sp<RuleDoc>, rule: &Rule) {
             }
         }
     }
+}
+
+/// Where nobody's tokens are read, `jwt` has no claims, and never will have.
+fn warn_of_no_issuers(page: &mut Page<'_>, written: &RuleDoc, rule: &Rule, rules: &Rules<'_>) {
+    let is_read = !rules.issuers.is_empty() || !rules.request_issuers.is_empty();
+    if is_read || !rule.condition.as_ref().is_some_and(Condition::asks_tokens) {
+        return;
+    }
+    let Some(cel) = written.when.as_ref().and_then(|when| when.value.cel.as_ref()) else { return };
+    let outcome = match rule.action {
+        Action::Allow => "what turns on one never matches in this Allow",
+        Action::Deny => "what turns on one always fires in this Deny",
+        Action::Audit => "what turns on one is always marked by this Audit",
+    };
+    page.warn(
+        cel.referenced,
+        format!("no issuer of tokens is configured, so every claim of `jwt` is unknown: {outcome}"),
+        super::jwt::add_issuer(rules),
+    );
 }
 
 /// A rule about a kept slash says nothing at ports that refuse or decode it, which a Deny's writer should know.

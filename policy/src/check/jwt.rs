@@ -51,10 +51,7 @@ pub(super) fn token(page: &mut Page<'_>, entry: &Sp<JwtDoc>, rules: &Rules<'_>) 
 fn unknown_issuer(page: &mut Page<'_>, issuer: &Sp<String>, rules: &Rules<'_>) {
     let names: Vec<&str> = rules.issuers.iter().map(|known| &*known.name).collect();
     let help = match names.is_empty() {
-        true => format!(
-            "add it to MeshDefaults in the namespace `{}`: `jwt: {{issuers: [{{issuer: …, audiences: […], jwks: {{…}}}}]}}`",
-            rules.root_namespace
-        ),
+        true => add_issuer(rules),
         false => yaml::suggest(&issuer.value, &names),
     };
     page.error_with(
@@ -62,6 +59,14 @@ fn unknown_issuer(page: &mut Page<'_>, issuer: &Sp<String>, rules: &Rules<'_>) {
         format!("nobody configured the issuer `{}`", yaml::printable(&issuer.value)),
         help,
     );
+}
+
+/// The way out where no issuer is configured.
+pub(super) fn add_issuer(rules: &Rules<'_>) -> String {
+    format!(
+        "add it to MeshDefaults in the namespace `{}`: `jwt: {{issuers: [{{issuer: …, audiences: […], jwks: {{…}}}}]}}`",
+        rules.root_namespace
+    )
 }
 
 fn claim(page: &mut Page<'_>, name: &str, entry: &Sp<ClaimDoc>) -> Vec<ClaimMatch> {

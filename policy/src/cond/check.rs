@@ -1,6 +1,7 @@
 //! Binds the names of an expression and looks at its types, as far as they are known before there are values.
 
 use super::ast::{Each, Expr, Function, Kind, Literal, Macro, Mistake, Span};
+use super::literals;
 use super::regex::Pattern;
 use super::types::{Type, result};
 use crate::yaml;
@@ -82,10 +83,14 @@ impl Binder<'_> {
             Kind::Call(function, arguments) => {
                 let function = *function;
                 let mut types = Vec::with_capacity(arguments.len());
-                for argument in arguments {
+                for argument in &mut *arguments {
                     types.push(self.bind(argument)?);
                 }
-                self.call(function, &types, at)?
+                let found = self.call(function, &types, at)?;
+                if self.environment.strict {
+                    literals::check(function, arguments)?;
+                }
+                found
             }
             Kind::All(parts) | Kind::Any(parts) => {
                 for part in parts {

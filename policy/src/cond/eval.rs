@@ -24,7 +24,7 @@ pub(super) trait Facts<'a> {
 }
 
 pub(super) fn evaluate<'a>(expr: &'a Expr, facts: &dyn Facts<'a>) -> Evaluated<'a> {
-    let mut machine = Machine { facts, steps: Steps(Cell::new(MAX_STEPS)), locals: Vec::new() };
+    let mut machine = Machine { facts, steps: Steps::new(), locals: Vec::new() };
     machine.value(expr)
 }
 
@@ -32,6 +32,10 @@ pub(super) fn evaluate<'a>(expr: &'a Expr, facts: &dyn Facts<'a>) -> Evaluated<'
 pub(super) struct Steps(Cell<usize>);
 
 impl Steps {
+    pub(super) fn new() -> Self {
+        Self(Cell::new(MAX_STEPS))
+    }
+
     pub(super) fn spend(&self, count: usize) -> Result<(), Fail> {
         match self.0.get().checked_sub(count) {
             Some(left) => {

@@ -16,6 +16,7 @@ mod eval;
 mod facts;
 mod functions;
 mod lexer;
+mod literals;
 mod macros;
 mod parse;
 mod regex;
@@ -112,9 +113,17 @@ impl Condition {
     }
 }
 
+/// In one line, as messages and logs have it.
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.text)
+        let lines = self.0.text.lines().map(str::trim).filter(|line| !line.is_empty());
+        for (n, line) in lines.enumerate() {
+            if n > 0 {
+                f.write_str(" ")?;
+            }
+            f.write_str(line)?;
+        }
+        Ok(())
     }
 }
 

@@ -197,6 +197,12 @@ fn mistakes() {
         ("has(jwt)", 0..3, "asks for a field", "has(jwt.tenant)"),
         ("true.all(x, x)", 0..4, "has no elements", "list or a map"),
         ("{1.5: 1} == {}", 1..4, "a key is no double", "strings"),
+        ("now.getHours('Europe/Nowhere') < 8", 13..29, "no time zone `Europe/Nowhere`", "Europe/Oslo"),
+        ("now.getHours('+25:99') < 8", 13..21, "no time zone", "+01:00"),
+        ("now - timestamp(0) < duration('1day')", 30..36, "`duration` has no value", "1h30m"),
+        ("now < timestamp('2026-13-01T00:00:00Z')", 16..38, "`timestamp` has no value", "2026-11-27T"),
+        ("request.port < int('80a')", 19..24, "`int` has no value", "without quotes"),
+        ("request.port == int(1e300)", 20..25, "`int` has no value", "a number that fits"),
         ("x\u{1b} == 1", 1..2, "has no meaning", "quotes"),
     ] {
         let mistake = Condition::parse(text).map(|_| ()).unwrap_err();

@@ -110,6 +110,11 @@ pub(super) fn part_of(at: Timestamp, part: Part, zone: Option<&str>) -> Result<i
     })
 }
 
+/// Whether a time zone is called so.
+pub(super) fn is_zone(name: &str) -> bool {
+    local(Timestamp::UNIX_EPOCH, name).is_some()
+}
+
 /// A name of the IANA database, or an offset: `+01:00`, `-08:00`, `02:00`.
 fn local(at: Timestamp, zone: &str) -> Option<DateTime> {
     let (sign, rest) = match zone.strip_prefix('-') {
