@@ -291,6 +291,16 @@ fn typical_mistakes_do_not_validate() {
         invariant("{never: {}}"),
         invariant("{name: a, never: {from: []}}"),
         invariant("{name: a, never: {to: [{headers: [{name: x-a, present: true}]}]}}"),
+        // Numbers are what YAML 1.2 takes for some.
+        rule("to: [{ports: ['8080']}]"),
+        rule("to: [{ports: [8_080]}]"),
+        rule("to: [{ports: ['0x50']}]"),
+        rule("to: [{ports: [80.5]}]"),
+        rule("to: [{ports: [-80]}]"),
+        rule("to: [{ports: [true]}]"),
+        limit("rate: 10/s, burst: '20'"),
+        limit("rate: 10/s, key: [source.identity], maxKeys: 1_000"),
+        document("Service", "{external: true, hosts: [a.b], ports: [{port: '443', protocol: tls}]}"),
     ] {
         assert!(!validator.is_valid(&value(&text)), "the schema takes:\n{text}");
         assert!(loads(&text).is_err(), "a sidecar takes:\n{text}");
@@ -301,6 +311,7 @@ fn typical_mistakes_do_not_validate() {
             "rate: 10/s, key: [source.identity, request.header.x-tenant], maxKeys: 10, match: {from: [{namespaces: [a]}]}",
         ),
         rule("to: [{ports: [80]}]"),
+        rule("to: [{ports: [0x50, +81]}]"),
         to("{cidrs: [10.0.0.0/8], except: [10.1.0.0/16], protocol: Http, methods: [GET]}"),
         to("{services: ['*', a, a/b, 'a/*']}, {hosts: ['*.a.b'], ports: [443], protocol: Tls}"),
         document("Service", "{external: true, hosts: [a.b], ports: [{port: 443, protocol: tls}]}"),

@@ -125,23 +125,25 @@ impl Diagnostic {
     }
 }
 
-/// Cuts a long line down to the neighbourhood of the caret.
+/// Cuts a long line down to the neighbourhood of the caret; `…` stands where it was cut.
 fn excerpt(line: &str, column: usize, len: usize) -> Excerpt {
     let is_long = line.chars().nth(MAX_LINE).is_some();
     let cut = if is_long { column.saturating_sub(1 + MAX_LINE / 2) } else { 0 };
     let chars: Vec<char> = line.chars().skip(cut).take(MAX_LINE).collect();
+    let goes_on = line.chars().nth(cut + MAX_LINE).is_some();
     let at = column.saturating_sub(1 + cut).min(chars.len());
     let past = chars.len().min(at + len.max(1));
     // Control characters would be obeyed by the reader's terminal.
     let show = |range: &[char]| -> String {
         range.iter().map(|c| if yaml::is_unseen(*c) && *c != '\t' { '\u{fffd}' } else { *c }).collect()
     };
-    let before = show(&chars[..at]);
+    let cut_off = |is_cut: bool| if is_cut { "…" } else { "" };
+    let before = format!("{}{}", cut_off(cut > 0), show(&chars[..at]));
     let under = show(&chars[at..past]);
     let start = before.len();
     let end = start + under.len();
     let after = show(&chars[past..]);
-    Excerpt { text: format!("{before}{under}{after}"), start, end }
+    Excerpt { text: format!("{before}{under}{after}{}", cut_off(goes_on)), start, end }
 }
 
 impl fmt::Display for Diagnostic {
@@ -180,7 +182,9 @@ impl fmt::Display for Diagnostic {
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help.as_str()));
         }
-        let text = Renderer::plain().decor_style(DecorStyle::Ascii).render(&[group]);
+        // Lines are cut already: cut once more, they would not say on which side.
+        let renderer = Renderer::plain().decor_style(DecorStyle::Ascii).term_width(usize::from(u16::MAX));
+        let text = renderer.render(&[group]);
         // A cropped line moves the column that the renderer counts; ours is the file's.
         f.write_str(&own_place(&text, self))
     }

@@ -8,6 +8,7 @@ mod egress;
 mod invariant;
 mod jwt;
 mod limit;
+mod number;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
 use crate::yaml::Span;
+use number::{port, some_port, some_ports};
 
 pub(crate) use egress::{DestinationDoc, EgressRuleDoc, EgressSpec, SourceDoc};
 pub(crate) use invariant::{ClaimedDoc, InvariantDoc};
@@ -98,7 +100,7 @@ pub(crate) struct Target {
     pub(crate) namespaces: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) selector: Option<Sp<BTreeMap<String, String>>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_ports")]
     pub(crate) ports: Option<List<u16>>,
 }
 
@@ -193,7 +195,7 @@ pub(crate) struct ToDoc {
     pub(crate) upgrade: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) sni: Option<List<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_ports")]
     pub(crate) ports: Option<List<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) not: Option<Sp<NotToDoc>>,
@@ -214,7 +216,7 @@ pub(crate) struct NotToDoc {
     pub(crate) upgrade: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) sni: Option<List<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_ports")]
     pub(crate) ports: Option<List<u16>>,
 }
 
@@ -302,9 +304,10 @@ pub(crate) struct ServiceSpec {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PortDoc {
+    #[serde(deserialize_with = "port")]
     pub(crate) port: Sp<u16>,
     pub(crate) protocol: Sp<String>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_port")]
     pub(crate) target_port: Option<Sp<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) name: Option<Sp<String>>,
@@ -320,7 +323,7 @@ pub(crate) struct PortDoc {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct EndpointDoc {
     pub(crate) address: Sp<String>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_port")]
     pub(crate) mesh_port: Option<Sp<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) identity: Option<Sp<String>>,
@@ -347,7 +350,7 @@ pub(crate) struct TestedDoc {
     pub(crate) service_account: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) labels: Option<Sp<BTreeMap<String, String>>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_port")]
     pub(crate) port: Option<Sp<u16>>,
 }
 
@@ -370,7 +373,7 @@ pub(crate) struct RequestDoc {
     pub(crate) unauthenticated: Option<Sp<bool>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) address: Option<Sp<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_port")]
     pub(crate) port: Option<Sp<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) method: Option<Sp<String>>,

@@ -35,7 +35,7 @@ pub fn format(file: &SourceFile) -> Result<Formatted, Diagnostics> {
             break;
         }
         if is_written(piece)
-            && let Err(error) = yaml::parse_piece::<IgnoredAny>(&read, piece, first_line)
+            && let Err(error) = yaml::read_piece::<IgnoredAny>(&read, piece, first_line)
         {
             errors.push(error);
         }
@@ -50,7 +50,7 @@ pub fn format(file: &SourceFile) -> Result<Formatted, Diagnostics> {
                 Diagnostic::whole(&file.name, "left as it is: no other way to write it is surely the same")
                     .with_help("write its unusual parts in a simpler way")
                     .warning();
-            Ok(Formatted { text: text.to_owned(), left: Some(left) })
+            Ok(Formatted { text: String::from_utf8_lossy(&file.text).into_owned(), left: Some(left) })
         }
     }
 }

@@ -52,6 +52,7 @@ mod upgrade;
 mod verdict;
 mod window;
 pub mod yaml;
+mod yaml_limits;
 mod yaml_words;
 
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};

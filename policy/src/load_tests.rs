@@ -667,7 +667,7 @@ fn mistakes() {
         (rule("    from: [\n"), "8:11", ["unclosed bracket", ""]),
         (rule("    from: \"a\n\n"), "8:11", ["unclosed quote", ""]),
         ("kind: Service\nspec:\n".into(), "2:5", ["expected fields", ""]),
-        ("kind: Service\nspec: !a\n\n".into(), "2:9", ["expected fields", ""]),
+        ("kind: Service\nspec: !a\n\n".into(), "2:7", ["`!a` is a tag", "stands in quotes"]),
         ("kind: Service\n\n\n".into(), "1:1", ["`apiVersion` is missing", ""]),
         (rule("    from: [{cidrs: [x]}]\n").replace('\n', "\r"), "8:21", ["not a network", ""]),
         (rule("    from: [{cidrs: [x]}]\n").replace('\n', "\r\n"), "8:21", ["not a network", ""]),
@@ -677,7 +677,7 @@ fn mistakes() {
             ["exists twice", "a.yaml:3:18"],
         ),
         (rule("") + "...\n" + &rule(""), "9:1", ["a second document begins", "`---`"]),
-        (format!("x: {}{}\n", "[".repeat(30), "]".repeat(30)), "1:27", ["nested too deeply", ""]),
+        (format!("x: {}{}\n", "[".repeat(30), "]".repeat(30)), "1:28", ["more than 24 levels", "flatter"]),
         ("# a note\n%YAML 1.2\n---\nkind: Service\n".into(), "2:1", ["directives", "leave the line out"]),
         ("- 1\n".into(), "1:1", ["", ""]),
     ] {

@@ -6,16 +6,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use granit_parser::{Scanner, StrInput, TokenType};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Visitor};
-use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error, Location};
 
 pub use serde_saphyr::Spanned;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::text::{self, Text};
-use crate::yaml_words;
+use crate::{yaml_limits, yaml_words};
 
 /// A configuration file or a file of documents larger than this is not one.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
@@ -28,17 +28,18 @@ pub fn parse<T: DeserializeOwned>(file: &SourceFile) -> Result<T, Diagnostics> {
 
 /// A finding about a value that parsed but is wrong.
 pub fn at<T>(file: &SourceFile, value: &Spanned<T>, message: impl Into<String>) -> Diagnostic {
-    let text = Text::new(file, std::str::from_utf8(&file.text).unwrap_or(""));
+    let text = Text::new(file, text_of(file).unwrap_or(""));
     located(&text, 1, value.referenced, message.into())
 }
 
-/// The text of a file, within bounds and in UTF-8.
+/// The text of a file, within bounds and in UTF-8, without the byte order mark that some editors begin it with: columns are
+/// counted as they show them.
 pub(crate) fn text_of(file: &SourceFile) -> Result<&str, Diagnostic> {
     if file.text.len() > MAX_FILE {
         return Err(Diagnostic::whole(&file.name, format!("the file is larger than {} MiB", MAX_FILE >> 20))
             .with_help("split it"));
     }
-    std::str::from_utf8(&file.text).map_err(|error| {
+    std::str::from_utf8(&file.text).map(unmarked).map_err(|error| {
         let good = std::str::from_utf8(&file.text[..error.valid_up_to()]).unwrap_or("");
         let line = good.matches('\n').count() + 1;
         let column = good.rsplit('\n').next().unwrap_or("").chars().count() + 1;
@@ -49,14 +50,29 @@ pub(crate) fn text_of(file: &SourceFile) -> Result<&str, Diagnostic> {
     })
 }
 
+fn unmarked(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 /// Parses a piece of a file's text as one document; `first_line` is its first line within the file.
 pub(crate) fn parse_piece<T: DeserializeOwned>(
     text: &Text<'_>,
     piece: &str,
     first_line: usize,
 ) -> Result<T, Diagnostic> {
+    refuse_tags(text, piece, first_line)?;
+    read_piece(text, piece, first_line)
+}
+
+/// The same for documents of whatever kind, whose tags are their readers' affair.
+pub(crate) fn read_piece<T: DeserializeOwned>(
+    text: &Text<'_>,
+    piece: &str,
+    first_line: usize,
+) -> Result<T, Diagnostic> {
     refuse_directives(text, piece, first_line)?;
-    serde_saphyr::from_str_with_options(piece, options()).map_err(|error| translate(text, first_line, &error))
+    serde_saphyr::from_str_with_options(piece, yaml_limits::options())
+        .map_err(|error| translate(text, first_line, &error))
 }
 
 /// `%YAML 1.1` would change what words mean (`yes`, `010`), and `%TAG` what tags do; nobody needs either here.
@@ -69,31 +85,38 @@ fn refuse_directives(text: &Text<'_>, piece: &str, first_line: usize) -> Result<
         .with_help("leave the line out: documents are YAML 1.2"))
 }
 
-fn options() -> serde_saphyr::Options {
-    serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_depth: 24,
-            max_aliases: 256,
-            max_anchors: 256,
-            max_documents: 1,
-        },
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
-        // `<<` makes it unclear which value is in force.
-        merge_keys: serde_saphyr::MergeKeyPolicy::Error,
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: 20_000,
-            max_replay_stack_depth: 8,
-            max_alias_expansions_per_anchor: 64,
-        },
-        strict_booleans: true,
-        with_snippet: false,
+/// Readers of YAML obey some tags and pass over others: what a document says would depend on who reads it.
+fn refuse_tags(text: &Text<'_>, piece: &str, first_line: usize) -> Result<(), Diagnostic> {
+    if !piece.contains('!') {
+        return Ok(());
     }
+    let mut options = granit_parser::Options::default();
+    options.set_emit_comments(false);
+    // What cannot be read ends it: the parser comes to the same place, and says what is wrong.
+    let tokens = Scanner::with_options(StrInput::new(piece), options).map_while(Result::ok);
+    for token in tokens {
+        let (span, TokenType::Tag(..)) = token.into_parts() else { continue };
+        let tag = span.byte_range().and_then(|range| piece.get(range)).unwrap_or("!");
+        let (line, column) = (first_line - 1 + span.start.line(), span.start.col() + 1);
+        let place = Place { file: text.file.clone(), line, column };
+        let tag = tag.trim_end();
+        let message = format!("`{}` is a tag, and tags are not read here", printable(tag));
+        return Err(Diagnostic::at(&place, text, tag.chars().count(), message).with_help(
+            "leave it out; a text that begins with `!`, or that looks like a number, stands in quotes",
+        ));
+    }
+    Ok(())
 }
 
 fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
     let error = error.without_snippet();
     let location = error.location().unwrap_or(Location::UNKNOWN);
-    let (message, help) = match error {
+    // What is wrong with what a reference stands for is told where the reference stands.
+    let mut cause = error;
+    while let Error::AliasError { error, .. } = cause {
+        cause = error;
+    }
+    let (message, help) = match cause {
         Error::SerdeUnknownField { field, expected, .. } => {
             (format!("unknown field `{}`", printable(field)), Some(suggest(field, expected)))
         }
@@ -107,24 +130,17 @@ fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
             format!("the key `{}` stands here twice", printable(key.as_deref().unwrap_or("?"))),
             Some("keep one of them".to_owned()),
         ),
-        Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => (
-            "a second document begins here".to_owned(),
-            Some("begin each document with `---` on a line of its own".to_owned()),
-        ),
         // Ports are all that is as wide as this, here and in configurations.
         Error::InvalidScalar { ty: "u16", .. } => (
             "a port is a number from 1 to 65535".to_owned(),
             Some("write the number, such as 8080; names of ports are not known here".to_owned()),
         ),
-        Error::Budget { .. } => {
-            ("the document is nested too deeply, or too large".to_owned(), Some("split it".to_owned()))
-        }
         Error::MultipleDocuments { .. } => ("more than one document where one is expected".to_owned(), None),
-        other => plain_message(other),
+        other => yaml_limits::exceeded(other).unwrap_or_else(|| plain_message(other)),
     };
     let mut diagnostic = located(text, first_line, location, message);
     // The parser stops before what it could not read.
-    if error.to_string().contains("found a tab")
+    if ["found a tab", "start with a tab"].iter().any(|words| error.to_string().contains(words))
         && let Some(tab) = first_tab(text, diagnostic.line)
     {
         diagnostic = Diagnostic::at(&tab, text, 1, diagnostic.message);
@@ -228,7 +244,7 @@ pub(crate) fn printable(text: &str) -> String {
 
 /// Characters that a reader does not see, or that move what is seen: control characters, those without width, and those
 /// that turn the direction of text (CVE-2021-42574). A name that holds one is not the name that it looks like.
-pub(crate) fn is_unseen(c: char) -> bool {
+pub fn is_unseen(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')

@@ -18,6 +18,12 @@ const WORDS: &[(&str, Option<&str>, &str)] = &[
         Some("nothing stands here where a value is expected"),
         "write the value, or leave the item out",
     ),
+    (
+        "a port is a number",
+        None,
+        "write it in digits and without quotes, such as 8080; names of ports are not known here",
+    ),
+    ("a whole number is expected", None, "write it in digits and without quotes, such as 100"),
     ("a length of time is written", None, "write a whole number and its unit, without a space between them"),
     ("unclosed bracket", None, "every `[` needs its `]`, every `{` its `}`"),
     ("mismatched bracket", None, "every `[` needs its `]`, every `{` its `}`"),
@@ -27,7 +33,6 @@ const WORDS: &[(&str, Option<&str>, &str)] = &[
         Some("`<<` takes in fields from elsewhere, which is not read here"),
         "write the fields themselves, so that everybody sees what is in force",
     ),
-    ("recursion limit", Some("the document is nested too deeply, or too large"), "split it"),
     (
         "scanning an anchor or alias",
         Some("`*` and `&` at the start of a text begin a reference in YAML"),
@@ -40,6 +45,12 @@ const WORDS: &[(&str, Option<&str>, &str)] = &[
     ),
     ("tabs disallowed", Some("a tab stands where only spaces may"), "indent with spaces"),
     ("found a tab", Some("a tab stands where only spaces may"), "indent with spaces"),
+    ("start with a tab", Some("a tab stands where only spaces may"), "indent with spaces"),
+    (
+        "BOM must not",
+        Some("a byte order mark (U+FEFF) stands within the file"),
+        "remove it: it may only begin a file, and is left over where files were put one behind the other",
+    ),
     (
         "invalid boolean",
         Some("this is either `true` or `false`"),
@@ -59,11 +70,6 @@ const WORDS: &[(&str, Option<&str>, &str)] = &[
         "did not find expected",
         Some("this does not go on with what stands before it"),
         "fields that belong together begin in the same column; `---` between documents begins in the first",
-    ),
-    (
-        "alias expansion limit",
-        Some("this is repeated too often: a few lines with references can grow without bound"),
-        "write it out, or name what the list stands for, such as a namespace",
     ),
     (
         "invalid ",

@@ -264,3 +264,18 @@ fn warnings_of_files_that_stay_are_told_again() {
         assert_eq!(generation.warnings().total(), 2, "{}", generation.warnings());
     }
 }
+
+/// Generated documents are large. What bounds a set is its bytes and its rules.
+#[test]
+fn a_document_may_hold_twenty_thousand_rules() {
+    let rule = |n: usize| {
+        format!(
+            "{{name: r{n}, from: [{{serviceAccounts: [a{n}]}}], to: [{{methods: [GET], paths: [/a{n}]}}]}}"
+        )
+    };
+    let rules: Vec<String> = (0..20_000).map(rule).collect();
+    let text = document("AccessPolicy", "p", &format!("{{action: Allow, rules: [{}]}}", rules.join(",\n")));
+    let file = SourceFile { name: "a.yaml".into(), text: text.into_bytes() };
+    let generation = load(&[file], &scope("root"), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(generation.documents()[0].rules, 20_000);
+}

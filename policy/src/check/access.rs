@@ -102,7 +102,8 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     let is_root = metadata.namespace.value == rules.root_namespace;
     let only_root = format!("only documents of the root namespace `{}` may", rules.root_namespace);
     let tier = tier.as_ref().map_or(Tier::App, |word| check_tier(page, word, is_root, &only_root));
-    let enforcement = match enforcement {
+    let tried = enforcement.as_ref();
+    let enforcement = match tried {
         Some(word) => {
             let known = [("Enforce", Enforcement::Enforce), ("Shadow", Enforcement::Shadow)];
             page.word(word, &known).unwrap_or_default()
@@ -114,7 +115,7 @@ pub(crate) fn policy(page: &mut Page<'_>, document: &Document<AccessSpec>, rules
     let allowed = page.word(action, &known).unwrap_or(Action::Allow);
     if (allowed, enforcement) == (Action::Audit, Enforcement::Shadow) {
         page.error_with(
-            action.referenced,
+            tried.map_or(action.referenced, |word| word.referenced),
             "an Audit changes nothing, so there is nothing to try in its shadow",
             "leave `enforcement` out",
         );

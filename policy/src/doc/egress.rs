@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::number::some_ports;
 use super::{List, Sp, WhenDoc, present};
 
 #[derive(Deserialize)]
@@ -49,7 +50,7 @@ pub(crate) struct DestinationDoc {
     pub(crate) cidrs: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) except: Option<List<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_ports")]
     pub(crate) ports: Option<List<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) protocol: Option<Sp<String>>,

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::number::{some_number, some_ports};
 use super::{FromDoc, HeaderDoc, List, NotToDoc, Sp, Target, present};
 
 #[derive(Deserialize)]
@@ -23,13 +24,13 @@ pub(crate) struct RateLimitSpec {
 pub(crate) struct LimitDoc {
     pub(crate) name: Sp<String>,
     pub(crate) rate: Sp<String>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_number")]
     pub(crate) burst: Option<Sp<u64>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) r#match: Option<Sp<MatchDoc>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) key: Option<List<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_number")]
     pub(crate) max_keys: Option<Sp<u64>>,
 }
 
@@ -55,7 +56,7 @@ pub(crate) struct MatchDoc {
     pub(crate) upgrade: Option<List<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) sni: Option<List<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_ports")]
     pub(crate) ports: Option<List<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) not: Option<Sp<NotToDoc>>,
@@ -68,14 +69,14 @@ pub(crate) struct OverrideDoc {
     #[serde(default, deserialize_with = "present")]
     pub(crate) limit: Option<Sp<String>>,
     pub(crate) rate: Sp<String>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_number")]
     pub(crate) burst: Option<Sp<u64>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct OnLimitDoc {
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_number")]
     pub(crate) http: Option<Sp<u16>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) grpc: Option<Sp<String>>,

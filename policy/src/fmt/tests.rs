@@ -243,7 +243,10 @@ proptest! {
         if let Ok(made) = format(&file(&text)) {
             // Whatever a text is that it cannot vouch for, these are none.
             prop_assert!(made.left.is_none(), "{text}\n{}", canonical(&unified(&text)).unwrap_or_default());
-            let value = |text: &str| yaml::parse::<serde_json::Value>(&file(text)).map_err(|errors| errors.to_string());
+            let value = |text: &str| {
+                let file = file(text);
+                yaml::read_piece::<serde_json::Value>(&Text::new(&file, text), text, 1).map_err(|error| error.to_string())
+            };
             prop_assert_eq!(value(&text), value(&made.text));
             let count = |text: &str| text.matches('#').count();
             prop_assert_eq!(count(&text), count(&made.text));
