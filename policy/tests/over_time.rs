@@ -112,7 +112,8 @@ fn what_breaks_the_glass_ends_and_says_why() {
     for (from, to, says) in [
         ("break-glass: \"true\"", "break-glass: \"yes\"", "can only be \"true\""),
         ("postern.dev/reason: orders are down", "postern.dev/reason: ' '", "says why"),
-        ("orders are down", "\"a\\e[2Jb\"", "control characters"),
+        ("orders are down", "\"a\\e[2Jb\"", "characters that nobody sees"),
+        ("orders are down", "\"a\\u202eb\"", "characters that nobody sees"),
         ("orders are down", &"x".repeat(257), "more than 256 bytes"),
         ("action: Allow", "action: Deny", "is an Allow"),
         ("{time: {notBefore: \"2026-11-27T10:00:00Z\", ", "{time: {", "begins and ends by itself"),

@@ -7,6 +7,7 @@ use crate::break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_B
 use crate::doc::{AccessSpec, Document};
 use crate::rule::Rule;
 use crate::verdict::{Action, Enforcement, RuleName};
+use crate::yaml::is_unseen;
 
 /// What a marked policy says of itself; `None` for all others.
 pub(super) fn marked(
@@ -27,10 +28,10 @@ pub(super) fn marked(
     }
     let said = |key: &str| annotations.get(key).map(String::as_str).map(str::trim).unwrap_or_default();
     for (key, text) in [(REASON, said(REASON)), (OPENED_BY, said(OPENED_BY))] {
-        if text.len() > MAX_REASON || text.chars().any(char::is_control) {
+        if text.len() > MAX_REASON || text.contains(is_unseen) {
             page.error_with(
                 at,
-                format!("the annotation `{key}` holds control characters or more than {MAX_REASON} bytes"),
+                format!("the annotation `{key}` holds characters that nobody sees, or more than {MAX_REASON} bytes"),
                 "it is written to logs: one short line",
             );
         }

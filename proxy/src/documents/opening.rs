@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
+use postern_policy::yaml::is_unseen;
 use postern_policy::{BREAK_GLASS, MAX_OPEN, MAX_REASON, OPENED_BY, REASON, SourceFile};
 use postern_svid::SpiffeId;
 use time::OffsetDateTime;
@@ -157,8 +158,10 @@ fn line(what: &str, text: &str) -> Result<String, String> {
     if text.len() > MAX_REASON {
         return Err(format!("{what} is longer than {MAX_REASON} bytes"));
     }
-    if text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')) {
-        return Err(format!("{what} holds control characters: it is written to logs"));
+    if text.contains(is_unseen) {
+        return Err(format!(
+            "{what} holds characters that nobody sees, or that move what is seen: it is written to logs, as plain text"
+        ));
     }
     Ok(text.to_owned())
 }
@@ -280,7 +283,9 @@ mod tests {
 
     #[test]
     fn what_must_not_be_opened_so_is_refused() {
-        for reason in ["", "  ", "two\nlines", "\u{1b}[2J", "\u{2028}", &"x".repeat(257)] {
+        for reason in
+            ["", "  ", "two\nlines", "\u{1b}[2J", "\u{2028}", "a\u{202e}b", "a\u{200b}b", &"x".repeat(257)]
+        {
             assert!(opening(reason, &[]).is_err(), "{reason:?}");
         }
         for caller in ["web", "shop/", "/web", "shop/w*", "*/*", "spiffe://", "Shop/web", "a/b/c"] {
