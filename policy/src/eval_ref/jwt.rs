@@ -60,28 +60,57 @@ pub(crate) fn claim(entry: &ClaimMatch, claims: &Claims, wide: bool) -> bool {
         None | Some(Value::Null) => None,
         Some(value) => Some(value),
     };
-    let values: Vec<&Value> = match value {
+    let items: Vec<&Value> = match value {
         Some(Value::Array(list)) => list.iter().collect(),
         Some(one) => vec![one],
         None => Vec::new(),
     };
-    let words: Vec<&str> = match value {
-        Some(Value::String(text)) => text.split(' ').collect(),
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
+    let mut leaves = Vec::new();
+    items.iter().for_each(|item| flatten(item, &mut leaves));
+    // What an object is meant to be nobody can tell.
+    let is_anything = leaves.iter().any(|leaf| leaf.is_object());
     let is_list = matches!(value, Some(Value::Array(_)));
     let has_words = matches!(value, Some(Value::Array(_) | Value::String(_)));
-    let one_of = |known: &[ClaimValue]| values.iter().any(|value| known.iter().any(|k| k.matches(value)));
-    let has = |word: &str| words.contains(&word);
+    let certainly = |known: &[ClaimValue], of: &[&Value]| {
+        of.iter().any(|value| known.iter().any(|known| known.matches(value, false)))
+    };
+    let possibly = |known: &[ClaimValue]| {
+        is_anything || leaves.iter().any(|value| known.iter().any(|known| known.matches(value, true)))
+    };
+    let certainly_has = |word: &str| match value {
+        Some(Value::String(text)) => text.split(' ').any(|one| one == word),
+        _ => items.iter().any(|item| item.as_str() == Some(word)),
+    };
+    let possibly_has =
+        |word: &str| is_anything || leaves.iter().any(|leaf| words(leaf).iter().any(|one| one == word));
     match &entry.test {
         ClaimTest::Present => value.is_some(),
         ClaimTest::Absent => value.is_none(),
-        ClaimTest::Is(known) => (wide || !is_list) && one_of(known),
-        ClaimTest::Any(known) => one_of(known),
-        ClaimTest::Has(asked) => asked.iter().all(|word| has(word)),
-        ClaimTest::Not(known) if wide => is_list || !one_of(known),
-        ClaimTest::Not(known) => matches!(value, Some(value) if !value.is_object()) && !one_of(known),
-        ClaimTest::Lacks(asked) => (wide || has_words) && !asked.iter().any(|word| has(word)),
+        ClaimTest::Is(known) | ClaimTest::Any(known) if wide => possibly(known),
+        ClaimTest::Is(known) => !is_list && certainly(known, &items),
+        ClaimTest::Any(known) => certainly(known, &items),
+        ClaimTest::Has(asked) if wide => asked.iter().all(|word| possibly_has(word)),
+        ClaimTest::Has(asked) => asked.iter().all(|word| certainly_has(word)),
+        ClaimTest::Not(known) if wide => is_list || !certainly(known, &items),
+        ClaimTest::Not(known) => value.is_some() && !possibly(known),
+        ClaimTest::Lacks(asked) if wide => !asked.iter().any(|word| certainly_has(word)),
+        ClaimTest::Lacks(asked) => has_words && !asked.iter().any(|word| possibly_has(word)),
+    }
+}
+
+/// What lies in lists within lists.
+fn flatten<'v>(value: &'v Value, out: &mut Vec<&'v Value>) {
+    match value {
+        Value::Array(list) => list.iter().for_each(|item| flatten(item, out)),
+        one => out.push(one),
+    }
+}
+
+/// The words that a value may be written as.
+fn words(leaf: &Value) -> Vec<String> {
+    match leaf {
+        Value::Null | Value::Object(_) | Value::Array(_) => Vec::new(),
+        Value::String(text) => text.split(' ').map(str::to_owned).collect(),
+        written @ (Value::Bool(_) | Value::Number(_)) => vec![written.to_string()],
     }
 }

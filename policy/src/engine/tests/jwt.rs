@@ -16,8 +16,8 @@ const ISSUERS: [&str; 2] = ["i", "j"];
 const AUDIENCES: [&str; 2] = ["o", "p"];
 const SUBJECTS: [&str; 2] = ["s", "t"];
 const PATHS: [&str; 4] = ["c", "n.c", "/d.e", "https://x.y/z"];
-const VALUES: [&str; 7] = ["v", "w", "vw", "v w", "true", "7", "-1"];
-const WORDS: [&str; 3] = ["v", "w", "vw"];
+const VALUES: [&str; 8] = ["v", "w", "vw", "v w", "true", "7", "-1", "7.5"];
+const WORDS: [&str; 4] = ["v", "w", "vw", "7"];
 
 /// MeshDefaults with these issuers.
 pub(super) const DEFAULTS: &str = "jwt: {issuers: [\
@@ -102,7 +102,7 @@ impl Test {
             Self::Is(values) => format!("exact: [{}]", values.join(", ")),
             Self::Prefix(values) => format!("prefix: {values:?}"),
             Self::Any(values) => format!("any: {values:?}"),
-            Self::Has(words) if words.len() == 1 => format!("has: {}", words[0]),
+            Self::Has(words) if words.len() == 1 => format!("has: {:?}", words[0]),
             Self::Has(words) => format!("has: {words:?}"),
             Self::Not(values) => format!("not: {{exact: {values:?}}}"),
             Self::Lacks(words) => format!("not: {{has: {words:?}}}"),
@@ -130,9 +130,10 @@ impl Test {
 fn value() -> impl Strategy<Value = Value> {
     let one = prop_oneof![
         4 => prop::sample::select(&VALUES).prop_map(Value::from),
-        1 => prop::sample::select(vec![json!(true), json!(7), json!(-1), json!(7.0), json!(null), json!({"c": "v"})]),
+        1 => prop::sample::select(vec![json!(true), json!(7), json!(-1), json!(7.0), json!(7.5), json!(null), json!({"c": "v"})]),
     ];
-    prop_oneof![3 => one.clone(), 2 => prop::collection::vec(one, 0..3).prop_map(Value::from)]
+    let list = |of: BoxedStrategy<Value>| prop::collection::vec(of, 0..3).prop_map(Value::from).boxed();
+    prop_oneof![3 => one.clone(), 2 => list(one.clone().boxed()), 1 => list(list(one.boxed()))]
 }
 
 prop_compose! {
