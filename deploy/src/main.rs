@@ -65,7 +65,15 @@ pub(crate) fn put(text: &str) {
 }
 
 fn main() -> ExitCode {
-    let code = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(Cli { command }) => command,
+        // Help and the version are no mistakes.
+        Err(error) if error.use_stderr() && policy::json::is_asked_for(std::env::args_os()) => {
+            return policy::json::say_usage(&error);
+        }
+        Err(error) => error.exit(),
+    };
+    let code = match command {
         Command::Ca(args) => ca::run(args),
         Command::Control(args) => control::run(args),
         Command::Demo(args) => demo::run(args),

@@ -4,8 +4,10 @@
 mod check;
 mod explain;
 mod export;
+mod files;
 mod fmt;
 mod import;
+pub(crate) mod json;
 mod live;
 mod open;
 mod rollback;
@@ -13,16 +15,12 @@ mod schema;
 mod test;
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use postern_policy::{Diagnostic, Diagnostics, Scope, SourceFile, Workload, trust_domain_of};
 use postern_svid::TrustDomain;
 
-use crate::say;
-
-/// As the library bounds a file; one byte more is read so that it can say so.
-const MAX_FILE: u64 = postern_policy::yaml::MAX_FILE as u64;
+use files::{read, read_all};
 
 pub(crate) use explain::claims;
 #[cfg(test)]
@@ -90,37 +88,33 @@ pub(crate) fn run(args: Args) -> ExitCode {
         }
         Verb::Open(args) => (open::run(&args), args.json),
         Verb::Rollback(args) => (rollback::run(&args), args.json),
-        Verb::Schema(args) => (schema::run(&args), false),
+        Verb::Schema(args) => (schema::run(&args), args.json),
         Verb::Test(args) => (test::run(&args), args.set.json),
     };
     match result {
-        Ok(code) => code,
-        Err(Failure::Question(message)) => {
-            if json {
-                say(serde_json::json!({ "ok": false, "error": message }));
-            } else {
-                eprintln!("error: {message}");
-            }
-            ExitCode::from(2)
-        }
+        Ok(code) => return code,
+        Err(failure) if json => json::say_errors(&failure.errors()),
+        Err(Failure::Question(message)) => eprintln!("error: {message}"),
         Err(Failure::Documents(errors)) => {
-            if json {
-                say(serde_json::json!({ "ok": false, "errors": errors }));
-            } else {
-                eprintln!(
-                    "{errors}\n\n{}: no answer from these documents",
-                    plural(errors.total(), "mistake")
-                );
-            }
-            ExitCode::from(2)
+            eprintln!("{errors}\n\n{}: no answer from these documents", plural(errors.total(), "mistake"));
         }
     }
+    ExitCode::from(2)
 }
 
 /// Why there is no answer.
 enum Failure {
     Question(String),
     Documents(Diagnostics),
+}
+
+impl Failure {
+    fn errors(self) -> Diagnostics {
+        match self {
+            Self::Question(message) => Diagnostic::whole("", message).into(),
+            Self::Documents(errors) => errors,
+        }
+    }
 }
 
 impl From<Diagnostics> for Failure {
@@ -162,43 +156,11 @@ impl Set {
 /// Shows what is wrong with a set, and what that means.
 fn refused(errors: &Diagnostics, json: bool, meaning: &str) -> ExitCode {
     if json {
-        say(serde_json::json!({ "ok": false, "errors": errors }));
+        json::say_errors(errors);
     } else {
         eprintln!("{errors}\n\n{}: {meaning}", plural(errors.total(), "mistake"));
     }
     ExitCode::from(1)
-}
-
-/// All files of several paths; the inner error is a directory without any.
-fn read_all(paths: &[PathBuf]) -> Result<Result<Vec<SourceFile>, Diagnostics>, Failure> {
-    let mut files = Vec::new();
-    for path in paths {
-        let found = read(path)?;
-        if found.is_empty() {
-            // Beside others too: whoever names a directory means what is in it.
-            let nothing = Diagnostic::whole(&path.display().to_string(), "the directory holds no documents")
-                .with_help("documents are files whose names end in .yaml or .yml");
-            return Ok(Err(nothing.into()));
-        }
-        files.extend(found);
-    }
-    Ok(Ok(files))
-}
-
-fn read(path: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    // A directory is read by the sidecar's own code.
-    if path.is_dir() { postern_proxy::documents::read_directory(path) } else { Ok(vec![read_file(path)?]) }
-}
-
-fn read_file(path: &Path) -> Result<SourceFile, Diagnostics> {
-    use std::io::Read;
-    let name = path.display().to_string();
-    let mut text = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
-    match read {
-        Ok(_) => Ok(SourceFile { name, text }),
-        Err(error) => Err(Diagnostic::whole(&name, error.to_string()).into()),
-    }
 }
 
 #[cfg(test)]

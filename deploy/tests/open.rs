@@ -57,7 +57,7 @@ fn it_opens_lists_and_closes() {
     assert!(code == Some(0) && files(path) == 1, "{said}");
     assert_eq!(ask("shop/web"), Some(1));
     let (_, said) = policy(&["open", "--list", "--json", "--documents"], path);
-    assert_eq!(said.trim(), "[]");
+    assert_eq!(said.trim(), r#"{"ok":true,"open":[]}"#);
 }
 
 #[test]

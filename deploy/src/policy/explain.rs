@@ -206,7 +206,7 @@ pub(crate) fn claims(text: &str) -> Result<String, String> {
     let written = match text.trim() {
         "unverified" => return Ok(text.trim().to_owned()),
         json if json.starts_with('{') => text.to_owned(),
-        file => std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?,
+        file => super::files::claims(file.as_ref())?,
     };
     let read: Result<serde::de::IgnoredAny, _> = serde_json::from_str(&written);
     read.map_err(|error| format!("this is no JSON: {error}"))?;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use postern_policy::export::{EnvoyFilters, envoy};
-use postern_policy::{Workload, load};
+use postern_policy::{Severity, Workload, load};
 
 use super::explain::labels;
-use super::{Failure, Set, plural, question, read_all, refused};
+use super::{Failure, Set, json, plural, question, read_all, refused};
 use crate::say;
 
 #[derive(clap::Args)]
@@ -62,17 +62,34 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Err(errors) => return Ok(refused(&errors, args.set.json, "a sidecar refuses this set")),
     };
     let filters = envoy(&generation);
-    let EnvoyFilters { http: _, tcp: _, losses } = &filters;
-    let word = if args.lossy { "warning" } else { "error" };
-    for loss in losses {
-        eprintln!("{word}: rule {} ({}): Envoy {}", loss.rule, loss.rule.place, loss.what);
+    let EnvoyFilters { http, tcp, losses } = &filters;
+    let severity = if args.lossy { Severity::Warning } else { Severity::Error };
+    let said: Vec<_> = losses
+        .iter()
+        .map(|loss| {
+            let message = format!("rule {}: Envoy {}", loss.rule, loss.what);
+            json::finding(severity, &loss.rule.place, message)
+        })
+        .collect();
+    if !args.set.json {
+        let word = if args.lossy { "warning" } else { "error" };
+        for loss in losses {
+            eprintln!("{word}: rule {} ({}): Envoy {}", loss.rule, loss.rule.place, loss.what);
+        }
     }
     if !losses.is_empty() && !args.lossy {
-        let count = plural(losses.len(), "rule");
-        eprintln!("\n{count} cannot be said exactly: --lossy writes what is nearest");
+        if args.set.json {
+            say(serde_json::json!({ "ok": false, "errors": said }));
+        } else {
+            let count = plural(losses.len(), "rule");
+            eprintln!("\n{count} cannot be said exactly: --lossy writes what is nearest");
+        }
         return Ok(ExitCode::from(1));
     }
-    let text = serde_json::to_string_pretty(&filters).map_err(question)?;
-    say(text);
+    if args.set.json {
+        say(serde_json::json!({ "ok": true, "http": http, "tcp": tcp, "warnings": said }));
+    } else {
+        say(serde_json::to_string_pretty(&filters).map_err(question)?);
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use postern_policy::{Diagnostic, Diagnostics, Formatted, SourceFile, format};
 use serde_json::{Value, json};
 
-use super::{Failure, MAX_FILE, plural, question, read_all, refused};
+use super::files::MAX_FILE;
+use super::{Failure, plural, question, read_all, refused};
 use crate::say;
 
 /// What of a line is shown.

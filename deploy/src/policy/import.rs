@@ -7,9 +7,9 @@ use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use postern_policy::{Imported, import_istio};
+use postern_policy::{Diagnostic, Imported, Note, Severity, import_istio};
 
-use super::{Failure, Set, question, read_all, refused};
+use super::{Failure, Set, json, question, read_all, refused};
 use crate::say;
 
 #[derive(clap::Args)]
@@ -52,14 +52,22 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Err(errors) => return Ok(refused(&errors, args.set.json, "a sidecar refuses this set")),
     };
     let Imported { documents, notes, kept } = &imported;
+    let is_done = kept.is_empty() || args.lossy;
+    let mut written = Vec::new();
     if let Some(directory) = &args.out {
-        let paths = write_all(directory, documents)?;
+        written = write_all(directory, documents)?;
         if !args.set.json {
-            paths.iter().for_each(|path| say(path.display()));
+            written.iter().for_each(|path| say(path.display()));
         }
     }
     if args.set.json {
-        say(serde_json::to_value(&imported).map_err(question)?);
+        let mut told = serde_json::to_value(&imported).map_err(question)?;
+        told["ok"] = is_done.into();
+        if !is_done {
+            told["errors"] = notes.iter().map(why).collect();
+        }
+        told["files"] = written.iter().map(|path| path.display().to_string()).collect();
+        say(told);
     } else {
         if args.out.is_none() {
             documents.values().for_each(|text| say(text.trim_end()));
@@ -74,7 +82,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             if args.out.is_some() { eprintln!("{line}") } else { say(format!("# {line}")) }
         }
     }
-    Ok(if kept.is_empty() || args.lossy { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// A note as the mistake that it is, where namespaces stay as they are.
+fn why(note: &Note) -> serde_json::Value {
+    let message = format!("{}/{}: {}", note.namespace, note.name, note.what);
+    let finding = match &note.place {
+        Some(place) => json::finding(Severity::Error, place, message),
+        None => Diagnostic::whole("", message),
+    };
+    serde_json::json!(finding)
 }
 
 /// Writes one file for each namespace: all of them or none, and none over another. What stands there may be the very set

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use postern_policy::{Scope, SourceFile};
+use postern_policy::{Diagnostic, Diagnostics, Scope, SourceFile};
 use postern_svid::TrustDomain;
 use serde_json::{Value, json};
 
@@ -46,35 +46,26 @@ pub(super) fn each(
     let mut all = Vec::new();
     for socket in sockets {
         let place = socket.display().to_string();
-        let (code, entry, line) = match ask(socket, "POST", path, body) {
-            Ok((200, answer)) => {
-                (0, json!({ "sidecar": place, "ok": true, "answer": answer }), text(&answer))
-            }
+        let (code, answer) = match ask(socket, "POST", path, body) {
+            Ok((200, answer)) => (0, Ok(answer)),
             Ok((status, answer)) => {
-                let error = error_of(&answer).to_owned();
-                let code = if status == 400 { 2 } else { 1 };
-                (code, json!({ "sidecar": place, "ok": false, "error": error }), format!("error: {error}"))
+                (if status == 400 { 2 } else { 1 }, Err(question(error_of(&answer).to_owned())))
             }
-            Err(Failure::Question(error)) => {
-                (1, json!({ "sidecar": place, "ok": false, "error": error }), format!("error: {error}"))
-            }
-            Err(Failure::Documents(errors)) => {
-                (1, json!({ "sidecar": place, "ok": false, "error": errors.to_string() }), errors.to_string())
-            }
+            Err(failure) => (1, Err(failure)),
         };
         worst = worst.max(code);
-        all.push(entry);
-        if as_json {
-            continue;
-        }
-        if code == 0 {
-            say(format_args!("{place}: {line}"));
-        } else {
-            eprintln!("{place}: {line}");
+        match answer {
+            Ok(answer) if as_json => all.push(json!({ "sidecar": place, "ok": true, "answer": answer })),
+            Ok(answer) => say(format_args!("{place}: {}", text(&answer))),
+            Err(failure) if as_json => {
+                all.push(json!({ "sidecar": place, "ok": false, "errors": failure.errors() }));
+            }
+            Err(Failure::Question(error)) => eprintln!("{place}: error: {error}"),
+            Err(Failure::Documents(errors)) => eprintln!("{place}: {errors}"),
         }
     }
     if as_json {
-        say(json!(all));
+        say(json!({ "ok": worst == 0, "sidecars": all }));
     }
     ExitCode::from(worst)
 }
@@ -99,7 +90,13 @@ pub(super) fn check(socket: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     let refused = &page["lastError"];
     let ok = generation.is_some() && refused.is_null();
     if as_json {
-        say(json!({ "ok": ok, "policy": page }));
+        let mut told = json!({ "ok": ok, "policy": page });
+        if !ok {
+            let nothing = || json!(Diagnostics::from(Diagnostic::whole("", "no documents are in force")));
+            let known = refused["diagnostics"].as_array().filter(|found| !found.is_empty());
+            told["errors"] = known.map_or_else(nothing, |found| json!(found));
+        }
+        say(told);
         return Ok(ExitCode::from(u8::from(!ok)));
     }
     if let Some(text) = refused["text"].as_str() {
@@ -165,7 +162,8 @@ pub(super) fn decision(socket: &Path, id: &str, as_json: bool) -> Result<ExitCod
         200 => {}
         404 | 410 => {
             if as_json {
-                say(json!({ "ok": false, "error": error_of(&page), "code": page["code"] }));
+                let errors = question(error_of(&page)).errors();
+                say(json!({ "ok": false, "errors": errors, "code": page["code"] }));
             } else {
                 eprintln!("{}: {}", socket.display(), error_of(&page));
             }
@@ -175,7 +173,9 @@ pub(super) fn decision(socket: &Path, id: &str, as_json: bool) -> Result<ExitCod
     }
     let decision = &page["decision"];
     if as_json {
-        say(&page);
+        let mut told = page.clone();
+        told["ok"] = true.into();
+        say(told);
     } else {
         say(format_args!(
             "{id}: {} ({}) at {}, generation {}",

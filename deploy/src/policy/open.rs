@@ -172,7 +172,7 @@ fn list_documents(args: &Args, directory: &Path) -> Result<ExitCode, Failure> {
         })
         .collect();
     if args.json {
-        say(json!(entries));
+        say(json!({ "ok": true, "open": entries }));
         return Ok(ExitCode::SUCCESS);
     }
     for entry in &entries {
@@ -194,16 +194,24 @@ fn close_documents(args: &Args, directory: &Path, name: Option<&str>) -> Result<
             closed.push(file.name);
         }
     }
-    if args.json {
-        say(json!({ "ok": !closed.is_empty(), "removed": closed }));
-    } else if closed.is_empty() {
+    if closed.is_empty() {
         let what = name.unwrap_or("such document");
-        eprintln!("error: {}: no {what} is there that breaks the glass", directory.display());
+        let error = question(format!("{}: no {what} is there that breaks the glass", directory.display()));
+        match error {
+            error if args.json => super::json::say_errors(&error.errors()),
+            Failure::Question(error) => eprintln!("error: {error}"),
+            Failure::Documents(errors) => eprintln!("{errors}"),
+        }
+        return Ok(ExitCode::from(1));
     }
-    for file in closed.iter().filter(|_| !args.json) {
+    if args.json {
+        say(json!({ "ok": true, "removed": closed }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for file in closed {
         say(format_args!("removed {file}"));
     }
-    Ok(ExitCode::from(u8::from(closed.is_empty())))
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list_sidecars(args: &Args) -> Result<ExitCode, Failure> {
@@ -219,10 +227,10 @@ fn list_sidecars(args: &Args) -> Result<ExitCode, Failure> {
                 say(format_args!("{}: nothing is open", socket.display()));
             }
         }
-        all.push(json!({ "sidecar": socket, "open": open }));
+        all.push(json!({ "sidecar": socket.display().to_string(), "ok": true, "open": open }));
     }
     if args.json {
-        say(json!(all));
+        say(json!({ "ok": true, "sidecars": all }));
     }
     Ok(ExitCode::SUCCESS)
 }
