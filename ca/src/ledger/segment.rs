@@ -144,8 +144,9 @@ impl<R: Read> Segment<R> {
         if record.sequence != self.next {
             return Err(Fault::Damaged("its sequence number is another's"));
         }
+        self.next =
+            record.sequence.checked_add(1).ok_or(Fault::Damaged("its sequence number is the last"))?;
         self.offset += FRAME + length as u64;
-        self.next += 1;
         self.chain = hash;
         Ok(Some(Frame { record, body, hash }))
     }
@@ -162,4 +163,31 @@ impl<R: Read + Seek> Segment<R> {
 pub(super) fn framed(body: &[u8], hash: &Hash) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
     [&length.to_be_bytes(), body, hash].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::record::{Draft, Kind};
+
+    fn segment(first: u64, sequence: u64) -> Vec<u8> {
+        let header = Header { id: [1; 16], key: HeadKey([2; 32]), first, previous: [3; 32] };
+        let body = Draft::new(Kind::Token).encode(sequence, 0);
+        [header.encode(), framed(&body, &chain(&[3; 32], &body))].concat()
+    }
+
+    #[test]
+    fn what_does_not_belong_there_is_a_fault() {
+        let read = |bytes: &[u8]| Segment::open(bytes).and_then(|mut segment| segment.read());
+        let good = segment(7, 7);
+        assert_eq!(read(&good).unwrap().unwrap().sequence, 7);
+        assert!(read(&good[..HEADER]).unwrap().is_none());
+        for end in (0..HEADER).chain(HEADER + 1..good.len()) {
+            assert!(matches!(read(&good[..end]), Err(Fault::Damaged("it is cut off"))), "{end}");
+        }
+        // Its hashes are right; nothing can follow the last number there is.
+        for bad in [segment(7, 8), segment(7, 6), segment(u64::MAX, u64::MAX)] {
+            assert!(matches!(read(&bad), Err(Fault::Damaged(_))));
+        }
+    }
 }
