@@ -28,6 +28,12 @@ pub struct Identity {
     pub renew_after: SystemTime,
 }
 
+/// An identity with its private key, for the workload beside us.
+pub(crate) struct Keyed {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) key: Key,
+}
+
 /// A view of an agent that runs elsewhere. Cheap to clone.
 #[derive(Clone)]
 pub struct Observer(Arc<Live>);
@@ -46,6 +52,15 @@ impl Observer {
     pub fn status(&self) -> Status {
         self.0.status()
     }
+
+    /// As [`identity`](Self::identity), with the key.
+    pub(crate) fn keyed(&self) -> Receiver<Option<Arc<Keyed>>> {
+        self.0.keyed.subscribe()
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
 }
 
 /// The agent's one state, shared by its loops.
@@ -54,6 +69,7 @@ pub(crate) struct Live {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state: Arc<State>,
     sender: watch::Sender<Option<Arc<Identity>>>,
+    keyed: watch::Sender<Option<Arc<Keyed>>>,
     pub(crate) held: Mutex<Held>,
     pub(crate) progress: Mutex<Progress>,
     /// One installation at a time: two must not interleave between check and publication.
@@ -81,6 +97,7 @@ impl Live {
             clock,
             state: Arc::new(state),
             sender: watch::Sender::new(None),
+            keyed: watch::Sender::new(None),
             held: Mutex::default(),
             progress: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -99,7 +116,14 @@ impl Live {
         Pace::of(self.current().as_ref().map(|identity| &*identity.svid))
     }
 
-    pub(crate) fn publish(&self, svid: Arc<Svid>, renew_after: SystemTime) {
+    /// The SVID in force once more, with the bundle that is held by now.
+    pub(crate) fn republish(&self) {
+        let Some(current) = self.keyed.borrow().clone() else { return };
+        let Identity { svid, renew_after, .. } = &*current.identity;
+        self.publish(svid.clone(), current.key.clone(), *renew_after);
+    }
+
+    pub(crate) fn publish(&self, svid: Arc<Svid>, key: Key, renew_after: SystemTime) {
         let identity = {
             let mut held = self.held.lock();
             let Some(bundle) = held.bundle.clone().or_else(|| self.configured()) else { return };
@@ -107,6 +131,8 @@ impl Live {
             let bundles = Bundles::default().with(bundle);
             Identity { generation: held.generation, svid, bundles, renew_after }
         };
-        self.sender.send_replace(Some(Arc::new(identity)));
+        let identity = Arc::new(identity);
+        self.keyed.send_replace(Some(Arc::new(Keyed { identity: identity.clone(), key })));
+        self.sender.send_replace(Some(identity));
     }
 }

@@ -79,11 +79,7 @@ impl Live {
         match issued {
             Some(issued) => self.install_svid(issued).await,
             None if newer.is_none() => return Ok(false),
-            None => {
-                if let Some(current) = self.current() {
-                    self.publish(current.svid.clone(), current.renew_after);
-                }
-            }
+            None => self.republish(),
         }
         Ok(true)
     }
@@ -102,9 +98,8 @@ impl Live {
         };
         if let Some(bundle) = overdue
             && self.store_bundle(bundle).await
-            && let Some(current) = self.current()
         {
-            self.publish(current.svid.clone(), current.renew_after);
+            self.republish();
         }
     }
 
@@ -127,9 +122,9 @@ impl Live {
         let Issued { svid, key, renew_after } = issued;
         let svid = Arc::new(svid);
         let renew_after = pace::renew_after(renew_after, self.clock.wall(), svid.not_after());
-        let (state, copy) = (self.state.clone(), svid.clone());
+        let (state, copy, stored_key) = (self.state.clone(), svid.clone(), key.clone());
         let stored = blocking(move || {
-            state.store_svid(&copy, &key, renew_after)?;
+            state.store_svid(&copy, &stored_key, renew_after)?;
             state.forget_pending_key()
         });
         // A full disk must not cost the workload its identity. The pending key stays on disk, so that after a crash the
@@ -138,7 +133,7 @@ impl Live {
             warn!("the new SVID is in use but not stored: {error}");
         }
         self.held.lock().pending = None;
-        self.publish(svid, renew_after);
+        self.publish(svid, key, renew_after);
     }
 
     /// A bad answer must not replace a good identity: what peers would refuse is refused here first.

@@ -1,4 +1,4 @@
-//! The workload's key: made here, never leaves here.
+//! The workload's key: made here, and told to nobody but the workload itself (`workload`).
 
 use std::fmt;
 

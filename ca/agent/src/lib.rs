@@ -23,6 +23,7 @@ mod renew;
 mod state;
 mod status;
 mod watch;
+pub mod workload;
 
 use std::sync::Arc;
 

@@ -55,7 +55,7 @@ impl Live {
                 // One that is due keeps its past date, so that it is renewed at once.
                 let renew_after = stored.renew_after.map_or(renew_after, |told| told.min(renew_after));
                 info!(id = %stored.svid.id(), "identity restored from the state directory");
-                self.publish(Arc::new(stored.svid), renew_after);
+                self.publish(Arc::new(stored.svid), stored.key, renew_after);
                 Ok(())
             }
             None => self.join_token().map(drop),

@@ -160,7 +160,8 @@ fn parse_key(bytes: &[u8]) -> Option<Key> {
     Some(Key::from_pkcs8(Zeroizing::new(key.secret_pkcs8_der().to_vec())))
 }
 
-fn private_pem(key: &Key) -> Zeroizing<String> {
+/// The key as PEM.
+pub(crate) fn private_pem(key: &Key) -> Zeroizing<String> {
     let body = Zeroizing::new(STANDARD.encode(key.pkcs8()));
     let mut pem = Zeroizing::new(String::with_capacity(body.len() * 2 + 128));
     pem.push_str("-----BEGIN PRIVATE KEY-----\n");
