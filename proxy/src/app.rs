@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_agent::Agent;
+use postern_agent::workload::Door;
+use postern_agent::{Agent, Observer};
 use postern_svid::{Clock, SystemClock};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -58,6 +59,7 @@ struct Doors {
     health: Bound,
     admin: UnixListener,
     admin_port: Option<(Bound, SocketAddr)>,
+    workload_api: Option<Door>,
 }
 
 fn start(path: &Path) -> Result<(), StartError> {
@@ -78,7 +80,7 @@ fn start(path: &Path) -> Result<(), StartError> {
 
 /// Everything but the data path, and the order of a sidecar's life.
 async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
-    let Doors { inbound, outbound, health, admin, admin_port } = bind(&sidecar)?;
+    let Doors { inbound, outbound, health, admin, admin_port, workload_api } = bind(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
     serve_health(&sidecar, health).await?;
@@ -96,6 +98,8 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
 
     let identities = agent.identity();
     *sidecar.agent.lock() = Some(agent.observer());
+    let workload_api =
+        workload_api.map(|door| spawn(serve_workload(door, agent.observer(), stopped.clone())));
     spawn(identity::follow(Arc::clone(&sidecar), identities.clone()));
     spawn(agent.run(stopped.clone()));
     let (loaded, first_load) = watch::channel(false);
@@ -119,6 +123,9 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     sidecar.drain.run(|| metrics.active()).await;
     tracing::info!("drained");
     stop.send_replace(true);
+    if let Some(served) = workload_api {
+        let _ = served.await;
+    }
     for worker in workers {
         let _ = tokio::task::spawn_blocking(move || worker.join()).await;
     }
@@ -174,7 +181,21 @@ fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
             Some(address) => Some((tcp("admin", address)?, address)),
             None => None,
         },
+        workload_api: match &config.workload_api {
+            Some(endpoint) => {
+                let door = Door::bind(endpoint.clone(), sidecar.metrics.workload_api.counts());
+                Some(door.map_err(|error| StartError::Machine(format!("workloadApi.socket: {error}")))?)
+            }
+            None => None,
+        },
     })
+}
+
+/// The workload is served as long as the sidecar lives: while it drains as well.
+async fn serve_workload(door: Door, observer: Observer, stopped: watch::Receiver<bool>) {
+    if let Err(error) = door.serve(observer, stopped).await {
+        tracing::error!(%error, "the workload's own socket cannot be served");
+    }
 }
 
 fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {

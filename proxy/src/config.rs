@@ -3,11 +3,13 @@
 
 mod ports;
 mod upgrades;
+mod workload_api;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use postern_agent::workload::Endpoint as WorkloadApi;
 use postern_agent::{Attestation, Trust};
 use postern_policy::norm::PathOptions;
 use postern_policy::yaml::{self, Spanned};
@@ -58,6 +60,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// The admin port, which only reads; usually there is none.
     pub admin_port: Option<SocketAddr>,
+    /// Where the workload gets its own certificate, if it does.
+    pub workload_api: Option<WorkloadApi>,
     /// The directory of documents.
     pub documents: PathBuf,
     /// Whose documents may speak for the whole mesh.
@@ -164,6 +168,10 @@ impl Config {
         let limits = limits(file, &raw.limits, &mut wrong);
         let decision_log =
             raw.decision_log.as_ref().map(|section| decision_log::check(file, section, &mut wrong));
+        let workload_api = raw
+            .workload_api
+            .as_ref()
+            .map(|section| workload_api::check(file, section, &raw.state_dir, &raw.admin.socket, &mut wrong));
         if let Some(level) = &raw.log.level
             && let Err(text) = log::check(&level.value)
         {
@@ -194,6 +202,7 @@ impl Config {
             health: raw.health.address.value,
             admin_socket: raw.admin.socket,
             admin_port: raw.admin.address.map(|address| address.value),
+            workload_api,
             documents: raw.documents,
             root_namespace: raw.root_namespace,
             workers: raw.workers.map_or(1, |workers| workers.value),
@@ -219,6 +228,7 @@ struct File {
     outbound: Listener,
     health: Listener,
     admin: Admin,
+    workload_api: Option<workload_api::Raw>,
     documents: PathBuf,
     #[serde(default = "root_namespace")]
     root_namespace: String,

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::rate_limits::LimitSeries;
 use super::rules::RuleSeries;
+use super::workload_api::WorkloadApi;
 use crate::connections::Direction;
 use crate::error::Reason;
 
@@ -130,6 +131,8 @@ pub struct Metrics {
     pub tokens: TokenCounts,
     /// Issuers' keys.
     pub jwks: JwksCounts,
+    /// What the workload asked for.
+    pub workload_api: Arc<WorkloadApi>,
 }
 
 impl Metrics {

@@ -9,3 +9,4 @@ pub mod metrics;
 pub mod rate_limits;
 pub mod rules;
 pub mod tokens;
+pub mod workload_api;

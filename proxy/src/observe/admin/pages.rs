@@ -53,6 +53,12 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         "outbound": { "address": config.outbound },
         "health": { "address": config.health },
         "admin": { "socket": config.admin_socket, "address": config.admin_port },
+        "workloadApi": config.workload_api.as_ref().map(|api| {
+            json!({
+                "socket": api.socket, "mode": format!("{:04o}", api.mode),
+                "allow": { "uids": api.uids, "gids": api.gids },
+            })
+        }),
         "documents": config.documents,
         "rootNamespace": config.root_namespace,
         "workers": config.workers,
@@ -84,9 +90,21 @@ pub(super) fn identity(sidecar: &Sidecar) -> Value {
             "clockSkewMs": status.clock_skew_ms,
         })
     });
+    let workload_api = sidecar.config.workload_api.as_ref().map(|_| {
+        let counts = sidecar.metrics.workload_api.counts();
+        json!({
+            "connections": counts.connections(),
+            "streams": counts.streams(),
+            "answered": counts.with_result("ok"),
+            "refused": counts.with_result("permission_denied"),
+        })
+    });
     let snapshot = sidecar.snapshots.load();
     let Some(own) = &snapshot.identity else {
-        return json!({ "id": sidecar.config.identity.as_str(), "serial": null, "controlPlane": control_plane });
+        return json!({
+            "id": sidecar.config.identity.as_str(), "serial": null, "controlPlane": control_plane,
+            "workloadApi": workload_api,
+        });
     };
     let svid = &own.identity.svid;
     let trust_domain = svid.id().trust_domain();
@@ -102,6 +120,7 @@ pub(super) fn identity(sidecar: &Sidecar) -> Value {
         "generation": own.identity.generation,
         "bundle": bundle,
         "controlPlane": control_plane,
+        "workloadApi": workload_api,
     })
 }
 

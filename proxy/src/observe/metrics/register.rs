@@ -13,6 +13,7 @@ use crate::connections::Direction;
 use crate::error::Reason;
 use crate::observe::rate_limits::LimitCollector;
 use crate::observe::rules::RuleCollector;
+use crate::observe::workload_api::WorkloadApiCollector;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -184,6 +185,7 @@ impl Default for Metrics {
             bundle_sequence: Gauge::default(),
             tokens: TokenCounts::new(&mut registry),
             jwks: JwksCounts::new(&mut registry),
+            workload_api: Arc::default(),
             registry: Registry::default(),
         };
         metrics.with_singles(registry)
@@ -194,6 +196,7 @@ impl Metrics {
     fn with_singles(mut self, mut registry: Registry) -> Self {
         registry.register_collector(Box::new(RuleCollector(Arc::clone(&self.rules))));
         registry.register_collector(Box::new(LimitCollector(Arc::clone(&self.rate_limits))));
+        registry.register_collector(Box::new(WorkloadApiCollector(Arc::clone(&self.workload_api))));
         registry.register("audited", "Verdicts about what an Audit rule marks", self.audited.clone());
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());
