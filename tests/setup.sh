@@ -58,7 +58,7 @@ python() {
     "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$here/requirements.txt"
 }
 if python >>"$log" 2>&1; then why=ok; else why="not installed: see $log (needs python3 with venv, and PyPI)"; fi
-for module in grpc websockets jwt cryptography; do
+for module in grpc websockets jwt cryptography spiffe; do
     if [ "$why" = ok ] && ! "$place/venv/bin/python" -c "import $module" >>"$log" 2>&1; then
         echo "$module cannot be imported: see $log" >>"$place/status.new"
     else

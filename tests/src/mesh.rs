@@ -340,6 +340,11 @@ impl Sidecar {
         &self.socket
     }
 
+    /// The workload's own socket, if it was planned.
+    pub fn workload_socket(&self) -> PathBuf {
+        self.socket.with_file_name(format!("{}-workload", self.plan.name)).join("api.sock")
+    }
+
     /// A health page or `/metrics`; `None` if nobody answers.
     pub fn page(&self, path: &str) -> Option<(u16, String)> {
         wire::page((self.plan.address, 24_191), path)

@@ -36,6 +36,7 @@ pub struct SidecarPlan {
     pub(crate) token_ttl: String,
     pub(crate) admin_port: bool,
     pub(crate) decision_log: bool,
+    pub(crate) workload_api: Option<String>,
 }
 
 /// A port: as the Service names it, as the workload serves it, and what is spoken there.
@@ -97,6 +98,7 @@ impl Plan {
             token_ttl: "10m".to_owned(),
             admin_port: false,
             decision_log: false,
+            workload_api: None,
         });
         self.sidecars.last_mut().expect("one was just pushed")
     }
@@ -221,6 +223,10 @@ impl Plan {
             let path = directory.join(format!("{name}.decisions.jsonl"));
             let _ = writeln!(text, "decisionLog: {{path: {}}}", path.display());
         }
+        if let Some(more) = &sidecar.workload_api {
+            let path = directory.join(format!("{name}-workload/api.sock"));
+            let _ = writeln!(text, "workloadApi: {{socket: {}{more}}}", path.display());
+        }
         if !sidecar.limits.is_empty() {
             let _ = writeln!(text, "limits: {}", flow_map(&sidecar.limits));
         }
@@ -294,6 +300,12 @@ impl SidecarPlan {
     /// Writes its decisions to `NAME.decisions.jsonl` in the mesh's directory.
     pub fn decision_log(&mut self) -> &mut Self {
         self.decision_log = true;
+        self
+    }
+
+    /// Opens the workload's own socket, with `more` in its section: `, allow: {uids: [1000]}`.
+    pub fn workload_api(&mut self, more: &str) -> &mut Self {
+        self.workload_api = Some(more.to_owned());
         self
     }
 

@@ -1,0 +1,249 @@
+//! An Envoy as a full peer of sidecars: its certificate and roots come from the sidecar beside it, by secret discovery.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use postern_tests::{Mesh, Origin, Plan, Process, TRUST_DOMAIN, foreign, is_long, openssl, wait, wire};
+use serde_json::{Value, json};
+
+const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
+/// Where the workload beside this Envoy calls out, and where Envoy takes calls of the mesh.
+const OUT: u16 = 24_240;
+const IN: u16 = 24_143;
+
+const POLICY: &str = r#"
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {selector: {app: orders}}
+  action: Allow
+  rules:
+  - name: edge
+    from: [{serviceAccounts: [edge]}]
+"#;
+
+/// A secret by its name, from the sidecar.
+fn secret(name: &str) -> Value {
+    json!({"name": name, "sds_config": {
+        "resource_api_version": "V3",
+        "api_config_source": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": "sidecar"}}],
+        },
+    }})
+}
+
+/// Envoy's side of mutual TLS: its own secret, the roots under `roots`, and exactly this peer.
+fn mutual(side: &str, roots: &str, peer: &str) -> Value {
+    let common = json!({
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "alpn_protocols": ["h2"],
+        "tls_certificate_sds_secret_configs": [secret("default")],
+        "combined_validation_context": {
+            "default_validation_context": {
+                "match_typed_subject_alt_names": [{
+                    "san_type": "URI",
+                    "matcher": {"exact": format!("spiffe://{TRUST_DOMAIN}/ns/shop/sa/{peer}")},
+                }],
+            },
+            "validation_context_sds_secret_config": secret(roots),
+        },
+    });
+    let mut context = json!({
+        "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.{side}TlsContext"),
+        "common_tls_context": common,
+    });
+    if side == "Downstream" {
+        context["require_client_certificate"] = json!(true);
+    }
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
+}
+
+fn cluster(name: &str, address: &Value, connections_live: &str, transport: Option<Value>) -> Value {
+    let mut cluster = json!({
+        "name": name,
+        "connect_timeout": "5s",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": format!("{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions"),
+            "explicit_http_config": {"http2_protocol_options": {}},
+            // Less than what is left of a certificate when it is renewed: Envoy goes on with a connection, and with what it
+            // has proven there, to the certificate's end, when its requests are refused.
+            "common_http_protocol_options": {"max_connection_duration": connections_live},
+        }},
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    });
+    if let Some(transport) = transport {
+        cluster["transport_socket"] = transport;
+    }
+    cluster
+}
+
+fn listener(at: SocketAddr, action: &Value, transport: Option<Value>) -> Value {
+    let mut route = json!({"match": {"prefix": "/"}});
+    route.as_object_mut().expect("it is one").extend(action.as_object().expect("it is one").clone());
+    let mut chain = json!({"filters": [{
+        "name": "http",
+        "typed_config": {
+            "@type": format!("{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+            "stat_prefix": "http",
+            "http_filters": [{
+                "name": "router",
+                "typed_config": {"@type": format!("{EXTENSIONS}.filters.http.router.v3.Router")},
+            }],
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        },
+    }]});
+    if let Some(transport) = transport {
+        chain["transport_socket"] = transport;
+    }
+    json!({"name": at.to_string(), "address": socket_address(at), "filter_chains": [chain]})
+}
+
+fn socket_address(at: SocketAddr) -> Value {
+    json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}})
+}
+
+fn start(mesh: &Mesh, host: IpAddr) -> Process {
+    let orders = mesh.sidecar("orders").inbound();
+    let pipe = json!({"pipe": {"path": mesh.sidecar("edge").workload_socket()}});
+    let answer = json!({"direct_response": {"status": 200, "body": {"inline_string": "from Envoy"}}});
+    let config = json!({
+        "node": {"id": "edge", "cluster": "edge"},
+        "static_resources": {
+            "clusters": [
+                cluster("sidecar", &pipe, "3600s", None),
+                cluster("orders", &socket_address(orders), "2s", Some(mutual("Upstream", "ROOTCA", "orders"))),
+            ],
+            "listeners": [
+                listener((host, OUT).into(), &json!({"route": {"cluster": "orders"}}), None),
+                listener((host, IN).into(), &answer, Some(mutual("Downstream", "ALL", "web"))),
+            ],
+        },
+    });
+    let path = mesh.directory().join("envoy.json");
+    std::fs::write(&path, config.to_string()).expect("the directory can be written to");
+    let program = foreign::python("").0.with_file_name("envoy");
+    let process = Process::start("envoy", &program, &mesh.directory().join("envoy.log"), |command| {
+        command.args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+            "--config-path",
+        ]);
+        command.arg(&path);
+    });
+    for port in [OUT, IN] {
+        wait::until("Envoy listens", Duration::from_secs(60), || {
+            assert!(process.ended().is_none(), "Envoy ended: {}", process.log());
+            TcpStream::connect((host, port)).is_ok()
+        });
+    }
+    process
+}
+
+/// The whole answer to a request at `at`, for a service by this name.
+fn get(at: SocketAddr, host: &str) -> String {
+    let mut stream = wire::connect(at);
+    let request = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn an_envoy_with_secrets_from_its_sidecar_is_a_peer_both_ways_across_renewals() {
+    if !foreign::need(&["envoy", "openssl"]) {
+        return;
+    }
+    let time = Duration::from_secs(if is_long() { 60 } else { 24 });
+    let mut plan = Plan::new();
+    plan.ttl("8s");
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.sidecar("edge").workload_api("");
+    plan.document("policy.yaml", POLICY);
+    let (host, orders) = (plan.spare_address(0), plan.address("orders"));
+    let service = |name: &str, endpoint: String| {
+        format!(
+            "---\napiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  \
+             ports: [{{port: 80, protocol: http, targetPort: 8080}}]\n  endpoints: [{{{endpoint}}}]\n"
+        )
+    };
+    let services = service("orders", format!("address: {orders}"))
+        + &service("edge", format!("address: {host}, meshPort: {IN}, transport: mtls"));
+    plan.document("services.yaml", &services);
+    let origin = Origin::http((orders, 8080));
+    let mesh = plan.start();
+    let envoy = start(&mesh, host);
+    let (out, web) = (SocketAddr::new(host, OUT), mesh.sidecar("web").outbound());
+    // Its listeners stand before its secrets have come.
+    wait::until("Envoy has its secrets", Duration::from_secs(20), || {
+        get(out, "orders.shop").starts_with("HTTP/1.1 200")
+            && get(web, "edge.shop").starts_with("HTTP/1.1 200")
+    });
+
+    // Each side takes exactly the one whom it expects, though the roots vouch for all of them.
+    let other = get(mesh.sidecar("orders").outbound(), "edge.shop");
+    assert!(!other.is_empty() && !other.starts_with("HTTP/1.1 200"), "{other}");
+    let other = get(web, "orders.shop");
+    assert!(other.starts_with("HTTP/1.1 403"), "{other}");
+
+    let (mut proven, mut served, mut asked) = (BTreeSet::new(), BTreeSet::new(), 0);
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        let answer = get(out, "orders.shop");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{asked}: {answer}\n{}", envoy.log());
+        let answer = get(web, "edge.shop");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("from Envoy"),
+            "{asked}: {answer}\n{}",
+            envoy.log()
+        );
+        asked += 1;
+        if asked % 10 == 0 {
+            proven.extend(peers(&mesh));
+            served.insert(shown(SocketAddr::new(host, IN)));
+        }
+        wait::pause(Duration::from_millis(20));
+    }
+    // Three lives and a half: Envoy has proven and served what its sidecar got, and orders has seen who it is.
+    assert!(asked > 100, "that was no load: {asked}");
+    assert!(proven.len() >= 4 && served.len() >= 4, "proven {proven:?}, served {served:?}");
+    assert!(proven.intersection(&served).count() >= 3, "proven {proven:?}, served {served:?}");
+    let seen = origin.last();
+    assert_eq!(
+        seen.header("x-forwarded-client-cert"),
+        ["URI=spiffe://demo.postern/ns/shop/sa/edge"],
+        "{seen:?}"
+    );
+    let refused = r#"postern_workload_api_requests_total{method="StreamSecrets",result="refused_by_client"}"#;
+    assert_eq!(mesh.sidecar("edge").metrics().value(refused), 0.0, "{}", envoy.log());
+}
+
+/// The serial numbers that orders has seen edge prove.
+fn peers(mesh: &Mesh) -> Vec<String> {
+    let connections = mesh.sidecar("orders").admin("/v1/connections")["connections"].clone();
+    let all = connections.as_array().cloned().unwrap_or_default();
+    let inbound = all.iter().filter(|connection| connection["direction"] == "inbound");
+    inbound.filter_map(|connection| connection["serial"].as_str().map(str::to_owned)).collect()
+}
+
+/// The serial number of the certificate that a stranger is shown.
+fn shown(at: SocketAddr) -> String {
+    let shown = openssl(&["s_client", "-connect", &at.to_string(), "-alpn", "h2"], b"");
+    let serial = openssl(&["x509", "-noout", "-serial"], &shown.stdout);
+    let text = serial.text();
+    let serial = text.trim().strip_prefix("serial=").unwrap_or_else(|| panic!("{}", shown.text()));
+    serial.to_ascii_lowercase()
+}
