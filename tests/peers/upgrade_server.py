@@ -4,8 +4,14 @@ With `Upgrade: tcp` (or `spdy/3.1`) it switches, says what it was asked, echoes 
 paths answer as they should not; without an upgrade it answers a page that tells what it was asked.
 """
 import json
+import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def say(*words):
+    """One write a line: the threads' lines, and what socketserver prints of a connection that broke, must not mix."""
+    os.write(1, (" ".join(words) + "\n").encode())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -28,16 +34,16 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in fields.items():
             self.send_header(name, value)
         self.end_headers()
-        print("switched", self.path, flush=True)
+        say("switched", self.path)
         self.wfile.write(self.seen().encode() + b"\n")
         while piece := self.rfile.read1(65536):
             self.wfile.write(piece)
         self.wfile.write(b"goodbye")
-        print("ended", self.path, flush=True)
+        say("ended", self.path)
 
     def answer(self):
         name = self.headers.get("Upgrade", "")
-        print("asked", self.command, self.path, name or "-", flush=True)
+        say("asked", self.command, self.path, name or "-")
         length = int(self.headers.get("Content-Length", "0"))
         self.rfile.read(length)
         if name.lower() not in ("tcp", "spdy/3.1"):
@@ -68,5 +74,5 @@ class Handler(BaseHTTPRequestHandler):
 
 server = ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
 server.daemon_threads = True
-print("listening", flush=True)
+say("listening")
 server.serve_forever()
