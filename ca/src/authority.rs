@@ -20,7 +20,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::check;
 use crate::keys::KeyStore;
-use crate::profile::{ROOT_KEY, Validity};
+use crate::profile::Validity;
 use crate::store::{AuthorityChange, Kind, State, Store};
 use ca::{Ca, make_issuing, make_root};
 use slots::{Slots, take_up};
@@ -93,7 +93,7 @@ impl Authority {
             return Err(AuthorityError::RootExpired);
         }
         // Signed with once here, so that a wrong, missing or readable-by-all key shows at the start and not in half a week.
-        root.signer(&trust_domain, keys.as_ref(), ROOT_KEY)?;
+        root.signer(keys.as_ref())?;
         if store.bundle_sequence()? == 0 {
             store.raise_bundle_sequence(1)?;
         }
@@ -232,7 +232,7 @@ impl Authority {
     }
 
     fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
-        let root = self.root.signer(&self.trust_domain, self.keys.as_ref(), ROOT_KEY)?;
+        let root = self.root.signer(self.keys.as_ref())?;
         let next = make_issuing(&self.trust_domain, self.keys.as_ref(), &self.root, &root, self.lives, now)?;
         check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
         let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];

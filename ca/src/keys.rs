@@ -2,6 +2,8 @@
 //!
 //! [`KeyStore`] is the seam for keys sealed by a passphrase or held by a device.
 
+mod key;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -11,15 +13,17 @@ use rcgen::{KeyPair, SignatureAlgorithm};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use zeroize::Zeroizing;
 
+pub use key::Key;
+
 /// The longest key file that is read; a P-384 key takes 185 bytes.
 const MAX_KEY_FILE: u64 = 8_192;
 
-/// Where private keys rest. They come out only as key pairs that sign.
+/// Where private keys rest. They come out only as something that signs.
 pub trait KeyStore: Send + Sync + 'static {
     /// Makes a key and stores it durably under `name`, which must be new.
-    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError>;
+    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError>;
     /// Loads the key `name`.
-    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError>;
+    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError>;
     /// Forgets the key `name`; none there is fine.
     fn remove(&self, name: &str) -> Result<(), KeyError>;
     /// The names of all keys there are.
@@ -43,17 +47,18 @@ impl KeyFiles {
 }
 
 impl KeyStore for KeyFiles {
-    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError> {
+    fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError> {
         let path = self.path(name);
         let key = KeyPair::generate_for(algorithm).map_err(|_| KeyError::Generate)?;
         write_private(&path, key.serialized_der())?;
-        Ok(key)
+        Ok(key.into())
     }
 
-    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError> {
+    fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError> {
         let path = self.path(name);
         let der = read_private(&path, MAX_KEY_FILE)?;
         KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der.as_slice()), algorithm)
+            .map(Key::from)
             .map_err(|_| KeyError::NoKey(path))
     }
 
@@ -230,6 +235,8 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use rcgen::PublicKeyData as _;
+
     use super::*;
     use crate::profile::{ISSUING_KEY, ROOT_KEY};
 
@@ -243,7 +250,7 @@ mod tests {
         let files = KeyFiles::new(dir.path());
         let made = files.create("a", ISSUING_KEY).unwrap();
         let loaded = files.load("a", ISSUING_KEY).unwrap();
-        assert_eq!(made.public_key_raw(), loaded.public_key_raw());
+        assert_eq!(made.der_bytes(), loaded.der_bytes());
         assert_eq!(fs::metadata(dir.path().join("a.key")).unwrap().mode() & 0o7777, 0o600);
         assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Exists(_))), "never overwritten");
         assert!(matches!(files.load("a", ROOT_KEY), Err(KeyError::NoKey(_))));

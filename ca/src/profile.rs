@@ -4,19 +4,24 @@
 //! key that [`crate::csr`] has verified; every other field is decided here. The CA library is never shown a request:
 //! it copies whatever a request asks for, a CA flag, DNS names and a validity of two thousand years included.
 
+mod signer;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use postern_svid::{SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, DnValue,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    NameConstraints, PublicKeyData, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyUsagePurpose, NameConstraints, PublicKeyData, SanType,
+    SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::csr::VerifiedKey;
+
+pub use signer::Signer;
+pub(crate) use signer::{algorithm, subject_key_id};
 
 /// Clocks of a mesh differ; a certificate is valid a little before its time. Never more than a tenth of its life, or a
 /// short-lived one would be renewed in a loop by whoever counts half its life from notBefore.
@@ -71,33 +76,6 @@ impl Serial {
     }
 }
 
-/// A CA that can sign: its name, key identifier and key.
-pub struct Signer {
-    issuer: Issuer<'static, KeyPair>,
-    key_id: Vec<u8>,
-}
-
-impl Signer {
-    /// Puts a CA together from its stored parts. `label` is the unique part of its name.
-    pub fn new(td: &TrustDomain, label: &str, key_id: Vec<u8>, key: KeyPair) -> Result<Self, ProfileError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = ca_name(td, label)?;
-        params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.clone());
-        params.key_usages = CA_USAGES.to_vec();
-        Ok(Self { issuer: Issuer::new(params, key), key_id })
-    }
-
-    /// The subject key identifier of its certificate.
-    pub fn key_id(&self) -> &[u8] {
-        &self.key_id
-    }
-
-    /// Its public key as SubjectPublicKeyInfo.
-    pub fn spki(&self) -> Vec<u8> {
-        self.issuer.key().subject_public_key_info()
-    }
-}
-
 const CA_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
 
 /// A fresh unique part for a CA's name. Two CAs of one name would make path building try the wrong key and report the
@@ -109,7 +87,7 @@ pub fn ca_label() -> Result<String, ProfileError> {
 }
 
 /// The key identifier that certificates of `key` carry.
-pub fn key_id(key: &KeyPair) -> Vec<u8> {
+pub fn key_id(key: &impl PublicKeyData) -> Vec<u8> {
     CertificateParams::default().key_identifier(key)
 }
 
@@ -117,7 +95,7 @@ pub fn key_id(key: &KeyPair) -> Vec<u8> {
 pub fn root(
     td: &TrustDomain,
     label: &str,
-    key: &KeyPair,
+    key: &impl SigningKey,
     validity: Validity,
 ) -> Result<CertificateDer<'static>, ProfileError> {
     let params = ca_params(td, label, 1, validity)?;
@@ -133,7 +111,7 @@ pub fn root(
 pub fn issuing(
     td: &TrustDomain,
     label: &str,
-    key: &KeyPair,
+    key: &impl PublicKeyData,
     root: &Signer,
     validity: Validity,
 ) -> Result<CertificateDer<'static>, ProfileError> {
@@ -179,6 +157,9 @@ pub enum ProfileError {
     /// The certificate library refused.
     #[error("building the certificate failed: {0}")]
     Build(#[from] rcgen::Error),
+    /// A certificate of a CA that nothing can be signed under.
+    #[error("nothing can be signed under this certificate: {0}")]
+    Issuer(&'static str),
     /// The system's random source failed.
     #[error("the system's random source failed")]
     Random,

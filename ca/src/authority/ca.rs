@@ -3,12 +3,12 @@
 use std::time::SystemTime;
 
 use postern_svid::TrustDomain;
-use rcgen::KeyPair;
+use rcgen::{PublicKeyData as _, SignatureAlgorithm};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{AuthorityError, Lives, slots};
-use crate::keys::KeyStore;
+use crate::keys::{Key, KeyStore};
 use crate::profile::{self, ISSUING_KEY, ROOT_KEY, Signer, Validity};
 use crate::store::{self, AuthorityChange, Kind, State, Store};
 
@@ -19,6 +19,7 @@ pub(super) struct Ca {
     pub(super) key_id: Vec<u8>,
     pub(super) spki: [u8; 32],
     pub(super) validity: Validity,
+    algorithm: &'static SignatureAlgorithm,
 }
 
 /// An issuing CA that can sign.
@@ -54,9 +55,14 @@ impl Ca {
         let damaged = AuthorityError::Damaged("a CA's certificate cannot be read or is not the one noted");
         let Ok((rest, parsed)) = X509Certificate::from_der(&row.certificate) else { return Err(damaged) };
         let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let Some(algorithm) = profile::algorithm(parsed.public_key()) else { return Err(damaged) };
         let dates = parsed.validity();
         let noted = [row.not_before, row.not_after].map(|at| i64::try_from(seconds(at)).unwrap_or(0));
-        if !rest.is_empty() || noted != [dates.not_before.timestamp(), dates.not_after.timestamp()] {
+        let key_id = profile::subject_key_id(&parsed);
+        if !rest.is_empty()
+            || key_id.as_ref() != Some(&row.key_id)
+            || noted != [dates.not_before.timestamp(), dates.not_after.timestamp()]
+        {
             return Err(damaged);
         }
         Ok(Self {
@@ -65,6 +71,7 @@ impl Ca {
             certificate: CertificateDer::from(row.certificate.clone()),
             key_id: row.key_id.clone(),
             validity: Validity { not_before: row.not_before, not_after: row.not_after },
+            algorithm,
         })
     }
 
@@ -80,19 +87,15 @@ impl Ca {
         }
     }
 
-    fn made(label: String, key: &KeyPair, certificate: CertificateDer<'static>, validity: Validity) -> Self {
-        let spki = crate::csr::fingerprint(&rcgen::PublicKeyData::subject_public_key_info(key));
-        Self { label, key_id: profile::key_id(key), spki, certificate, validity }
+    fn made(label: String, key: &Key, certificate: CertificateDer<'static>, validity: Validity) -> Self {
+        let spki = crate::csr::fingerprint(&key.subject_public_key_info());
+        let algorithm = key.algorithm();
+        Self { label, key_id: profile::key_id(key), spki, certificate, validity, algorithm }
     }
 
-    pub(super) fn signer(
-        &self,
-        td: &TrustDomain,
-        keys: &dyn KeyStore,
-        algorithm: &'static rcgen::SignatureAlgorithm,
-    ) -> Result<Signer, AuthorityError> {
-        let key = keys.load(&self.label, algorithm)?;
-        let signer = Signer::new(td, &self.label, self.key_id.clone(), key)?;
+    pub(super) fn signer(&self, keys: &dyn KeyStore) -> Result<Signer, AuthorityError> {
+        let key = keys.load(&self.label, self.algorithm)?;
+        let signer = Signer::new(&self.certificate, key)?;
         if crate::csr::fingerprint(&signer.spki()) != self.spki {
             return Err(AuthorityError::KeyMismatch(self.label.clone()));
         }
@@ -132,6 +135,6 @@ pub(super) fn make_issuing(
     let validity = Validity::from_now(now, lives.issuing).ending_by(root.validity.not_after);
     let certificate = profile::issuing(td, &label, &key, root_signer, validity)?;
     let ca = Ca::made(label, &key, certificate, validity);
-    let signer = Signer::new(td, &ca.label, ca.key_id.clone(), key)?;
+    let signer = Signer::new(&ca.certificate, key)?;
     Ok(Issuing { ca, signer })
 }

@@ -9,7 +9,6 @@ use super::ca::{Ca, Issuing, make_issuing};
 use super::{AuthorityError, Lives};
 use crate::check;
 use crate::keys::{KeyError, KeyStore};
-use crate::profile::{ISSUING_KEY, ROOT_KEY};
 use crate::store::{Authority as Row, Kind, State};
 
 /// What every issuing CA's label begins with, and so the name of its key.
@@ -88,7 +87,7 @@ impl<'a> Found<'a> {
         let newest = live(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
         let Some(row) = newest else { return Ok(None) };
         let ca = Ca::from_row(row)?;
-        let signer = ca.signer(self.trust_domain, self.keys, ISSUING_KEY)?;
+        let signer = ca.signer(self.keys)?;
         let issuing = Issuing { ca, signer };
         check::issuing(self.trust_domain, &issuing, self.bundles, self.now)?;
         Ok(Some(Arc::new(issuing)))
@@ -114,7 +113,7 @@ pub(super) fn take_up(
     if let Some(active) = found.usable(State::Active)? {
         return Ok((Slots { active, prepared: found.usable(State::Prepared)? }, None));
     }
-    let made = make_issuing(td, keys, root, &root.signer(td, keys, ROOT_KEY)?, lives, now)?;
+    let made = make_issuing(td, keys, root, &root.signer(keys)?, lives, now)?;
     check::issuing(td, &made, bundles, now)?;
     let row = made.ca.row(Kind::Issuing, State::Active);
     // A successor of the one that ended would end before the new one does.

@@ -5,7 +5,7 @@ use postern_svid::Role;
 use rcgen::KeyPair;
 
 use super::*;
-use crate::profile::ISSUING_KEY;
+use crate::profile::{ISSUING_KEY, ROOT_KEY};
 use crate::store::{self, StoreError};
 use crate::testing::{HOUR, Home, id, peer, start};
 
@@ -405,7 +405,7 @@ fn what_broken_turns_left_is_cleared_away_at_the_start() {
     // Prepared again and again.
     let (root, signer) = {
         let root = Ca::from_row(&home.store().authorities().unwrap()[0]).unwrap();
-        let signer = root.signer(&crate::testing::td(), &keys, ROOT_KEY).unwrap();
+        let signer = root.signer(&keys).unwrap();
         (root, signer)
     };
     for _ in 0..3 {

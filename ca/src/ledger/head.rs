@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rcgen::{KeyPair, PKCS_ED25519, SigningKey as _};
+use rcgen::{PKCS_ED25519, PublicKeyData as _, SigningKey as _};
 
 use super::{Hash, Identity, KEY, LedgerError, Tree, sha256};
-use crate::keys::KeyStore;
+use crate::keys::{Key, KeyStore};
 
 /// The longest head: 64 subtrees of 57 bytes, and 1 KiB for the rest.
 pub(super) const MAX_HEAD: u64 = 8 * 1_024;
@@ -36,7 +36,7 @@ impl HeadKey {
 
 /// Signs heads.
 pub struct Signer {
-    key: KeyPair,
+    key: Key,
     public: HeadKey,
     identity: Identity,
 }
@@ -55,7 +55,7 @@ impl Signer {
         } else {
             keys.load(KEY, &PKCS_ED25519)?
         };
-        let public = HeadKey(key.public_key_raw().try_into().map_err(|_| LedgerError::KeyMismatch)?);
+        let public = HeadKey(key.der_bytes().try_into().map_err(|_| LedgerError::KeyMismatch)?);
         if known.is_some_and(|known| known != public) {
             return Err(LedgerError::KeyMismatch);
         }

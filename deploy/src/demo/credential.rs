@@ -49,10 +49,10 @@ fn another_ca(id: &str) -> Result<(Credential, CertificateDer<'static>), Box<dyn
 
     let (root_label, root_key) = ca(profile::ROOT_KEY)?;
     let root = profile::root(&td, &root_label, &root_key, validity)?;
-    let signer = Signer::new(&td, &root_label, profile::key_id(&root_key), root_key)?;
+    let signer = Signer::new(&root, root_key)?;
     let (issuing_label, issuing_key) = ca(profile::ISSUING_KEY)?;
     let issuing = profile::issuing(&td, &issuing_label, &issuing_key, &signer, validity)?;
-    let signer = Signer::new(&td, &issuing_label, profile::key_id(&issuing_key), issuing_key)?;
+    let signer = Signer::new(&issuing, issuing_key)?;
 
     let leaf_key = KeyPair::generate()?;
     let verified = csr::verify(&csr::own(&leaf_key)?, &id)?;
