@@ -9,6 +9,7 @@
 
 mod ca;
 mod error;
+mod existing;
 mod slots;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use slots::{Slots, take_up};
 
 pub use ca::Issuing;
 pub use error::AuthorityError;
+pub use existing::{ExistingRoot, RootError};
 
 /// How long CAs live.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,13 @@
-//! Keys of the CA at rest: files of mode 0600 in a directory of mode 0700, refused otherwise.
+//! Keys of the CA at rest: files of mode 0600 in a directory of mode 0700, refused otherwise; sealed, where a secret is named
+//! to seal them with (`keys/seal.rs`).
 //!
-//! [`KeyStore`] is the seam for keys sealed by a passphrase or held by a device.
+//! [`KeyStore`] is the seam.
 
 mod key;
+mod migrate;
+mod seal;
+mod sealed;
+mod source;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,14 +19,26 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use zeroize::Zeroizing;
 
 pub use key::Key;
+pub use migrate::{reseal, seal, unseal};
+pub use seal::{Seal, SealError};
+pub use source::Source;
 
 /// The longest key file that is read; a P-384 key takes 185 bytes.
 const MAX_KEY_FILE: u64 = 8_192;
+/// What follows the name of a key that is not sealed.
+const KEY: &str = ".key";
 
 /// Where private keys rest. They come out only as something that signs.
 pub trait KeyStore: Send + Sync + 'static {
     /// Makes a key and stores it durably under `name`, which must be new.
     fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError>;
+    /// Stores a key that was made elsewhere, as PKCS#8, under `name`, which must be new.
+    fn import(
+        &self,
+        name: &str,
+        pkcs8: &[u8],
+        algorithm: &'static SignatureAlgorithm,
+    ) -> Result<Key, KeyError>;
     /// Loads the key `name`.
     fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError>;
     /// Forgets the key `name`; none there is fine.
@@ -30,7 +47,22 @@ pub trait KeyStore: Send + Sync + 'static {
     fn names(&self) -> Result<Vec<String>, KeyError>;
 }
 
-/// Key files in a directory.
+/// The keys in `directory`, which [`private_dir`] has checked: sealed with the secret from `seal`, if there is one. A key in the
+/// other form is refused: it would lie open where nobody expects it, or be missed.
+pub fn open(directory: &Path, seal: Option<&Source>) -> Result<Box<dyn KeyStore>, KeyError> {
+    match seal {
+        None => match named(directory, sealed::SEALED)?.first() {
+            Some(name) => Err(SealError::Sealed(sealed::path(directory, name)).into()),
+            None => Ok(Box::new(KeyFiles::new(directory))),
+        },
+        Some(source) => match named(directory, KEY)?.first() {
+            Some(name) => Err(SealError::Unsealed(directory.join(format!("{name}{KEY}"))).into()),
+            None => Ok(Box::new(sealed::SealedFiles::new(directory, Seal::read(source)?))),
+        },
+    }
+}
+
+/// Key files in a directory, not sealed.
 pub struct KeyFiles {
     directory: PathBuf,
 }
@@ -42,43 +74,70 @@ impl KeyFiles {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.key"))
+        self.directory.join(format!("{name}{KEY}"))
     }
 }
 
 impl KeyStore for KeyFiles {
     fn create(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError> {
-        let path = self.path(name);
-        let key = KeyPair::generate_for(algorithm).map_err(|_| KeyError::Generate)?;
-        write_private(&path, key.serialized_der())?;
+        let key = generate(algorithm)?;
+        write_private(&self.path(name), key.serialized_der())?;
         Ok(key.into())
+    }
+
+    fn import(
+        &self,
+        name: &str,
+        pkcs8: &[u8],
+        algorithm: &'static SignatureAlgorithm,
+    ) -> Result<Key, KeyError> {
+        let path = self.path(name);
+        let key = pair(pkcs8, algorithm).ok_or_else(|| KeyError::NoKey(path.clone()))?;
+        write_private(&path, pkcs8)?;
+        Ok(key)
     }
 
     fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError> {
         let path = self.path(name);
         let der = read_private(&path, MAX_KEY_FILE)?;
-        KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der.as_slice()), algorithm)
-            .map(Key::from)
-            .map_err(|_| KeyError::NoKey(path))
+        pair(&der, algorithm).ok_or(KeyError::NoKey(path))
     }
 
     fn remove(&self, name: &str) -> Result<(), KeyError> {
-        let path = self.path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KeyError::Io(path, error)),
-            _ => Ok(()),
-        }
+        remove(&self.path(name))
     }
 
     fn names(&self) -> Result<Vec<String>, KeyError> {
-        let io = |error| KeyError::Io(self.directory.clone(), error);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(io)? {
-            let file = entry.map_err(io)?.file_name();
-            // What is not UTF-8 was not named by us.
-            names.extend(file.to_str().and_then(|name| name.strip_suffix(".key")).map(str::to_owned));
-        }
-        Ok(names)
+        named(&self.directory, KEY)
+    }
+}
+
+fn generate(algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, KeyError> {
+    KeyPair::generate_for(algorithm).map_err(|_| KeyError::Generate)
+}
+
+/// The private key in `der`, if it is one of `algorithm`.
+fn pair(der: &[u8], algorithm: &'static SignatureAlgorithm) -> Option<Key> {
+    KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), algorithm).map(Key::from).ok()
+}
+
+/// The names of the files of `directory` that end in `suffix`, without it.
+fn named(directory: &Path, suffix: &str) -> Result<Vec<String>, KeyError> {
+    let io = |error| KeyError::Io(directory.to_owned(), error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(io)? {
+        let file = entry.map_err(io)?.file_name();
+        // What is not UTF-8 was not named by us.
+        names.extend(file.to_str().and_then(|name| name.strip_suffix(suffix)).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn remove(path: &Path) -> Result<(), KeyError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KeyError::Io(path.to_owned(), error)),
+        _ => Ok(()),
     }
 }
 
@@ -201,6 +260,9 @@ pub enum KeyError {
         /// Ourselves.
         user: u32,
     },
+    /// It cannot be sealed or opened, or is where it should be sealed and is not.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// Longer than anything it could be.
     #[error("{path}: longer than {limit} bytes", path = .0.display(), limit = .1)]
     TooLong(PathBuf, u64),

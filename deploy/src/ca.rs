@@ -2,6 +2,8 @@
 //! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
+mod init;
+mod keys;
 mod ledger;
 
 use std::fmt::Display;
@@ -31,6 +33,13 @@ enum Verb {
     Token {
         #[command(subcommand)]
         verb: TokenVerb,
+    },
+    /// Make the CA, with a new root or an existing one.
+    Init(init::Args),
+    /// How the CA's keys rest: sealed with a secret that is not in the state directory, or plain files.
+    Keys {
+        #[command(subcommand)]
+        verb: keys::Verb,
     },
     /// The issuance ledger: everything that the CA has issued, unchangeably.
     Ledger {
@@ -85,6 +94,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Token { verb: TokenVerb::Create { id, ttl, out, place, trust_domain } } => {
             create(&id, ttl, &out, place, trust_domain)
         }
+        Verb::Init(args) => init::run(args),
+        Verb::Keys { verb } => keys::run(verb),
         Verb::Ledger { verb } => ledger::run(verb),
         Verb::Status { place, trust_domain } => status(place, trust_domain),
     }

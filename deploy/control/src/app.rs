@@ -1,19 +1,17 @@
 //! Wiring: state, CA, listeners, tasks; and how all of it stops.
 
 use std::convert::Infallible;
-use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_ca::authority::{Authority, AuthorityError, Lives};
+use postern_ca::authority::{Authority, AuthorityError, Lives, RootError};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
-use postern_ca::keys::{self, KeyError, KeyFiles};
+use postern_ca::keys::{self, KeyError, KeyStore};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
@@ -31,16 +29,15 @@ use crate::connection::Connection;
 use crate::health::Health;
 use crate::identity::{Api, CALL};
 use crate::limits::{Limits, Quota};
+use crate::lock::{Lock, LockError};
 use crate::net::TcpListener;
 use crate::own::{Own, OwnError};
 use crate::site::{Site, serve};
 use crate::task::{self, Tasks};
 use crate::upkeep::{Upkeep, round_of, sign_heads};
 
-/// Held while a control plane runs on a state directory.
-const LOCK: &str = "control.lock";
 /// The trust bundle, for operators to hand to sidecars.
-const BUNDLE: &str = "bundle.pem";
+pub(crate) const BUNDLE: &str = "bundle.pem";
 /// How long calls under way may take when we stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Calls and streams per connection. A sidecar needs two; fewer than a hundred would break clients that open streams before
@@ -179,7 +176,7 @@ pub struct Running {
     store: Arc<Sqlite>,
     clock: Arc<dyn Clock>,
     _publish: watch::Sender<Arc<Bundle>>,
-    _lock: File,
+    _lock: Lock,
 }
 
 #[derive(Clone, Copy)]
@@ -257,18 +254,26 @@ pub enum StartError {
     /// The configuration.
     #[error("{0}")]
     Config(String),
-    /// Another control plane has the state directory.
-    #[error("{}: another control plane runs on this state directory; stop it first", .0.display())]
-    InUse(PathBuf),
     /// The CA's test of itself.
     #[error(transparent)]
     Issue(#[from] IssueError),
     /// A file.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The state directory is taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// There is a CA already, with another root than the one given.
+    #[error(
+        "{}: has a CA with another root, which is not replaced. Give the CA another stateDir; `postern ca status` shows the root that is there", .0.display()
+    )]
+    OtherRoot(PathBuf),
     /// Its own certificate.
     #[error(transparent)]
     Own(#[from] OwnError),
+    /// The files of a root.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The runtime or its signals.
     #[error("starting the runtime failed: {0}")]
     Runtime(#[source] io::Error),
@@ -279,7 +284,7 @@ pub enum StartError {
 
 /// Everything that is opened from the disk.
 struct Core {
-    lock: File,
+    lock: Lock,
     store: Arc<Sqlite>,
     authority: Arc<Authority>,
     issuer: Arc<Issuer>,
@@ -292,10 +297,10 @@ struct Core {
 impl Core {
     fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         keys::private_dir(&config.state_dir)?;
-        let lock = lock(&config.state_dir)?;
+        let lock = Lock::take(&config.state_dir)?;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let keys = Arc::new(KeyFiles::new(&config.state_dir));
+        let keys: Arc<dyn KeyStore> = keys::open(&config.state_dir, config.keys.seal.as_ref())?.into();
         let (directory, td) = (&config.state_dir, &config.trust_domain);
         let (ledger, now) = (metrics.clone(), clock.wall());
         let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), ledger, SEGMENT, now)?;
@@ -330,25 +335,6 @@ fn tell_of_new_root(authorities: &[Row], state_dir: &Path) {
             root.sha256(),
             state_dir.display()
         );
-    }
-}
-
-/// Two control planes on one directory would each turn the issuing CA.
-fn lock(state_dir: &Path) -> Result<File, StartError> {
-    let path = state_dir.join(LOCK);
-    let io = |error| StartError::Key(KeyError::Io(path.clone(), error));
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse(state_dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(io(error)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! `control.yaml`: text becomes types here, once, and every mistake is shown with its place.
 
+mod keys;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +11,8 @@ use postern_policy::yaml::{self, Span, Spanned};
 use postern_policy::{Diagnostics, SourceFile};
 use postern_svid::TrustDomain;
 use serde::Deserialize;
+
+pub use keys::Keys;
 
 /// Where the health endpoint listens unless told otherwise.
 const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 24191);
@@ -32,6 +36,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// The mesh admin endpoint; loopback only.
     pub mesh_admin: SocketAddr,
+    /// How the CA's keys rest.
+    pub keys: Keys,
     /// Life of a leaf.
     pub ttl: Duration,
     /// Allows lives under five minutes.
@@ -85,6 +91,7 @@ impl Config {
             listen,
             health: HEALTH.into(),
             mesh_admin: MESH_ADMIN.into(),
+            keys: Keys::default(),
             ttl: TTL,
             test: false,
             log: Log::default(),
@@ -138,6 +145,7 @@ impl Config {
         if raw.state_dir.value.is_empty() {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
+        let keys = Keys::of(raw.keys, file, &mut found);
         match (trust_domain, listen, health, mesh_admin) {
             (Ok(trust_domain), Ok(listen), Ok(health), Ok(mesh_admin)) if found.is_empty() => Ok(Self {
                 trust_domain,
@@ -145,6 +153,7 @@ impl Config {
                 listen,
                 health,
                 mesh_admin,
+                keys,
                 ttl,
                 test: raw.test,
                 log: raw.log,
@@ -196,6 +205,7 @@ struct Raw {
     listen: Listener,
     health: Option<Listener>,
     mesh_admin: Option<Listener>,
+    keys: Option<keys::Raw>,
     svid: Option<Svid>,
     #[serde(default)]
     test: bool,

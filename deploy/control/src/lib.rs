@@ -10,7 +10,9 @@ mod config;
 mod connection;
 mod health;
 mod identity;
+mod init;
 mod limits;
+mod lock;
 mod net;
 mod own;
 mod site;
@@ -18,4 +20,6 @@ mod task;
 mod upkeep;
 
 pub use app::{Running, StartError, main, run, start, start_with};
-pub use config::{Config, ConfigError, Log, LogFormat, LogLevel};
+pub use config::{Config, ConfigError, Keys, Log, LogFormat, LogLevel};
+pub use init::{Initialized, init};
+pub use lock::{Lock, LockError};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_ca::store::{Sqlite, State, Store as _};
-use postern_control::StartError;
+use postern_control::{LockError, StartError};
 use postern_svid::{Clock as _, SystemClock, TestClock, TrustDomain};
 
 use crate::common::*;
@@ -35,7 +35,7 @@ async fn refusals_at_the_start_say_what_to_do() {
     let state = state(&dir);
     let running = start(&state, HOUR).await;
     let second = postern_control::start(config(&state, HOUR)).await.err().unwrap();
-    assert!(matches!(second, StartError::InUse(_)), "{second}");
+    assert!(matches!(second, StartError::Lock(LockError::InUse(_))), "{second}");
 
     let mut taken = config(&dir.path().join("other"), HOUR);
     taken.listen = running.identity_address();
