@@ -8,6 +8,7 @@ mod migrate;
 mod seal;
 mod sealed;
 mod source;
+mod stream;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,6 +23,7 @@ pub use key::Key;
 pub use migrate::{reseal, seal, unseal};
 pub use seal::{Seal, SealError};
 pub use source::Source;
+pub(crate) use stream::{OpenedReader, SealedWriter};
 
 /// The longest key file that is read; a P-384 key takes 185 bytes.
 const MAX_KEY_FILE: u64 = 8_192;
@@ -134,7 +136,7 @@ fn named(directory: &Path, suffix: &str) -> Result<Vec<String>, KeyError> {
     Ok(names)
 }
 
-fn remove(path: &Path) -> Result<(), KeyError> {
+pub(crate) fn remove(path: &Path) -> Result<(), KeyError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KeyError::Io(path.to_owned(), error)),
         _ => Ok(()),
@@ -285,7 +287,7 @@ pub(crate) fn check_owner_and_mode(
 }
 
 /// A new name survives a crash only once its directory is synced.
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

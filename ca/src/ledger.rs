@@ -44,7 +44,7 @@ pub const DIRECTORY: &str = "ledger";
 /// The name of the key that signs its heads.
 pub const KEY: &str = "ledger";
 /// The newest head's file within the ledger's directory.
-const LATEST: &str = "latest.head";
+pub(crate) const LATEST: &str = "latest.head";
 /// What stands for a file where the store's head is at fault.
 const STORED: &str = "the database's head";
 /// The page that tells what to do.
@@ -99,12 +99,12 @@ pub fn chain(previous: &Hash, body: &[u8]) -> Hash {
     sha256(&[&[2], previous, body])
 }
 
-fn segment_path(directory: &Path, first: u64) -> PathBuf {
+pub(crate) fn segment_path(directory: &Path, first: u64) -> PathBuf {
     directory.join(format!("{first:020}.segment"))
 }
 
 /// The head of the first `size` records, at which a segment ended.
-fn head_path(directory: &Path, size: u64) -> PathBuf {
+pub(crate) fn head_path(directory: &Path, size: u64) -> PathBuf {
     directory.join(format!("{size:020}.head"))
 }
 
@@ -119,6 +119,11 @@ fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LedgerError> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// The sizes of all heads with which segments ended, in order.
+pub(crate) fn heads(directory: &Path) -> Result<Vec<u64>, LedgerError> {
+    numbers(directory, ".head")
 }
 
 /// The first sequence numbers of all segments there are, in order.

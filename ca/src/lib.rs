@@ -8,6 +8,7 @@
 
 pub mod authority;
 pub mod authz;
+pub mod backup;
 pub mod bundle;
 pub mod check;
 pub mod csr;

@@ -13,7 +13,7 @@ use postern_svid::SpiffeId;
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::token::{TokenHash, TokenRecord};
 
-pub use sqlite::{DATABASE, Sqlite};
+pub use sqlite::{DATABASE, MARK, Seen, Sqlite, UNFINISHED};
 
 /// The CA's memory.
 pub trait Store: Send + Sync + 'static {
@@ -183,7 +183,7 @@ pub enum StoreError {
     #[error("{0}; another request was faster")]
     Conflict(&'static str),
     /// The content contradicts itself.
-    #[error("{path}: damaged: {detail}; restore the state directory from a backup", path = .0.display(), detail = .1)]
+    #[error("{path}: damaged: {detail}. Move the state directory away and put a backup back: postern ca restore (docs/backup.md)", path = .0.display(), detail = .1)]
     Damaged(PathBuf, String),
     /// The database refused.
     #[error("the database refused: {0}")]
@@ -202,7 +202,8 @@ pub enum StoreError {
     /// An older state of the database than was seen before.
     #[error(
         "{}: older than the state that {} remembers ({detail}). Spent tokens and abandoned certificates would come back to life. \
-         Put the newer database back; if this old state is wanted, delete {} and make new join tokens for every workload",
+         Put the newer database back, or a backup: postern ca restore --new-epoch (docs/backup.md). If this old state is wanted as it is, \
+         delete {} and make new join tokens for every workload",
         .database.display(), .mark.display(), .mark.display()
     )]
     RolledBack {

@@ -2,6 +2,7 @@
 //! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
+mod backup;
 mod init;
 mod keys;
 mod ledger;
@@ -34,6 +35,8 @@ enum Verb {
         #[command(subcommand)]
         verb: TokenVerb,
     },
+    /// Save the whole CA in one sealed file, while the control plane runs.
+    Backup(backup::BackupArgs),
     /// Make the CA, with a new root or an existing one.
     Init(init::Args),
     /// How the CA's keys rest: sealed with a secret that is not in the state directory, or plain files.
@@ -46,6 +49,8 @@ enum Verb {
         #[command(subcommand)]
         verb: ledger::Verb,
     },
+    /// Put a backup back into an empty state directory.
+    Restore(backup::RestoreArgs),
     /// The CAs, and how many certificates and tokens there are.
     Status {
         #[command(flatten)]
@@ -94,9 +99,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Token { verb: TokenVerb::Create { id, ttl, out, place, trust_domain } } => {
             create(&id, ttl, &out, place, trust_domain)
         }
+        Verb::Backup(args) => backup::backup(args),
         Verb::Init(args) => init::run(args),
         Verb::Keys { verb } => keys::run(verb),
         Verb::Ledger { verb } => ledger::run(verb),
+        Verb::Restore(args) => backup::restore(args),
         Verb::Status { place, trust_domain } => status(place, trust_domain),
     }
 }

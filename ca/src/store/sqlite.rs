@@ -6,12 +6,14 @@
 //!
 //! With a ledger, which the control plane has, what was committed is in its files as well before the call returns.
 
+mod backup;
 mod ledger;
 mod mark;
 mod outbox;
 mod rows;
 mod schema;
 mod thread;
+mod whole;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -35,8 +37,14 @@ use crate::token::{TokenHash, TokenRecord};
 use ledger::Ledger;
 use thread::{Message, Thread, job};
 
+pub use backup::Seen;
+pub use mark::MARK;
+
 /// The database's name within the state directory.
 pub const DATABASE: &str = "ca.db";
+
+/// In a state directory into which a backup is being put back, or was not to its end.
+pub const UNFINISHED: &str = "restore.unfinished";
 
 /// Calls that may wait; whoever comes later blocks, and the limits before the CA keep that short.
 const QUEUE: usize = 1_024;
@@ -325,7 +333,12 @@ fn connect(directory: &Path) -> Result<(PathBuf, Connection), StoreError> {
 }
 
 fn prepared(directory: &Path, td: &TrustDomain) -> Result<(PathBuf, Connection), StoreError> {
+    crate::backup::check_finished(directory)?;
     let (path, connection) = connect(directory)?;
+    let io = |error| StoreError::File(format!("{}: {error}", path.display()));
+    if let Err(detail) = whole::check(&path).map_err(io)? {
+        return Err(StoreError::Damaged(path, detail));
+    }
     schema::prepare(&connection, &path, td)?;
     mark::check(&connection, &path)?;
     Ok((path, connection))

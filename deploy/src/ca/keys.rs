@@ -82,8 +82,8 @@ pub(super) struct To {
 
 pub(super) fn run(verb: Verb) -> ExitCode {
     match verb {
-        Verb::Seal { of } => change(of, "sealed", |directory, seal| keys::seal(directory, seal)),
-        Verb::Unseal { of } => change(of, "unsealed", |directory, seal| keys::unseal(directory, seal)),
+        Verb::Seal { of } => change(of, "sealed", keys::seal),
+        Verb::Unseal { of } => change(of, "unsealed", keys::unseal),
         Verb::Reseal { of, to } => {
             let Some(to) = to.source() else { return ExitCode::from(2) };
             change(of, "resealed", |directory, seal| keys::reseal(directory, seal, &Seal::read(&to)?))
@@ -158,7 +158,7 @@ impl Of {
 }
 
 impl Secret {
-    fn source(&self) -> Option<Source> {
+    pub(super) fn source(&self) -> Option<Source> {
         let Self { key_file, passphrase_file, environment, credential } = self;
         source(key_file, passphrase_file, environment, credential)
     }

@@ -105,7 +105,7 @@ fn an_install_that_broke_off_is_taken_up() {
     let label = format!("root-{}", &crate::hex(&csr::fingerprint(root.certificate()))[..16]);
     keys.import(&label, &root.pkcs8, root.algorithm).unwrap();
     root.install(store.as_ref(), &keys, start()).unwrap();
-    assert_eq!(keys.names().unwrap(), [label.clone()]);
+    assert_eq!(keys.names().unwrap(), std::slice::from_ref(&label));
     assert_eq!(store.authorities().unwrap()[0].label, label);
 
     // Another key by its name is not taken for it.

@@ -18,7 +18,7 @@ pub(in crate::keys) fn by_passphrase(words: &str) -> Seal {
 const CONTENT: &[u8] = b"a private key, or what a test takes for one";
 
 fn refused(seal: &Seal, name: &str, sealed: &[u8]) -> String {
-    seal.open(Path::new("/state/root.sealed"), name, sealed).err().expect("refused").to_string()
+    seal.open(Path::new("/state/root.sealed"), name, sealed).expect_err("refused").to_string()
 }
 
 #[test]

@@ -11,16 +11,16 @@ use super::{StoreError, schema};
 use crate::keys;
 
 /// The mark's name within the state directory.
-const MARK: &str = "ca.mark";
+pub const MARK: &str = "ca.mark";
 
 /// How far a database has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Seen {
-    bundle_sequence: u64,
+    pub(super) bundle_sequence: u64,
     /// Entries of the journal of CAs.
-    journal: u64,
+    pub(super) journal: u64,
     /// Certificates ever issued.
-    issued: u64,
+    pub(super) issued: u64,
 }
 
 pub(super) fn read(connection: &Connection) -> Result<Seen, StoreError> {
@@ -38,6 +38,19 @@ pub(super) fn write(database: &Path, seen: &Seen) -> Result<(), StoreError> {
     let text = format!("bundle_sequence {bundle_sequence}\njournal {journal}\nissued {issued}\n");
     keys::replace(&path(database), 0o600, text.as_bytes())
         .map_err(|error| StoreError::File(error.to_string()))
+}
+
+/// What the mark beside `database` remembers of `name`; `None` without a mark.
+pub(super) fn value(database: &Path, name: &str) -> Result<Option<u64>, StoreError> {
+    let mark = path(database);
+    let text = match fs::read_to_string(&mark) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::File(format!("{}: {error}", mark.display()))),
+    };
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let unreadable = |_| StoreError::File(format!("{}: cannot be read: {text:?}", mark.display()));
+    found.map(|number| number.parse().map_err(unreadable)).transpose()
 }
 
 /// Refuses a database that is behind its mark.
@@ -71,6 +84,6 @@ pub(super) fn check(connection: &Connection, database: &Path) -> Result<(), Stor
     Ok(())
 }
 
-fn path(database: &Path) -> PathBuf {
+pub(super) fn path(database: &Path) -> PathBuf {
     database.with_file_name(MARK)
 }

@@ -1,0 +1,100 @@
+//! What backups need of the database: a snapshot while others write, a look at one, and a new epoch.
+
+use std::path::Path;
+
+use postern_svid::TrustDomain;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::{BUSY, Sqlite, mark, outbox, prepared, rows, schema};
+use crate::ledger::State;
+use crate::store::{Authority, StoreError};
+
+/// What a database knows, at one moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The trust bundle's version.
+    pub bundle_sequence: u64,
+    /// Certificates ever issued.
+    pub issued: u64,
+    /// Entries of the CAs' journal.
+    pub journal: u64,
+    /// The ledger's state, if it has begun.
+    pub ledger: Option<State>,
+    /// All CAs.
+    pub authorities: Vec<Authority>,
+}
+
+/// Epochs are the upper half of the trust bundle's version: nothing counts so far by single steps.
+const EPOCH: u32 = 32;
+
+impl Sqlite {
+    /// Writes a consistent copy of the database of `td` in `directory` to the new file `to`, while others read and write.
+    pub(crate) fn snapshot(directory: &Path, td: &TrustDomain, to: &Path) -> Result<(), StoreError> {
+        let (_, connection) = prepared(directory, td)?;
+        // As text: SQLite takes no bytes there.
+        let name =
+            to.to_str().ok_or_else(|| StoreError::File(format!("{}: not a UTF-8 path", to.display())))?;
+        connection.execute("VACUUM INTO ?1", [name])?;
+        Ok(())
+    }
+
+    /// What the database at `path`, a copy that nobody else uses, knows.
+    pub(crate) fn look(path: &Path, td: &TrustDomain) -> Result<Seen, StoreError> {
+        let connection = copy(path, td)?;
+        let seen = mark::read(&connection)?;
+        Ok(Seen {
+            bundle_sequence: seen.bundle_sequence,
+            issued: seen.issued,
+            journal: seen.journal,
+            ledger: outbox::state(&connection, td)?,
+            authorities: rows::authorities(&connection, path)?,
+        })
+    }
+
+    /// Lets the numbers of a copy go on above all that was ever seen, and voids the join tokens that were not spent when it was
+    /// made: they may have been since. Gives the trust bundle's version and the number of tokens.
+    pub(crate) fn begin_epoch(path: &Path, td: &TrustDomain) -> Result<(u64, u64), StoreError> {
+        let mut connection = copy(path, td)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let sequence = next_epoch(schema::number(&transaction, "bundle_sequence")?);
+        schema::set_number(&transaction, "bundle_sequence", sequence)?;
+        let voided = transaction.execute("DELETE FROM token WHERE bound_key IS NULL", [])?;
+        transaction.commit()?;
+        Ok((sequence, voided as u64))
+    }
+
+    /// Writes the mark of the database at `path` anew.
+    pub(crate) fn write_mark(path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
+        mark::write(path, &mark::read(&copy(path, td)?)?)
+    }
+
+    /// What the mark beside the database at `path` remembers of `name`.
+    pub(crate) fn marked(path: &Path, name: &str) -> Result<Option<u64>, StoreError> {
+        mark::value(path, name)
+    }
+}
+
+fn next_epoch(sequence: u64) -> u64 {
+    ((sequence >> EPOCH) + 1) << EPOCH
+}
+
+/// Opens a database that is not in its place, or not yet in use.
+fn copy(path: &Path, td: &TrustDomain) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    schema::prepare(&connection, path, td)?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_only_rise() {
+        for (before, after) in [(0, 1 << 32), (1, 1 << 32), (u32::MAX.into(), 1 << 32), (1 << 32, 2 << 32)] {
+            assert_eq!(next_epoch(before), after);
+        }
+    }
+}
