@@ -53,6 +53,7 @@ mod verdict;
 mod window;
 pub mod yaml;
 mod yaml_limits;
+mod yaml_pieces;
 mod yaml_words;
 
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};

@@ -1,7 +1,7 @@
 //! From files to a generation, or to all mistakes in them.
 
 pub(crate) mod crowds;
-mod document;
+pub(crate) mod document;
 mod egress;
 mod file;
 mod hosts;

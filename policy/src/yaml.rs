@@ -13,6 +13,8 @@ use serde_saphyr::{Error, Location};
 
 pub use serde_saphyr::Spanned;
 
+pub use crate::yaml_pieces::{Piece, pieces};
+
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::text::{self, Text};
 use crate::{yaml_limits, yaml_words};
@@ -189,8 +191,8 @@ pub(crate) fn place(file: &Arc<str>, first_line: usize, location: Location) -> P
     Place { file: file.clone(), line: (first_line - 1).saturating_add(line), column }
 }
 
-/// "did you mean" and what there is to choose from.
-pub(crate) fn suggest(word: &str, known: &[&str]) -> String {
+/// "did you mean" and what there is to choose from, as the way out of a word that is not known.
+pub fn suggest(word: &str, known: &[&str]) -> String {
     let list = known.join(", ");
     match closest(word, known) {
         Some(candidate) => format!("did you mean `{candidate}`? (known: {list})"),

@@ -56,7 +56,7 @@ impl Body {
 /// Cuts a file into its documents, each with its first line. `---` at the start of a line ends a document in every
 /// YAML context, block scalars and quotes included (YAML 1.2.2, 9.1.2 and 9.1.4), so no parser is needed for it; and a
 /// mistake in one document does not hide those in the next.
-pub(super) fn pieces(text: &str) -> Vec<(usize, &str)> {
+pub(crate) fn pieces(text: &str) -> Vec<(usize, &str)> {
     let mut out = Vec::new();
     let mut start = 0;
     let mut first_line = 1;
