@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use postern_svid::{Bundle, Clock, PeerSvid, SpiffeId};
 use rustls_pki_types::CertificateDer;
 
+use crate::attest::Attestation;
 use crate::authority::Authority;
 use crate::authz;
 use crate::check;
@@ -28,6 +29,7 @@ use crate::token::TokenRecord;
 use proof::{Attested, Next};
 
 pub use error::IssueError;
+pub use proof::Evidence;
 
 /// The shortest life outside tests: below it clocks and renewals have no room.
 pub const MIN_TTL: Duration = Duration::from_secs(300);
@@ -65,6 +67,8 @@ pub struct Issuer {
     clock: Arc<dyn Clock>,
     policy: LeafPolicy,
     metrics: Metrics,
+    /// What attestors believe, and what their facts are granted; nothing until it is told.
+    attestation: RwLock<Arc<Attestation>>,
     strangers: Buckets<IpAddr>,
     known: Buckets<SpiffeId>,
     in_flight: Arc<AtomicUsize>,
@@ -94,6 +98,19 @@ pub enum Proof<'a> {
     JoinToken(&'a str),
     /// The verified SVID of its connection.
     Svid(&'a PeerSvid),
+    /// Evidence for an attestor; to renew, with the verified SVID of the connection as well.
+    Attested(Evidence<'a>, Option<&'a PeerSvid>),
+}
+
+impl Proof<'_> {
+    /// Its word in metrics and logs.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::JoinToken(_) => Attestor::JoinToken.as_str(),
+            Self::Svid(_) => "svid",
+            Self::Attested(evidence, _) => evidence.attestor().as_str(),
+        }
+    }
 }
 
 /// What goes back.
@@ -137,6 +154,7 @@ impl Issuer {
             clock,
             policy,
             metrics,
+            attestation: RwLock::default(),
             strangers: Buckets::new(STRANGER.0, STRANGER.1, COUNTED),
             known: Buckets::new(KNOWN.0, KNOWN.1, COUNTED),
             in_flight: Arc::default(),
@@ -145,6 +163,11 @@ impl Issuer {
         issuer.throwaway()?;
         issuer.publish_metrics();
         Ok(issuer)
+    }
+
+    /// From now on attestors believe this, and their facts are granted this.
+    pub fn attest_by(&self, attestation: Attestation) {
+        *self.attestation.write() = Arc::new(attestation);
     }
 
     /// Asks for a place, before anything costs anything.
@@ -165,10 +188,7 @@ impl Issuer {
     /// Serves one request.
     pub fn issue(&self, request: Request<'_>) -> Result<Reply, IssueError> {
         let began = self.clock.monotonic();
-        let proof = match request.proof {
-            Proof::JoinToken(_) => "join_token",
-            Proof::Svid(_) => "svid",
-        };
+        let proof = request.proof.name();
         let result = self.steps(request);
         self.metrics.seconds.observe(self.clock.monotonic().duration_since(began).as_secs_f64());
         match &result {
@@ -235,12 +255,14 @@ impl Issuer {
         let now = self.clock.wall();
         let attested = match request.proof {
             Proof::JoinToken(token) => self.token(token, now)?,
-            Proof::Svid(peer) => self.predecessor(peer, request.predecessor, now)?,
+            Proof::Svid(peer) => Attested::Svid(self.predecessor(peer, request.predecessor, false, now)?),
+            Proof::Attested(evidence, renews) => self.attested(evidence, renews, &request, now)?,
         };
         let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;
         let from_proof = match &attested {
             Attested::Token(token) => &token.id,
-            Attested::Svid { lineage, .. } => &lineage.spiffe_id,
+            Attested::Svid(renewed) => &renewed.lineage.spiffe_id,
+            Attested::Facts { granted, .. } => &granted.id,
         };
         let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)
             .map_err(|denied| IssueError::Denied(denied, from_proof.clone()))?;
@@ -250,11 +272,16 @@ impl Issuer {
             Next::Make(grant) => grant,
         };
         self.check_clock(now)?;
-        let ttl = self.life(request.ttl_seconds)?;
+        let mut ttl = self.life(request.ttl_seconds)?;
+        if let Attested::Facts { granted, .. } = &attested {
+            ttl = granted.ttl.map_or(ttl, |most| ttl.min(most.max(self.least())));
+        }
         let lineage = match &attested {
-            Attested::Svid { lineage, .. } => lineage.id,
+            Attested::Svid(renewed) | Attested::Facts { renews: Some(renewed), .. } => renewed.lineage.id,
             Attested::Token(TokenRecord { bound: Some(bound), .. }) => bound.lineage,
-            Attested::Token(_) => LineageId::random().map_err(|_| profile::ProfileError::Random)?,
+            Attested::Token(_) | Attested::Facts { .. } => {
+                LineageId::random().map_err(|_| profile::ProfileError::Random)?
+            }
         };
         self.make(id, &key, ttl, now, lineage, grant)
     }
@@ -355,5 +382,7 @@ fn renewal_point() -> Result<f64, IssueError> {
     Ok(fraction.mul_add(0.10, 0.45))
 }
 
+#[cfg(test)]
+mod attested_tests;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,13 @@
 //! The certificate authority of the mesh.
 //!
-//! The way of a request is [`issue`]: the caller is authenticated by a join token or its own SVID, the id comes from that proof
-//! and never from the request ([`authz`]), the request gives its public key and nothing else ([`csr`]), the certificate is built
-//! by [`profile`], verified as a peer would, written down durably ([`store`]), and only then handed out.
+//! The way of a request is [`issue`]: the caller is authenticated by a join token, an attestor ([`attest`]) or its own SVID, the
+//! id comes from that proof and never from the request ([`authz`]), the request gives its public key and nothing else
+//! ([`csr`]), the certificate is built by [`profile`], verified as a peer would, written down durably ([`store`]), and only then
+//! handed out.
 //!
 //! The crate has no sockets and no tasks; `deploy/control` serves it.
 
+pub mod attest;
 pub mod authority;
 pub mod authz;
 pub mod backup;

@@ -45,6 +45,10 @@ pub enum Attestor {
     JoinToken,
     /// Within the control plane itself, for its own certificate.
     Own,
+    /// With a cluster's service account token.
+    Kubernetes,
+    /// With an OIDC provider's token.
+    Oidc,
 }
 
 impl Attestor {
@@ -53,12 +57,24 @@ impl Attestor {
         match self {
             Self::JoinToken => "join_token",
             Self::Own => "own",
+            Self::Kubernetes => "kubernetes",
+            Self::Oidc => "oidc",
+        }
+    }
+
+    /// As it stands in selectors and templates of ids.
+    pub fn selector(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "k8s",
+            other => other.as_str(),
         }
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::JoinToken, Self::Own].into_iter().find(|a| a.as_str() == text)
+        Self::ALL.into_iter().find(|a| a.as_str() == text)
     }
+
+    const ALL: [Self; 4] = [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc];
 }
 
 /// A lineage as the store holds it.
@@ -97,23 +113,23 @@ pub enum Refusal {
     Fork,
     /// A fork was found earlier.
     Forked,
-    /// It did not begin with a join token.
+    /// It did not begin with a join token: the attestation has to be repeated.
     Attestor,
     /// The attestation is too old.
     TooOld,
 }
 
 impl Lineage {
-    /// Judges a renewal by the certificate `predecessor` of this lineage.
-    pub fn judge(&self, predecessor: &[u8], now: SystemTime) -> Result<Step, Refusal> {
+    /// Judges a renewal by the certificate `predecessor` of this lineage, with or without the attestation `repeated`.
+    pub fn judge(&self, predecessor: &[u8], repeated: bool, now: SystemTime) -> Result<Step, Refusal> {
         if self.forked.is_some() {
             return Err(Refusal::Forked);
         }
-        if self.attestor != Attestor::JoinToken {
+        if !repeated && self.attestor != Attestor::JoinToken {
             return Err(Refusal::Attestor);
         }
         // A clock that went back makes an attestation of the future, not an old one.
-        if now.duration_since(self.attested).unwrap_or_default() > MAX_AGE {
+        if !repeated && now.duration_since(self.attested).unwrap_or_default() > MAX_AGE {
             return Err(Refusal::TooOld);
         }
         if predecessor == self.newest {
@@ -142,16 +158,22 @@ mod tests {
             parent: Some(vec![2]),
             forked: None,
         };
-        assert_eq!(lineage.judge(&[3], start), Ok(Step::Next));
-        assert_eq!(lineage.judge(&[2], start), Ok(Step::Again));
-        assert_eq!(lineage.judge(&[1], start), Err(Refusal::Fork));
-        assert_eq!(lineage.judge(&[3], start + MAX_AGE), Ok(Step::Next));
-        assert_eq!(lineage.judge(&[3], start + MAX_AGE + Duration::from_secs(1)), Err(Refusal::TooOld));
-        assert_eq!(lineage.judge(&[3], start - MAX_AGE * 2), Ok(Step::Next));
-        lineage.attestor = Attestor::Own;
-        assert_eq!(lineage.judge(&[3], start), Err(Refusal::Attestor));
+        assert_eq!(lineage.judge(&[3], false, start), Ok(Step::Next));
+        assert_eq!(lineage.judge(&[2], false, start), Ok(Step::Again));
+        assert_eq!(lineage.judge(&[1], false, start), Err(Refusal::Fork));
+        assert_eq!(lineage.judge(&[3], false, start + MAX_AGE), Ok(Step::Next));
+        assert_eq!(
+            lineage.judge(&[3], false, start + MAX_AGE + Duration::from_secs(1)),
+            Err(Refusal::TooOld)
+        );
+        assert_eq!(lineage.judge(&[3], false, start - MAX_AGE * 2), Ok(Step::Next));
+        lineage.attestor = Attestor::Kubernetes;
+        assert_eq!(lineage.judge(&[3], false, start), Err(Refusal::Attestor));
+        assert_eq!(lineage.judge(&[3], true, start + MAX_AGE * 2), Ok(Step::Next));
+        assert_eq!(lineage.judge(&[1], true, start), Err(Refusal::Fork));
         lineage.attestor = Attestor::JoinToken;
         lineage.forked = Some(start);
-        assert_eq!(lineage.judge(&[3], start), Err(Refusal::Forked));
+        assert_eq!(lineage.judge(&[3], false, start), Err(Refusal::Forked));
+        assert_eq!(lineage.judge(&[3], true, start), Err(Refusal::Forked));
     }
 }

@@ -21,7 +21,7 @@ pub struct Reason {
 /// How an identity was proven.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct Proven {
-    /// `join_token`, `svid` or `own`.
+    /// `join_token`, `svid`, `own`, or the attestor.
     pub proof: &'static str,
 }
 
@@ -89,7 +89,7 @@ impl Metrics {
         for reason in IssueError::REASONS {
             drop(metrics.rejected.get_or_create(&Reason { reason }));
         }
-        for proof in ["join_token", "own", "svid"] {
+        for proof in ["join_token", "kubernetes", "oidc", "own", "svid"] {
             drop(metrics.issued.get_or_create(&Proven { proof }));
         }
         let ca = registry.sub_registry_with_prefix("postern_ca");

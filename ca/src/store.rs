@@ -156,6 +156,25 @@ pub enum Grant {
     },
     /// A new lineage that began in this way, not with a token.
     New(Attestor),
+    /// Attested facts that a registration grants the id.
+    Attested {
+        /// For the ledger.
+        basis: Basis,
+        /// Of a lineage that goes on: the certificate that renews, and the newest one at the time of the decision. Otherwise one
+        /// begins.
+        renews: Option<(Vec<u8>, Vec<u8>)>,
+    },
+}
+
+/// What a certificate by attestation rests on, in words; each bounded, in printable ASCII.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Basis {
+    /// Who attested.
+    pub attestor: Attestor,
+    /// The registration that grants the id.
+    pub registration: String,
+    /// The facts, as selectors.
+    pub facts: String,
 }
 
 /// Numbers for people.

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use postern_svid::{IdError, SpiffeId};
 
+use crate::attest::NoProof;
 use crate::authz::Denied;
 use crate::check::CheckError;
 use crate::csr::CsrError;
 use crate::limits::RetryAfter;
-use crate::lineage::Refusal;
+use crate::lineage::{Attestor, Refusal};
 use crate::profile::ProfileError;
 use crate::store::StoreError;
 
@@ -69,11 +70,24 @@ pub enum IssueError {
     /// The proof is no good; the text is for the log only.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// What was shown to an attestor proves nothing; the text is for the log only.
+    #[error("{}: {}", .0.as_str(), .1)]
+    NoProof(Attestor, NoProof),
+    /// No registration grants the id to the facts that were proven; the text is for the log only.
+    #[error("no registration grants {asked} to {facts}{nearest}")]
+    Unregistered {
+        /// The id.
+        asked: SpiffeId,
+        /// The facts, as selectors.
+        facts: String,
+        /// The registration that is nearest, and why it does not; empty if there is none.
+        nearest: String,
+    },
 }
 
 impl IssueError {
     /// Every word that [`reason`](Self::reason) gives.
-    pub const REASONS: [&'static str; 16] = [
+    pub const REASONS: [&'static str; 17] = [
         "bad_id",
         "busy",
         "clock",
@@ -90,6 +104,7 @@ impl IssueError {
         "store",
         "ttl",
         "unauthenticated",
+        "unregistered",
     ];
 
     /// A constant word, for metrics.
@@ -111,13 +126,17 @@ impl IssueError {
             Self::Store(StoreError::Ledger(_)) => "ledger",
             Self::Store(_) => "store",
             Self::Ttl { .. } => "ttl",
-            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Unauthenticated(_) | Self::NoProof(..) => "unauthenticated",
+            Self::Unregistered { .. } => "unregistered",
         }
     }
 }
 
 /// One text for everything that concerns a proof: whoever tries tokens learns nothing from the answer.
 const OPAQUE: &str = "the proof was not accepted; make a new join token (postern ca token create); the control plane's log has the reason";
+
+/// The same for attestors: forged, expired and unknown are told apart in the log alone.
+const OPAQUE_ATTESTED: &str = "the proof was not accepted; the control plane's log has the reason";
 
 impl From<IssueError> for tonic::Status {
     fn from(error: IssueError) -> Self {
@@ -132,6 +151,10 @@ impl From<IssueError> for tonic::Status {
                 status
             }
             IssueError::Unauthenticated(_) => Self::unauthenticated(OPAQUE),
+            IssueError::NoProof(..) => Self::unauthenticated(OPAQUE_ATTESTED),
+            IssueError::Unregistered { .. } => Self::permission_denied(
+                "the proof is accepted, but no registration grants it the id asked for; the control plane's log has the facts",
+            ),
             IssueError::Denied(..) => {
                 Self::permission_denied("the proof does not stand for the id asked for")
             }
@@ -156,9 +179,11 @@ impl From<IssueError> for tonic::Status {
 fn refusal(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Fork | Refusal::Forked => {
-            "two parties have presented keys of it, so one of them is a copy. Find out which, then make a new join token"
+            "two parties have presented keys of it, so one of them is a copy. Find out which, then make a new join token or attest anew"
         }
-        Refusal::Attestor => "it did not begin with a join token",
+        Refusal::Attestor => {
+            "it did not begin with a join token, so each renewal repeats its attestation, and this one did not"
+        }
         Refusal::TooOld => "its attestation is more than 30 days old. Make a new join token",
     }
 }

@@ -4,16 +4,45 @@ use std::time::SystemTime;
 
 use postern_svid::{PeerSvid, SpiffeId};
 
-use super::{IssueError, Issuer};
+use super::{IssueError, Issuer, Request};
+use crate::attest::{Facts, Granted};
+use crate::authz::Denied;
 use crate::csr::VerifiedKey;
-use crate::lineage::{Lineage, Refusal, Step};
-use crate::store::{Grant, Issued};
+use crate::lineage::{Attestor, Lineage, Refusal, Step};
+use crate::store::{Basis, Grant, Issued};
 use crate::token::{TokenHash, TokenRecord};
+
+/// What an attestor is shown.
+#[derive(Clone, Copy, Debug)]
+pub enum Evidence<'a> {
+    /// A cluster's service account token.
+    Kubernetes(&'a str),
+    /// An OIDC provider's token.
+    Oidc(&'a str),
+}
+
+impl Evidence<'_> {
+    /// Who looks at it.
+    pub fn attestor(&self) -> Attestor {
+        match self {
+            Self::Kubernetes(_) => Attestor::Kubernetes,
+            Self::Oidc(_) => Attestor::Oidc,
+        }
+    }
+}
 
 /// What the proof attests, before the request is read.
 pub(super) enum Attested {
     Token(TokenRecord),
-    Svid { step: Step, predecessor: Issued, lineage: Lineage },
+    Svid(Renewed),
+    Facts { facts: Facts, granted: Granted, renews: Option<Renewed> },
+}
+
+/// The certificate that renews, and its lineage.
+pub(super) struct Renewed {
+    step: Step,
+    predecessor: Issued,
+    pub(super) lineage: Lineage,
 }
 
 /// What the key policy decided.
@@ -33,13 +62,48 @@ impl Issuer {
         Ok(Attested::Token(found))
     }
 
-    /// What the certificate of the connection attests.
+    /// What evidence attests, and by which registration. The lineage goes on if the connection has its certificate.
+    pub(super) fn attested(
+        &self,
+        evidence: Evidence<'_>,
+        renews: Option<&PeerSvid>,
+        request: &Request<'_>,
+        now: SystemTime,
+    ) -> Result<Attested, IssueError> {
+        let attestation = self.attestation.read().clone();
+        let facts = match evidence {
+            Evidence::Kubernetes(token) => attestation.kubernetes(token, now),
+            Evidence::Oidc(token) => attestation.oidc(token, now),
+        };
+        let facts = facts.map_err(|why| IssueError::NoProof(evidence.attestor(), why))?;
+        let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;
+        let td = self.authority.trust_domain();
+        let Some(granted) = attestation.registrations.grant(td, &facts, &asked) else {
+            let all = attestation.registrations.explain(td, &facts, &asked);
+            let nearest = all.first().map_or_else(String::new, |judged| {
+                format!("; nearest is {} ({})", judged.registration.name, judged.outcome)
+            });
+            return Err(IssueError::Unregistered { asked, facts: facts.to_string(), nearest });
+        };
+        let renews = match renews {
+            None => None,
+            // Whoever has another workload's token does not go on with its own lineage under that name.
+            Some(peer) if *peer.id() != granted.id => {
+                return Err(IssueError::Denied(Denied::Other, peer.id().clone()));
+            }
+            Some(peer) => Some(self.predecessor(peer, request.predecessor, true, now)?),
+        };
+        Ok(Attested::Facts { facts, granted, renews })
+    }
+
+    /// What the certificate of the connection attests, with or without the attestation `repeated`.
     pub(super) fn predecessor(
         &self,
         peer: &PeerSvid,
         named: &[u8],
+        repeated: bool,
         now: SystemTime,
-    ) -> Result<Attested, IssueError> {
+    ) -> Result<Renewed, IssueError> {
         // The handshake verified it, but a connection can outlive its certificate.
         if peer.not_after() < now {
             return Err(IssueError::Unauthenticated("the connection's certificate has expired meanwhile"));
@@ -53,8 +117,8 @@ impl Issuer {
         if predecessor.id != *peer.id() || lineage.spiffe_id != *peer.id() {
             return Err(IssueError::Unauthenticated("the store knows this serial number under another id"));
         }
-        match lineage.judge(&predecessor.serial, now) {
-            Ok(step) => Ok(Attested::Svid { step, predecessor, lineage }),
+        match lineage.judge(&predecessor.serial, repeated, now) {
+            Ok(step) => Ok(Renewed { step, predecessor, lineage }),
             Err(refusal) => {
                 if refusal == Refusal::Fork {
                     self.store.mark_forked(lineage.id, now)?;
@@ -62,7 +126,7 @@ impl Issuer {
                     let serial = crate::hex(&predecessor.serial);
                     tracing::error!(
                         id = %lineage.spiffe_id, lineage = %lineage.id, serial,
-                        "FORK: two parties hold keys of one lineage; neither renews any more. Find out where the key was copied, then make a new join token"
+                        "FORK: two parties hold keys of one lineage; neither renews any more. Find out where the key was copied, then make a new join token; who attests begins a new lineage"
                     );
                 }
                 Err(IssueError::Lineage(refusal))
@@ -108,25 +172,59 @@ impl Issuer {
                 Some(owner) if owner.id != *id => Err(IssueError::Key("it was certified under another id")),
                 _ => Ok(Next::Make(Grant::Token(token.hash))),
             },
-            Attested::Svid { step, predecessor, lineage } => {
-                let owner = self.store.key_owner(fingerprint)?;
-                match owner {
-                    Some(owner)
-                        if *step == Step::Again
-                            && owner.serial == lineage.newest
-                            && now < owner.renew_after =>
-                    {
-                        Ok(Next::Answer(owner))
-                    }
-                    Some(_) => {
-                        Err(IssueError::Key("it was certified before; make a new one for each renewal"))
-                    }
-                    None => Ok(Next::Make(Grant::Lineage {
-                        predecessor: predecessor.serial.clone(),
-                        newest: lineage.newest.clone(),
-                    })),
+            Attested::Svid(renewed) => self.next(renewed, fingerprint, now, |predecessor, newest| {
+                Grant::Lineage { predecessor, newest }
+            }),
+            Attested::Facts { facts, granted, renews } => {
+                let basis = Basis {
+                    attestor: facts.attestor(),
+                    registration: granted.registration.clone(),
+                    facts: facts.to_string(),
+                };
+                match renews {
+                    Some(renewed) => self.next(renewed, fingerprint, now, |predecessor, newest| {
+                        Grant::Attested { basis, renews: Some((predecessor, newest)) }
+                    }),
+                    None => self.first(basis, id, fingerprint, now),
                 }
             }
+        }
+    }
+
+    /// A renewal: by a new key each time, unless its answer got lost.
+    fn next(
+        &self,
+        renewed: &Renewed,
+        key: [u8; 32],
+        now: SystemTime,
+        grant: impl FnOnce(Vec<u8>, Vec<u8>) -> Grant,
+    ) -> Result<Next, IssueError> {
+        let Renewed { step, predecessor, lineage } = renewed;
+        match self.store.key_owner(key)? {
+            Some(owner)
+                if *step == Step::Again && owner.serial == lineage.newest && now < owner.renew_after =>
+            {
+                Ok(Next::Answer(owner))
+            }
+            Some(_) => Err(IssueError::Key("it was certified before; make a new one for each renewal")),
+            None => Ok(Next::Make(grant(predecessor.serial.clone(), lineage.newest.clone()))),
+        }
+    }
+
+    /// The first certificate by attestation: a lineage begins, unless its answer got lost.
+    fn first(&self, basis: Basis, id: &SpiffeId, key: [u8; 32], now: SystemTime) -> Result<Next, IssueError> {
+        let Some(owner) = self.store.key_owner(key)? else {
+            return Ok(Next::Make(Grant::Attested { basis, renews: None }));
+        };
+        if owner.id != *id {
+            return Err(IssueError::Key("it was certified under another id"));
+        }
+        let lineage = self.store.lineage(owner.lineage)?;
+        let is_newest = lineage.is_some_and(|own| own.forked.is_none() && own.newest == owner.serial);
+        if is_newest && now < owner.renew_after {
+            Ok(Next::Answer(owner))
+        } else {
+            Err(IssueError::Key("it was certified before; make a new one"))
         }
     }
 }

@@ -80,6 +80,8 @@ pub enum Field {
     PreviousLedger = 18,
     PreviousSize = 19,
     PreviousChain = 20,
+    Registration = 21,
+    Facts = 22,
 }
 
 #[derive(Clone, Copy)]
@@ -91,7 +93,7 @@ enum Type {
 }
 
 /// Number, name and type of each field, in order.
-const FIELDS: [(Field, &str, Type); 20] = [
+const FIELDS: [(Field, &str, Type); 22] = [
     (Field::TrustDomain, "trustDomain", Type::Text),
     (Field::Ledger, "ledger", Type::Bytes),
     (Field::Id, "id", Type::Text),
@@ -112,6 +114,8 @@ const FIELDS: [(Field, &str, Type); 20] = [
     (Field::PreviousLedger, "previousLedger", Type::Bytes),
     (Field::PreviousSize, "previousSize", Type::Number),
     (Field::PreviousChain, "previousChain", Type::Bytes),
+    (Field::Registration, "registration", Type::Text),
+    (Field::Facts, "facts", Type::Text),
 ];
 
 /// A field's content.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{StoreError, rows, schema};
 use crate::ledger::{self, Draft, Field, HeadKey, Identity, Kind, MAX_BODY, SLACK_MS, State};
-use crate::store::{self, Grant, Issued};
+use crate::store::{self, Basis, Grant, Issued};
 use crate::token::TokenRecord;
 
 /// Rows that are imported at a time.
@@ -244,6 +244,16 @@ pub(super) fn issued(issued: &Issued, grant: &Grant) -> Draft {
         Grant::New(attestor) => draft.text(Field::Proof, attestor.as_str()),
         Grant::Lineage { predecessor, .. } => {
             draft.text(Field::Proof, "lineage").bytes(Field::Predecessor, predecessor)
+        }
+        Grant::Attested { basis: Basis { attestor, registration, facts }, renews } => {
+            let draft = draft
+                .text(Field::Proof, attestor.as_str())
+                .text(Field::Registration, registration)
+                .text(Field::Facts, facts);
+            match renews {
+                Some((predecessor, _)) => draft.bytes(Field::Predecessor, predecessor),
+                None => draft,
+            }
         }
     }
 }

@@ -149,7 +149,9 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
             begin_lineage(connection, issued, Attestor::JoinToken)?;
         }
         Grant::New(attestor) => begin_lineage(connection, issued, *attestor)?,
-        Grant::Lineage { predecessor, newest } => {
+        Grant::Attested { basis, renews: None } => begin_lineage(connection, issued, basis.attestor)?,
+        Grant::Lineage { predecessor, newest }
+        | Grant::Attested { renews: Some((predecessor, newest)), .. } => {
             let moved = connection.execute(
                 "UPDATE lineage SET newest = ?2, parent = ?3 WHERE id = ?1 AND newest = ?4 AND forked IS NULL",
                 params![issued.lineage.0, issued.serial, predecessor, newest],
