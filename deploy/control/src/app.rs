@@ -24,6 +24,7 @@ use tonic::transport::Server;
 
 use crate::accept::{Door, accept};
 use crate::admin::Admin;
+use crate::attest::{self, Sources};
 use crate::config::{Config, Log, LogFormat, LogLevel};
 use crate::connection::Connection;
 use crate::health::Health;
@@ -143,6 +144,10 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         tasks: tasks.clone(),
     };
     tasks.spawn(grpc(api, connections, tasks.clone()));
+    if !core.sources.is_empty() {
+        let (sources, issuer) = (core.sources, core.issuer.clone());
+        tasks.spawn(attest::keep(sources, issuer, health.clone(), tasks.clone()));
+    }
     tasks.spawn(sign_heads(core.store.clone(), core.metrics.clone(), clock.clone(), tasks.clone()));
     let store = core.store.clone();
     let upkeep = Upkeep {
@@ -292,6 +297,7 @@ struct Core {
     holders: Arc<Acknowledgements>,
     metrics: Metrics,
     registry: Registry,
+    sources: Sources,
 }
 
 impl Core {
@@ -322,7 +328,14 @@ impl Core {
         let own = Arc::new(Own::new(issuer.clone(), authority.clone(), clock)?);
         let bundle = authority.bundle().to_pem();
         keys::replace(&config.state_dir.join(BUNDLE), 0o644, bundle.as_bytes())?;
-        Ok(Self { lock, store, authority, issuer, own, holders: Arc::default(), metrics, registry })
+        let watched = attest::Metrics::new(&mut registry);
+        let mut sources = Sources::new(config.attestation.clone(), config.registration_terms(), watched);
+        // Before the first request: who comes at once is not to be refused for it.
+        if let Some(attestation) = sources.read() {
+            issuer.attest_by(attestation);
+        }
+        let holders = Arc::default();
+        Ok(Self { lock, store, authority, issuer, own, holders, metrics, registry, sources })
     }
 }
 

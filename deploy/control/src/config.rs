@@ -1,5 +1,6 @@
 //! `control.yaml`: text becomes types here, once, and every mistake is shown with its place.
 
+mod attestation;
 mod keys;
 
 use std::net::SocketAddr;
@@ -12,6 +13,9 @@ use postern_policy::{Diagnostics, SourceFile};
 use postern_svid::TrustDomain;
 use serde::Deserialize;
 
+use crate::registrations::Terms;
+
+pub use attestation::{Attestation, TokenIssuer};
 pub use keys::Keys;
 
 /// Where the health endpoint listens unless told otherwise.
@@ -42,6 +46,8 @@ pub struct Config {
     pub ttl: Duration,
     /// Allows lives under five minutes.
     pub test: bool,
+    /// Who is believed, and where it is written what they are granted.
+    pub attestation: Attestation,
     /// What is logged.
     pub log: Log,
 }
@@ -94,6 +100,7 @@ impl Config {
             keys: Keys::default(),
             ttl: TTL,
             test: false,
+            attestation: Attestation::default(),
             log: Log::default(),
         }
     }
@@ -146,6 +153,9 @@ impl Config {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
         let keys = Keys::of(raw.keys, file, &mut found);
+        let td = trust_domain.as_ref().ok();
+        let attestation =
+            attestation::check(file, &raw.attestation, raw.registrations.as_ref(), td, &mut found);
         match (trust_domain, listen, health, mesh_admin) {
             (Ok(trust_domain), Ok(listen), Ok(health), Ok(mesh_admin)) if found.is_empty() => Ok(Self {
                 trust_domain,
@@ -156,10 +166,17 @@ impl Config {
                 keys,
                 ttl,
                 test: raw.test,
+                attestation,
                 log: raw.log,
             }),
             _ => Err(found),
         }
+    }
+
+    /// What registrations are checked under.
+    pub fn registration_terms(&self) -> Terms {
+        let least = if self.test { MIN_TEST_TTL } else { MIN_TTL };
+        Terms { trust_domain: self.trust_domain.clone(), names: Some(self.attestation.names()), least }
     }
 
     /// Checks what a configuration that was put together by hand may get wrong.
@@ -209,6 +226,9 @@ struct Raw {
     svid: Option<Svid>,
     #[serde(default)]
     test: bool,
+    #[serde(default)]
+    attestation: attestation::Raw,
+    registrations: Option<Spanned<String>>,
     #[serde(default)]
     log: Log,
 }

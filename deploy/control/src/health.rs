@@ -44,6 +44,8 @@ struct Last {
     /// The own certificate is due and its renewal has failed.
     own_overdue: bool,
     stopping: bool,
+    /// What a person should know although requests are served.
+    degraded: Vec<&'static str>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -92,6 +94,11 @@ impl Health {
         last.failure.is_some() || last.own_overdue
     }
 
+    /// What is refused, or stands still, while everything else goes on.
+    pub(crate) fn degraded(&self, codes: Vec<&'static str>) {
+        self.last.lock().degraded = codes;
+    }
+
     /// From now on nobody new should come.
     pub(crate) fn stopping(&self) {
         self.last.lock().stopping = true;
@@ -128,6 +135,8 @@ impl Health {
                 let body = serde_json::json!({
                     "ready": reasons.is_empty(),
                     "reasons": reasons,
+                    // Ready all the same: a mistake in a file must not take the CA away from everybody else.
+                    "degraded": self.last.lock().degraded.clone(),
                     // Lives under five minutes are allowed: never in production.
                     "test": self.test,
                 });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use postern_ca::bundle::{Acknowledgements, to_proto};
-use postern_ca::issue::{Issuer, Proof, Reply, Request as CaRequest};
+use postern_ca::issue::{Evidence, Issuer, Proof, Reply, Request as CaRequest};
 use postern_ca::lineage::LineageId;
 use postern_ca::metrics::Metrics;
 use postern_ca::proto::identity_server::{Identity, IdentityServer};
@@ -105,15 +105,7 @@ impl Identity for Api {
 }
 
 fn issue(issuer: &Issuer, peer: &Peer, message: &IssueRequest) -> Result<IssueResponse, Status> {
-    let proof = match (&message.proof, &peer.svid) {
-        (Some(WireProof::JoinToken(token)), _) => Proof::JoinToken(token),
-        (None, Some(svid)) => Proof::Svid(svid),
-        (None, None) => {
-            return Err(Status::unauthenticated(
-                "neither a join token nor a client SVID; make a join token (postern ca token create)",
-            ));
-        }
-    };
+    let proof = proof(peer, message)?;
     let reply = issuer.issue(CaRequest {
         csr: &message.csr_der,
         id: &message.spiffe_id,
@@ -122,6 +114,31 @@ fn issue(issuer: &Issuer, peer: &Peer, message: &IssueRequest) -> Result<IssueRe
         proof,
     })?;
     Ok(response(&reply))
+}
+
+fn proof<'m>(peer: &'m Peer, message: &'m IssueRequest) -> Result<Proof<'m>, Status> {
+    let svid = peer.svid.as_deref();
+    let evidence = match (&message.proof, svid) {
+        (Some(WireProof::JoinToken(token)), _) => return Ok(Proof::JoinToken(token)),
+        (None, Some(svid)) => return Ok(Proof::Svid(svid)),
+        (None, None) => {
+            return Err(Status::unauthenticated(
+                "neither a proof nor a client SVID; make a join token (postern ca token create), or attest",
+            ));
+        }
+        (Some(WireProof::KubernetesToken(token)), _) => Evidence::Kubernetes(token),
+        (Some(WireProof::OidcToken(token)), _) => Evidence::Oidc(token),
+    };
+    let renews = match (message.predecessor_serial.is_empty(), svid) {
+        (true, _) => None,
+        (false, Some(svid)) => Some(svid),
+        (false, None) => {
+            return Err(Status::invalid_argument(
+                "a predecessor is named, and the connection has no client SVID",
+            ));
+        }
+    };
+    Ok(Proof::Attested(evidence, renews))
 }
 
 fn response(reply: &Reply) -> IssueResponse {

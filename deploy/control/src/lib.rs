@@ -6,6 +6,7 @@
 mod accept;
 mod admin;
 mod app;
+mod attest;
 mod config;
 mod connection;
 mod health;
@@ -15,11 +16,12 @@ mod limits;
 mod lock;
 mod net;
 mod own;
+pub mod registrations;
 mod site;
 mod task;
 mod upkeep;
 
 pub use app::{Running, StartError, main, run, start, start_with};
-pub use config::{Config, ConfigError, Keys, Log, LogFormat, LogLevel};
+pub use config::{Attestation, Config, ConfigError, Keys, Log, LogFormat, LogLevel, TokenIssuer};
 pub use init::{Initialized, init};
 pub use lock::{Lock, LockError};

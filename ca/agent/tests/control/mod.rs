@@ -223,7 +223,12 @@ impl Identity for Api {
         let ca = &self.0;
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
         let request = request.into_inner();
-        let token = request.proof.map(|api::issue_request::Proof::JoinToken(token)| token);
+        use api::issue_request::Proof;
+        let token = request.proof.map(|proof| match proof {
+            Proof::JoinToken(token) => token,
+            Proof::KubernetesToken(token) => format!("kubernetes {token}"),
+            Proof::OidcToken(token) => format!("oidc {token}"),
+        });
         let csr = CertificateSigningRequestDer::from(request.csr_der);
         let csr = CertificateSigningRequestParams::from_der(&csr).unwrap();
         let id = ca.other_id.lock().clone().unwrap_or(request.spiffe_id);
