@@ -21,7 +21,7 @@ pub use decision_log::{DecisionLogConfig, WITHHELD};
 
 use crate::limits::Limits;
 use crate::observe::log;
-use join_token::{JoinToken, attestation};
+use join_token::{JoinToken, Proofs, attestation};
 use ports::{Port, Ports};
 
 mod decision_log;
@@ -159,7 +159,8 @@ impl Config {
             parts
         });
         let trust = trust(file, &raw.control_plane, &mut wrong);
-        let attestation = attestation(file, &raw.control_plane.join_token, &mut wrong);
+        let attestation =
+            attestation(file, &raw.control_plane.proofs(), &raw.control_plane.spiffe_id, &mut wrong);
         let address = listeners::workload(file, &raw.workload.address, &mut wrong);
         let Ports { protocols: ports, upgrades, paths } = ports::check(file, &raw, address, &mut wrong);
         if let Some(workers) = raw.workers.as_ref().filter(|workers| !(1..=64).contains(&workers.value)) {
@@ -179,8 +180,13 @@ impl Config {
         }
         listeners::check(file, &raw, &mut wrong);
         control_plane(file, &raw.control_plane.address, &mut wrong);
-        let (Some(identity), Some(control_plane_id), Some((namespace, service_account)), Some(trust)) =
-            (identity, control_plane_id, account, trust)
+        let (
+            Some(identity),
+            Some(control_plane_id),
+            Some((namespace, service_account)),
+            Some(trust),
+            Some(attestation),
+        ) = (identity, control_plane_id, account, trust, attestation)
         else {
             return Err(wrong);
         };
@@ -256,7 +262,19 @@ struct ControlPlane {
     spiffe_id: Spanned<String>,
     trust_bundle: Option<PathBuf>,
     root_sha256: Option<Spanned<String>>,
-    join_token: Spanned<JoinToken>,
+    join_token: Option<Spanned<JoinToken>>,
+    service_account_token: Option<Spanned<PathBuf>>,
+    oidc_token: Option<Spanned<PathBuf>>,
+}
+
+impl ControlPlane {
+    fn proofs(&self) -> Proofs<'_> {
+        Proofs {
+            join_token: self.join_token.as_ref(),
+            service_account_token: self.service_account_token.as_ref(),
+            oidc_token: self.oidc_token.as_ref(),
+        }
+    }
 }
 
 #[derive(Deserialize)]

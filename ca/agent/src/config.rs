@@ -42,6 +42,20 @@ pub enum Attestation {
     /// A descriptor that this process was started with and that holds a join token: a pipe, a memfd, an open file. It is read
     /// once, at the start.
     JoinTokenDescriptor(u32),
+    /// A file with a projected Kubernetes service account token. It is read again for each use: kubelet exchanges it.
+    ServiceAccountToken(PathBuf),
+    /// A file with an OIDC provider's token, read again for each use.
+    OidcToken(PathBuf),
+}
+
+impl Attestation {
+    /// Whether the proof can be shown again, and is with each renewal. A join token is for once.
+    pub(crate) const fn is_repeated(&self) -> bool {
+        match self {
+            Self::JoinToken(_) | Self::JoinTokenDescriptor(_) => false,
+            Self::ServiceAccountToken(_) | Self::OidcToken(_) => true,
+        }
+    }
 }
 
 impl Config {

@@ -49,6 +49,13 @@ pub enum StartError {
     },
     /// The configured identity lies under `/postern/`.
     ReservedIdentity(SpiffeId),
+    /// There is no SVID in the state directory, and the token that is to prove who we are cannot be read.
+    Proof {
+        /// The token's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// There is no SVID in the state directory and no join token to get one.
     Token {
         /// The token's file.
@@ -117,6 +124,11 @@ impl fmt::Display for StartError {
             Self::ReservedIdentity(id) => {
                 write!(f, "{id}: paths under /postern/ belong to the mesh itself; choose another identity")
             }
+            Self::Proof { path, problem } => write!(
+                f,
+                "{}: {problem}; it must be the file that the platform keeps a token in: for a service account, a projected volume with the audience postern:TRUST-DOMAIN",
+                path.display()
+            ),
             Self::Token { path, problem } => write!(
                 f,
                 "{}: {problem}; make a new one on the control plane: postern ca token create --id ID --ttl 10m --out FILE",
@@ -197,11 +209,18 @@ impl AttemptError {
     /// Adds to a refusal which token was shown for which id, and what to do where that is in doubt.
     pub(crate) fn with_token(mut self, config: &Config) -> Self {
         if let Self::Refused { code: Code::PermissionDenied | Code::Unauthenticated, shown, .. } = &mut self {
+            let id = &config.identity;
             let token = match &config.attestation {
                 Attestation::JoinToken(path) => format!("the join token in {}", path.display()),
                 Attestation::JoinTokenDescriptor(number) => format!("the join token of descriptor {number}"),
+                Attestation::ServiceAccountToken(path) | Attestation::OidcToken(path) => {
+                    *shown = format!(
+                        " (the token in {} was shown for {id}; a Registration on the control plane must grant it that id)",
+                        path.display()
+                    );
+                    return self;
+                }
             };
-            let id = &config.identity;
             *shown = format!(
                 " ({token} was shown for {id}; if it is another's, or spent, make one on the control plane: postern ca token create --id {id} --ttl 10m --out FILE)"
             );

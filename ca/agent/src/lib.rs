@@ -1,6 +1,6 @@
 //! A workload's side of identity.
 //!
-//! The agent makes a key, proves who it is with a join token, receives an X.509-SVID and the trust bundle, renews before
+//! The agent makes a key, proves who it is with a token, receives an X.509-SVID and the trust bundle, renews before
 //! time runs out and follows the bundle. It publishes each change as a new [`Identity`]; it never takes one back: an
 //! identity whose SVID has expired stays published, and whoever uses it refuses by its `not_after`.
 //!

@@ -58,7 +58,7 @@ impl Live {
                 self.publish(Arc::new(stored.svid), stored.key, renew_after);
                 Ok(())
             }
-            None => self.join_token().map(drop),
+            None => self.token().map(drop),
         }
     }
 
@@ -129,8 +129,9 @@ impl Live {
             .map_err(|error| StartError::TrustBundle { path: path.to_owned(), error })
     }
 
-    /// The join token: read anew from its file, because people replace it; or as its descriptor has brought it.
-    pub(crate) fn join_token(&self) -> Result<Zeroizing<String>, StartError> {
+    /// The token that proves who we are: read anew from its file, because people, or kubelet, replace it; or as its descriptor
+    /// has brought it.
+    pub(crate) fn token(&self) -> Result<Zeroizing<String>, StartError> {
         match &self.config.attestation {
             Attestation::JoinToken(path) => {
                 let token =
@@ -142,6 +143,11 @@ impl Live {
                 let handed_over = self.held.lock().handed_over.clone();
                 let handed_over = handed_over.unwrap_or_else(|| Err("it was not read".to_owned()));
                 handed_over.map_err(|problem| StartError::Descriptor { descriptor: *descriptor, problem })
+            }
+            Attestation::ServiceAccountToken(path) | Attestation::OidcToken(path) => {
+                let unfit = |problem: String| StartError::Proof { path: path.clone(), problem };
+                let bytes = files::read_token(path).map_err(|error| unfit(error.to_string()))?;
+                parse_token(&bytes).map_err(|problem| unfit(problem.to_owned()))
             }
         }
     }
@@ -155,9 +161,9 @@ impl Live {
         }
     }
 
-    /// Whether there is a join token that has not been used up yet, as far as this process knows.
+    /// Whether there is a token that has not been used up yet, as far as this process knows.
     pub(crate) fn has_fresh_token(&self) -> bool {
-        self.join_token().is_ok_and(|token| self.held.lock().used_token.as_ref() != Some(&token))
+        self.token().is_ok_and(|token| self.held.lock().used_token.as_ref() != Some(&token))
     }
 
     /// For a stored SVID whose stored bundle is missing.
@@ -169,10 +175,16 @@ impl Live {
     }
 }
 
+/// More than any token that a control plane takes.
+const MAX_TOKEN: usize = 8 * 1024;
+
 fn parse_token(bytes: &[u8]) -> Result<Zeroizing<String>, &'static str> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "the join token is not text")?.trim();
-    if text.is_empty() || text.len() > 4_096 || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("it does not hold one join token");
+    let text = std::str::from_utf8(bytes).map_err(|_| "the token is not text")?.trim();
+    if text.is_empty()
+        || text.len() > MAX_TOKEN
+        || text.contains(|c: char| c.is_whitespace() || c.is_control())
+    {
+        return Err("it does not hold one token");
     }
     Ok(Zeroizing::new(text.to_owned()))
 }

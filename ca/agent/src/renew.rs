@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tracing::{info, warn};
 
+use crate::config::Attestation;
 use crate::connect;
 use crate::error::AttemptError;
 use crate::identity::{Identity, Live};
@@ -42,7 +43,7 @@ pub(crate) async fn run(live: &Live) {
                 // both are tried in turn. One whose root has left the bundle is not even asked about: the handshake ends it,
                 // and what was used up before will not help.
                 by_token = proof.is_renewal()
-                    && (refused_for_good(&error) && live.join_token().is_ok()
+                    && (refused_for_good(&error) && live.token().is_ok()
                         || is_disowned(live) && live.has_fresh_token());
                 sleep(wait).await;
             }
@@ -92,8 +93,9 @@ fn proof(live: &Live, by_token: bool) -> Evidence {
 
 async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     let pace = live.pace();
-    // The token is bound to the key of its first request, so that key must survive a crash. A renewal is not.
-    let key = live.request_key(!evidence.is_renewal()).await?;
+    let is_repeated = live.config.attestation.is_repeated();
+    // A join token is bound to the key of its first request, so that key must survive a crash. Nothing else is.
+    let key = live.request_key(!evidence.is_renewal() && !is_repeated).await?;
     let mut request = proto::IssueRequest {
         csr_der: key.request()?,
         spiffe_id: live.config.identity.as_str().to_owned(),
@@ -110,10 +112,15 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     };
     let mut connection = connect::open(live, svid, pace).await?;
     let mut sent = None;
-    if !evidence.is_renewal() {
+    if !evidence.is_renewal() || is_repeated {
         // Only now: the control plane has proven who it is.
-        let token = live.join_token().map_err(|error| AttemptError::Local(error.to_string()))?;
-        request.proof = Some(Proof::JoinToken(token.as_str().to_owned()));
+        let token = live.token().map_err(|error| AttemptError::Local(error.to_string()))?;
+        let text = token.as_str().to_owned();
+        request.proof = Some(match live.config.attestation {
+            Attestation::JoinToken(_) | Attestation::JoinTokenDescriptor(_) => Proof::JoinToken(text),
+            Attestation::ServiceAccountToken(_) => Proof::KubernetesToken(text),
+            Attestation::OidcToken(_) => Proof::OidcToken(text),
+        });
         sent = Some(token);
     }
     let answer = timeout(pace.step(), connection.client.issue(request))
@@ -127,7 +134,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
                 error = error.with_token(&live.config);
             }
             if refused_for_good(&error) {
-                match sent {
+                match sent.filter(|_| !is_repeated) {
                     Some(token) => live.held.lock().used_token = Some(token),
                     None => live.discard_request_key().await,
                 }
@@ -139,7 +146,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     let (issued, bundle) = read(live, answer, key)?;
     let (serial, not_after) = (issued.svid.serial().to_vec(), issued.svid.not_after());
     live.install(Some(issued), bundle).await?;
-    if sent.is_some() {
+    if sent.is_some() && !is_repeated {
         live.held.lock().used_token = sent;
     }
     live.succeeded(skew);

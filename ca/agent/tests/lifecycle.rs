@@ -431,7 +431,7 @@ async fn secrets_that_others_can_read_are_refused() {
     mode(&token, 0o600);
     place.start().unwrap();
     fs::write(&token, "two words").unwrap();
-    assert!(error().contains("does not hold one join token"), "{}", error());
+    assert!(error().contains("does not hold one token"), "{}", error());
     fs::remove_file(&token).unwrap();
     assert!(error().contains("postern ca token create"), "{}", error());
     fs::create_dir(&token).unwrap();

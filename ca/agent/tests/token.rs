@@ -1,4 +1,4 @@
-//! Join tokens: handed over by a descriptor, and new ones for those who cannot renew.
+//! Tokens: handed over by a descriptor, new ones for those who cannot renew, and those that are shown each time.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod control;
@@ -51,9 +51,7 @@ async fn a_pipe_brings_the_token() {
 async fn a_pipe_without_a_token_is_told() {
     let ca = Ca::new(clock());
     let mut place = Place::new(&ca, "127.0.0.1:1".parse().unwrap());
-    for (text, says) in
-        [("", "one join token"), ("two words\n", "one join token"), ("\u{0}\n", "one join token")]
-    {
+    for (text, says) in [("", "one token"), ("two words\n", "one token"), ("\u{0}\n", "one token")] {
         let (reader, mut writer) = std::io::pipe().unwrap();
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
@@ -106,4 +104,64 @@ async fn a_new_token_helps_whom_the_bundle_disowns() {
     place.clock.advance(TTL / 2);
     agent.renewed(&renewed).await;
     assert!(successor.seen().last().unwrap().token.is_none());
+}
+
+/// Kubelet exchanges the token in its place; each renewal shows the one that is there, beside the SVID.
+#[tokio::test]
+async fn a_projected_token_is_shown_anew_each_time() {
+    let ca = Ca::new(clock());
+    let listener = ca.listen(CONTROL, "127.0.0.1:0").await;
+    let mut place = Place::new(&ca, listener.address);
+    let token = place.directory.path().join("projected");
+    // As kubelet makes it: others may read it, and it is a link into a directory that is exchanged whole.
+    let exchange = |content: &str| {
+        let data = place.directory.path().join(content);
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("token"), content).unwrap();
+        let link = place.directory.path().join("..link");
+        std::os::unix::fs::symlink(data.join("token"), &link).unwrap();
+        fs::rename(link, &token).unwrap();
+    };
+    exchange("first");
+    place.config.attestation = Attestation::ServiceAccountToken(token.clone());
+    let agent = place.run();
+    let first = agent.identity().await;
+    exchange("second");
+    place.clock.advance(TTL / 2);
+    let second = agent.renewed(&first).await;
+    // A renewal that is refused begins anew, by the same token.
+    *ca.refuse.lock() = Some(tonic::Status::permission_denied("the lineage renews no more"));
+    place.clock.advance(TTL / 2);
+    let failures = agent.observer.status().failures;
+    eventually("it is refused", || agent.observer.status().failures > failures).await;
+    *ca.refuse.lock() = None;
+    agent.renewed(&second).await;
+    let seen = ca.seen();
+    let shown: Vec<_> = seen.iter().map(|one| (one.token.as_deref(), one.peer.is_some())).collect();
+    assert_eq!(shown[..2], [(Some("kubernetes first"), false), (Some("kubernetes second"), true)]);
+    assert!(shown[2..].iter().all(|(token, _)| *token == Some("kubernetes second")), "{shown:?}");
+    assert_eq!(seen[1].predecessor, seen[0].serial);
+    agent.stop().await;
+
+    // Whoever has an SVID starts without it, and whoever has none does not.
+    fs::remove_file(&token).unwrap();
+    assert!(place.start().unwrap().identity().borrow().is_some());
+    fs::remove_file(place.state("svid.pem")).unwrap();
+    let error = place.start().err().unwrap().to_string();
+    assert!(error.contains("projected: No such file") && error.contains("projected volume"), "{error}");
+    place.config.attestation = Attestation::OidcToken(token.clone());
+    for (content, says) in [
+        ("", "one token"),
+        ("a b", "one token"),
+        (&*"a".repeat(9_000), "one token"),
+        (&*"a".repeat(20_000), "16 KiB"),
+    ] {
+        fs::write(&token, content).unwrap();
+        let error = place.start().err().unwrap().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    fs::write(&token, "of a provider\n".replace(' ', "-")).unwrap();
+    let agent = place.run();
+    agent.identity().await;
+    assert_eq!(ca.seen().last().unwrap().token.as_deref(), Some("oidc of-a-provider"));
 }

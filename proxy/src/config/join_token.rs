@@ -1,4 +1,5 @@
-//! `controlPlane.joinToken`: a file's path, or the descriptor that the process is started with.
+//! What proves the workload, one of: `controlPlane.joinToken`, a file's path or the descriptor that the process is started with;
+//! `serviceAccountToken` and `oidcToken`, paths of files that others keep fresh.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -44,12 +45,48 @@ impl<'de> Deserialize<'de> for JoinToken {
     }
 }
 
-/// What proves the workload to the control plane.
+/// The fields of `controlPlane` that may prove the workload.
+pub(super) struct Proofs<'r> {
+    pub(super) join_token: Option<&'r Spanned<JoinToken>>,
+    pub(super) service_account_token: Option<&'r Spanned<PathBuf>>,
+    pub(super) oidc_token: Option<&'r Spanned<PathBuf>>,
+}
+
+/// What proves the workload to the control plane. `beside` is where it is missed.
 pub(super) fn attestation(
     file: &SourceFile,
-    token: &Spanned<JoinToken>,
+    proofs: &Proofs<'_>,
+    beside: &Spanned<String>,
     wrong: &mut Diagnostics,
-) -> Attestation {
+) -> Option<Attestation> {
+    const ONE: &str = "write one of joinToken, serviceAccountToken and oidcToken";
+    match *proofs {
+        Proofs { join_token: Some(token), service_account_token: None, oidc_token: None } => {
+            Some(by_join_token(file, token, wrong))
+        }
+        Proofs { join_token: None, service_account_token: Some(path), oidc_token: None } => {
+            Some(Attestation::ServiceAccountToken(path.value.clone()))
+        }
+        Proofs { join_token: None, service_account_token: None, oidc_token: Some(path) } => {
+            Some(Attestation::OidcToken(path.value.clone()))
+        }
+        Proofs { join_token: None, service_account_token: None, oidc_token: None } => {
+            wrong.push(
+                yaml::at(file, beside, "nothing proves the workload to the control plane").with_help(ONE),
+            );
+            None
+        }
+        Proofs { service_account_token, oidc_token, .. } => {
+            let message = "two things are to prove the workload";
+            if let Some(path) = oidc_token.or(service_account_token) {
+                wrong.push(yaml::at(file, path, message).with_help(ONE));
+            }
+            None
+        }
+    }
+}
+
+fn by_join_token(file: &SourceFile, token: &Spanned<JoinToken>, wrong: &mut Diagnostics) -> Attestation {
     match &token.value {
         JoinToken::File(path) => Attestation::JoinToken(path.clone()),
         JoinToken::Descriptor(descriptor) => {
@@ -77,7 +114,7 @@ mod tests {
         }
         let document: Document = yaml::parse(&file).map_err(|error| error.to_string())?;
         let mut wrong = Diagnostics::new();
-        let attestation = attestation(&file, &document.token, &mut wrong);
+        let attestation = by_join_token(&file, &document.token, &mut wrong);
         if wrong.is_empty() { Ok(attestation) } else { Err(wrong.to_string()) }
     }
 
@@ -96,6 +133,40 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+    #[test]
+    fn exactly_one_thing_proves_the_workload() {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "camelCase")]
+        struct Document {
+            address: Spanned<String>,
+            join_token: Option<Spanned<JoinToken>>,
+            service_account_token: Option<Spanned<PathBuf>>,
+            oidc_token: Option<Spanned<PathBuf>>,
+        }
+        let parse = |text: &str| {
+            let text = format!("address: a:1\n{text}").into_bytes();
+            let file = SourceFile { name: "sidecar.yaml".to_owned(), text };
+            let raw: Document = yaml::parse(&file).map_err(|error| error.to_string())?;
+            let proofs = Proofs {
+                join_token: raw.join_token.as_ref(),
+                service_account_token: raw.service_account_token.as_ref(),
+                oidc_token: raw.oidc_token.as_ref(),
+            };
+            let mut wrong = Diagnostics::new();
+            attestation(&file, &proofs, &raw.address, &mut wrong).ok_or_else(|| wrong.to_string())
+        };
+        assert!(matches!(parse("serviceAccountToken: /t\n"), Ok(Attestation::ServiceAccountToken(_))));
+        assert!(matches!(parse("oidcToken: /t\n"), Ok(Attestation::OidcToken(_))));
+        assert!(matches!(parse("joinToken: /t\n"), Ok(Attestation::JoinToken(_))));
+        for (text, place) in [
+            ("", "sidecar.yaml:1:10"),
+            ("joinToken: /t\nserviceAccountToken: /u\n", "sidecar.yaml:3:22"),
+            ("serviceAccountToken: /u\noidcToken: /t\n", "sidecar.yaml:3:12"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(place) && error.contains("write one of"), "{text}: {error}");
         }
     }
 }

@@ -31,9 +31,11 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         Trust::RootSha256(digest) => json!({ "rootSha256": hex(digest) }),
     };
     // Where the token is, never what it says.
-    let join_token = match &config.attestation {
-        Attestation::JoinToken(path) => json!(path),
-        Attestation::JoinTokenDescriptor(descriptor) => json!({ "descriptor": descriptor }),
+    let (proof, place) = match &config.attestation {
+        Attestation::JoinToken(path) => ("joinToken", json!(path)),
+        Attestation::JoinTokenDescriptor(descriptor) => ("joinToken", json!({ "descriptor": descriptor })),
+        Attestation::ServiceAccountToken(path) => ("serviceAccountToken", json!(path)),
+        Attestation::OidcToken(path) => ("oidcToken", json!(path)),
     };
     let format = match config.log.format {
         LogFormat::Text => "text",
@@ -46,7 +48,7 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
             "address": config.control_plane,
             "spiffeId": config.control_plane_id.as_str(),
             "trust": trust,
-            "joinToken": join_token,
+            proof: place,
         },
         "workload": { "address": config.workload.address, "ports": ports, "labels": config.workload.labels },
         "inbound": { "address": config.inbound },
