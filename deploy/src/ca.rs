@@ -1,4 +1,4 @@
-//! `postern ca`: join tokens, the ledger and what the CA holds. Works on the state directory, whether a control plane runs on it or
+//! `postern ca`: join tokens, registrations, the ledger and what the CA holds. Works on the state directory, whether a control plane runs on it or
 //! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
@@ -6,6 +6,7 @@ mod backup;
 mod init;
 mod keys;
 mod ledger;
+mod registration;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,11 @@ enum Verb {
     },
     /// Put a backup back into an empty state directory.
     Restore(backup::RestoreArgs),
+    /// Registrations: which attested facts are granted which ids.
+    Registration {
+        #[command(subcommand)]
+        verb: registration::Verb,
+    },
     /// The CAs, and how many certificates and tokens there are.
     Status {
         #[command(flatten)]
@@ -104,6 +110,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Keys { verb } => keys::run(verb),
         Verb::Ledger { verb } => ledger::run(verb),
         Verb::Restore(args) => backup::restore(args),
+        Verb::Registration { verb } => registration::run(verb),
         Verb::Status { place, trust_domain } => status(place, trust_domain),
     }
 }
