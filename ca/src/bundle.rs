@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_svid::{Bundle, PeerSvid, SpiffeId};
+use postern_svid::{Bundle, PeerSvid, Revocations, Revoked, SpiffeId};
 
 use crate::issue::MAX_TTL;
 use crate::lineage::LineageId;
@@ -25,7 +25,26 @@ pub fn to_proto(bundle: &Bundle) -> proto::Bundle {
         sequence: bundle.sequence(),
         root_der: bundle.roots().iter().map(|root| root.to_vec()).collect(),
         refresh_hint_seconds: u32::try_from(REFRESH_HINT.as_secs()).unwrap_or(u32::MAX),
+        revocations: lists(bundle.revocations()),
     }
+}
+
+fn lists(revocations: &Revocations) -> Option<proto::Revocations> {
+    if revocations.is_empty() {
+        return None;
+    }
+    let mut lists = proto::Revocations::default();
+    for entry in revocations.iter() {
+        match entry {
+            Revoked::Authority(key_id) => lists.tainted_key_id.push(key_id.clone()),
+            Revoked::Key(digest) => lists.key_sha256.push(digest.to_vec()),
+            Revoked::Serial(serial) => lists.denied_serial.push(serial.clone()),
+            Revoked::Id(id) => lists.denied_id.push(id.as_str().to_owned()),
+            // One that is added to the verifier must be added here: left out, it would be in force nowhere.
+            other => debug_assert!(false, "{other} has no place in the protocol"),
+        }
+    }
+    Some(lists)
 }
 
 /// What one sidecar holds, as it said itself and its connection proved.

@@ -29,13 +29,13 @@ pub async fn follow(sidecar: Arc<Sidecar>, mut identities: watch::Receiver<Optio
     }
 }
 
-/// Holds the bundles in force against what is open, if a root is gone that vouched for something before.
+/// Holds the bundles in force against what is open, if a root is gone that vouched for something before, or more is revoked.
 async fn hold_to_trust(sidecar: &Arc<Sidecar>, before: Option<&MeshIdentity>) {
     let Some((before, now)) = before.zip(sidecar.snapshots.load().identity.clone()) else { return };
     if now.identity.bundles.keep_all_of(&before.identity.bundles) {
         return;
     }
-    tracing::warn!("a root has left the trust bundle: what rests on it is closed");
+    tracing::warn!("the trust bundle vouches for less than before: what rests on the rest is closed");
     // Each worker looks through its own pool.
     sidecar.registry.trust_changed.send_replace(());
     let walk = {

@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::error::StartError;
 
-/// More than any chain, bundle or token.
-const MAX_FILE: u64 = 256 * 1024;
+/// More than any chain, bundle or token: eight roots, and revocations as long as one message of the control plane, in text.
+const MAX_FILE: u64 = 1024 * 1024;
 
 /// Makes `path` as 0700 if it is missing and refuses it if it is no directory, not ours, or open to others.
 pub(crate) fn private_directory(path: &Path) -> Result<(), StartError> {
@@ -67,7 +67,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, St
     }
     check_mode(path, &meta, 0o600)?;
     if meta.len() > MAX_FILE {
-        return Err(io_error(path, io::Error::new(io::ErrorKind::FileTooLarge, "longer than 256 KiB")));
+        return Err(io_error(path, io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB")));
     }
     // Room for all of it at once: growing would leave copies of a secret behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_FILE).unwrap_or(0) + 1));

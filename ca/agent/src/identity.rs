@@ -9,6 +9,7 @@ use tokio::sync::watch::{self, Receiver};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::hurry::Hurry;
 use crate::key::Key;
 use crate::pace::Pace;
 use crate::state::State;
@@ -72,6 +73,7 @@ pub(crate) struct Live {
     keyed: watch::Sender<Option<Arc<Keyed>>>,
     pub(crate) held: Mutex<Held>,
     pub(crate) progress: Mutex<Progress>,
+    pub(crate) hurry: Hurry,
     /// One installation at a time: two must not interleave between check and publication.
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
@@ -100,6 +102,7 @@ impl Live {
             keyed: watch::Sender::new(None),
             held: Mutex::default(),
             progress: Mutex::default(),
+            hurry: Hurry::default(),
             turn: tokio::sync::Mutex::default(),
         }
     }

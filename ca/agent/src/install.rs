@@ -72,7 +72,7 @@ impl Live {
             self.check_issued(&issued.svid, &bundles)?;
         }
         if let Some(bundle) = newer.clone() {
-            // In force even if it cannot be stored: a root may have been taken out because it was stolen.
+            // In force even if it cannot be stored: something may have been taken out because it was stolen.
             self.store_bundle(bundle.clone()).await;
             self.held.lock().bundle = Some(bundle);
         }
@@ -169,7 +169,7 @@ fn newer(held: Option<&Bundle>, offered: Bundle) -> Result<Option<Bundle>, Strin
     }
     if held.digest() != offered.digest() {
         return Err(format!(
-            "a trust bundle with sequence {new} but other roots than the one in force is refused"
+            "a trust bundle with sequence {new} but other roots or revocations than the one in force is refused"
         ));
     }
     Ok(None)

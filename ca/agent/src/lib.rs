@@ -12,6 +12,7 @@ mod connect;
 mod descriptor;
 mod error;
 mod files;
+mod hurry;
 mod identity;
 mod install;
 mod key;

@@ -13,6 +13,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(150);
 /// Monotonic time stops in suspend and does not see a jump of the wall clock: this is how late either is noticed.
 const LONGEST_TICK: Duration = Duration::from_secs(30);
 const LONGEST_STEP: Duration = Duration::from_secs(10);
+/// Two renewals in a row are part of an emergency (`docs/rotation.md`); more than that would be an error of the control plane.
+const SHORTEST_TURN: Duration = Duration::from_secs(5);
 const LONGEST_PING: Duration = Duration::from_secs(10);
 
 /// The figures for one length of life.
@@ -45,6 +47,21 @@ impl Pace {
     /// For the answer to a PING.
     pub(crate) fn pong(self) -> Duration {
         self.ping() * 2
+    }
+
+    /// The most that a renewal out of turn is put off to spread load.
+    pub(crate) fn longest_spread(self) -> Duration {
+        self.life / 4
+    }
+
+    /// Between two renewals out of turn.
+    pub(crate) fn shortest_turn(self) -> Duration {
+        (self.life / 40).min(SHORTEST_TURN)
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn of_life(life: Duration) -> Self {
+        Self { life }
     }
 
     fn longest_retry(self) -> Duration {
@@ -94,7 +111,7 @@ impl Backoff {
 
     /// SplitMix64, upper 53 bits as a number from 0 to 1.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-    const fn fraction(&mut self) -> f64 {
+    pub(crate) const fn fraction(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

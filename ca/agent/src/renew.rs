@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use postern_svid::{Bundle, VerifyError};
+use postern_svid::{Bundle, Revocations, Revoked, SpiffeId, VerifyError};
 use rustls_pki_types::CertificateDer;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
@@ -26,16 +26,22 @@ pub(crate) async fn run(live: &Live) {
     loop {
         live.store_overdue().await;
         if let Some(wait) = until_due(live) {
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = live.hurry.told() => {}
+            }
             continue;
         }
+        let hurried = live.hurry.take();
         let proof = proof(live, by_token);
         match attempt(live, &proof).await {
             Ok(()) => {
                 backoff.reset();
+                live.hurry.renewed(live.clock.monotonic());
                 by_token = false;
             }
             Err(error) => {
+                live.hurry.put_back(hurried);
                 live.failed(&error);
                 let wait = backoff.wait(live.pace());
                 warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
@@ -67,7 +73,10 @@ impl Evidence {
 fn until_due(live: &Live) -> Option<Duration> {
     let identity = live.current()?;
     let now = live.clock.wall();
-    let left = identity.renew_after.duration_since(now).ok().filter(|left| !left.is_zero())?;
+    let mut left = identity.renew_after.duration_since(now).ok().filter(|left| !left.is_zero())?;
+    if let Some(hurried) = live.hurry.left(live.clock.monotonic()) {
+        left = Some(hurried.min(left)).filter(|left| !left.is_zero())?;
+    }
     // A bundle that no longer vouches for our SVID means that peers refuse it: the time that the CA chose is moot. Of the
     // clock's making is only "not yet valid", against which a new SVID would not help.
     (!disowns(&identity, now)).then(|| left.min(live.pace().tick()))
@@ -188,7 +197,26 @@ pub(crate) fn bundle(live: &Live, sent: proto::Bundle) -> Result<Bundle, Attempt
         )));
     }
     let roots = sent.root_der.into_iter().map(CertificateDer::from).collect();
-    Bundle::new(td, sent.sequence, roots).map_err(|error| AttemptError::Answer(error.to_string()))
+    let bundle = Bundle::new(td, sent.sequence, roots);
+    let bundle = bundle.map_err(|error| AttemptError::Answer(error.to_string()))?;
+    // An entry that cannot be read refuses the whole bundle: passed over, what it revokes would stay in force here alone.
+    let revocations = revocations(sent.revocations.unwrap_or_default()).map_err(AttemptError::Answer)?;
+    Ok(bundle.with_revocations(revocations))
+}
+
+fn revocations(sent: proto::Revocations) -> Result<Revocations, String> {
+    let keys = sent.key_sha256.into_iter().map(|digest| {
+        <[u8; 32]>::try_from(digest).map(Revoked::Key).map_err(|_| "a denied key is no SHA-256".to_owned())
+    });
+    let ids = sent.denied_id.into_iter().map(|id| {
+        SpiffeId::parse(&id).map(Revoked::Id).map_err(|error| format!("a denied id is none: {error}"))
+    });
+    let entries = keys
+        .chain(ids)
+        .chain(sent.tainted_key_id.into_iter().map(|id| Ok(Revoked::Authority(id))))
+        .chain(sent.denied_serial.into_iter().map(|serial| Ok(Revoked::Serial(serial))))
+        .collect::<Result<Vec<_>, _>>()?;
+    Revocations::new(entries).map_err(|error| error.to_string())
 }
 
 /// Whether the same request would be refused again.

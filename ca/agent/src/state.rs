@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use postern_svid::{Bundle, Svid, TrustDomain};
+use postern_svid::{Bundle, Revocations, Revoked, SpiffeId, Svid, TrustDomain};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -26,6 +26,11 @@ const BUNDLE: &str = "bundle.pem";
 const PENDING: &str = "pending-key.pem";
 const LOCK: &str = "lock";
 const MAX_CHAIN: usize = 8;
+/// What lines of revocations begin with.
+const TAINTED: &str = "tainted-key-id: ";
+const KEY: &str = "revoked-key-sha256: ";
+const SERIAL: &str = "denied-serial: ";
+const ID: &str = "denied-id: ";
 
 /// The state directory, held for this process alone.
 #[derive(Debug)]
@@ -82,13 +87,7 @@ impl State {
     }
 
     pub(crate) fn store_bundle(&self, bundle: &Bundle) -> io::Result<()> {
-        let text = format!(
-            "postern-bundle 1\ntrust-domain: {}\nsequence: {}\n{}",
-            bundle.trust_domain(),
-            bundle.sequence(),
-            bundle.to_pem()
-        );
-        files::write_private(&self.directory, BUNDLE, text.as_bytes())
+        files::write_private(&self.directory, BUNDLE, bundle_text(bundle).as_bytes())
     }
 
     pub(crate) fn pending_key(&self) -> Result<Option<Key>, StartError> {
@@ -140,13 +139,80 @@ fn parse_svid(bytes: &[u8]) -> Result<StoredSvid, String> {
     Ok(StoredSvid { svid, key, renew_after })
 }
 
+/// Roots and lists in one file, so that no crash can put roots in force without what was revoked of them.
+fn bundle_text(bundle: &Bundle) -> String {
+    let mut text = format!(
+        "postern-bundle 1\ntrust-domain: {}\nsequence: {}\n",
+        bundle.trust_domain(),
+        bundle.sequence()
+    );
+    for entry in bundle.revocations().iter() {
+        let (name, content) = match entry {
+            Revoked::Authority(key_id) => (TAINTED, hex(key_id)),
+            Revoked::Key(digest) => (KEY, hex(digest)),
+            Revoked::Serial(serial) => (SERIAL, hex(serial)),
+            Revoked::Id(id) => (ID, id.as_str().to_owned()),
+            // One that is added to the verifier must be added here.
+            other => {
+                debug_assert!(false, "{other} has no place in the file");
+                continue;
+            }
+        };
+        text.push_str(name);
+        text.push_str(&content);
+        text.push('\n');
+    }
+    text.push_str(&bundle.to_pem());
+    text
+}
+
+/// The lists of a stored bundle. One line that cannot be read refuses the file: what it revoked must not come back.
+fn parse_revocations(head: &str) -> Result<Revocations, String> {
+    let mut entries = Vec::new();
+    for line in head.lines() {
+        let entry = if let Some(text) = line.strip_prefix(TAINTED) {
+            unhex(text).map(Revoked::Authority)
+        } else if let Some(text) = line.strip_prefix(KEY) {
+            unhex(text).and_then(|digest| digest.try_into().ok()).map(Revoked::Key)
+        } else if let Some(text) = line.strip_prefix(SERIAL) {
+            unhex(text).map(Revoked::Serial)
+        } else if let Some(text) = line.strip_prefix(ID) {
+            SpiffeId::parse(text).ok().map(Revoked::Id)
+        } else {
+            continue;
+        };
+        entries.push(entry.ok_or_else(|| format!("the line {line:?} cannot be read"))?);
+    }
+    Revocations::new(entries).map_err(|error| error.to_string())
+}
+
 fn parse_bundle(bytes: &[u8]) -> Result<Bundle, String> {
     let td = header(bytes, "trust-domain: ").ok_or("the line trust-domain is missing")?;
     let td = TrustDomain::parse(td).map_err(|error| error.to_string())?;
     let sequence = header(bytes, "sequence: ")
         .and_then(|text| text.parse().ok())
         .ok_or("the line sequence is missing or no number")?;
-    Bundle::from_pem(td, sequence, bytes).map_err(|error| error.to_string())
+    // The limit on PEM is for roots; the lists above them have their own.
+    let begin = bytes.windows(5).position(|window| window == b"-----").unwrap_or(bytes.len());
+    let (head, pem) = bytes.split_at(begin);
+    let bundle = Bundle::from_pem(td, sequence, pem).map_err(|error| error.to_string())?;
+    let head = std::str::from_utf8(head).map_err(|_| "it is not text".to_owned())?;
+    Ok(bundle.with_revocations(parse_revocations(head)?))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || text.len() > 128 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }
 
 /// The rest of the line that begins with `name`, above the first PEM section.

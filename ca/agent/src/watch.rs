@@ -6,7 +6,7 @@
 //! published.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -131,9 +131,18 @@ async fn next(directives: &mut Streaming<proto::Directive>) -> Result<proto::Dir
 
 /// A bundle that is refused leaves the stream open: the report, unchanged, tells the control plane that it did not land.
 async fn apply(live: &Live, directive: proto::Directive) {
-    let Some(Kind::Bundle(sent)) = directive.directive else {
-        debug!("a directive of a kind that this version does not know");
-        return;
+    let sent = match directive.directive {
+        Some(Kind::Bundle(sent)) => sent,
+        Some(Kind::RenewNow(wish)) => {
+            let spread = Duration::from_millis(wish.spread_ms.into());
+            info!(spread_ms = wish.spread_ms, "the control plane wants a renewal now");
+            live.hurry.tell(spread, Backoff::new().fraction(), live.pace(), live.clock.monotonic());
+            return;
+        }
+        None => {
+            debug!("a directive of a kind that this version does not know");
+            return;
+        }
     };
     let sequence = sent.sequence;
     let installed = match renew::bundle(live, sent) {
@@ -141,7 +150,7 @@ async fn apply(live: &Live, directive: proto::Directive) {
         Err(error) => Err(error),
     };
     match installed {
-        Ok(true) => tracing::info!(sequence, "new trust bundle in force"),
+        Ok(true) => info!(sequence, "new trust bundle in force"),
         Ok(false) => {}
         Err(error) => {
             warn!(sequence, "trust bundle refused: {error}");

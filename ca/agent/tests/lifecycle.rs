@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use control::{Ca, TTL};
 use place::{CONTROL, ID, Place, TOKEN, clock, eventually, private};
 use postern_agent::{Config, Identity, StartError, Trust, start};
-use postern_svid::{Clock, SpiffeId};
+use postern_svid::{Clock, Revoked, SpiffeId};
 
 #[tokio::test]
 async fn the_first_svid_and_a_restart_without_control_plane() {
@@ -494,4 +494,78 @@ async fn a_control_plane_that_accepts_and_says_nothing() {
     let agent = place.run();
     eventually("the deadline", || agent.observer.status().failures > 0).await;
     assert!(agent.observer.status().last_error.unwrap().contains("TLS handshake"), "which step");
+}
+
+#[tokio::test]
+async fn what_was_revoked_is_acknowledged_and_survives_a_restart() {
+    let ca = Ca::new(clock());
+    let listener = ca.listen(CONTROL, "127.0.0.1:0").await;
+    let place = Place::new(&ca, listener.address);
+    let agent = place.run();
+    agent.identity().await;
+    let revoked = [
+        Revoked::Id(SpiffeId::parse("spiffe://demo.postern/ns/shop/sa/other").unwrap()),
+        Revoked::Serial(vec![0x5a; 16]),
+        Revoked::Key([7; 32]),
+        Revoked::Authority(vec![9; 20]),
+    ];
+    let push = |sequence, serial: Vec<u8>| {
+        ca.bundle.send_modify(|bundle| {
+            bundle.sequence = sequence;
+            bundle.revocations = Some(control::api::Revocations {
+                tainted_key_id: vec![vec![9; 20]],
+                key_sha256: vec![vec![7; 32]],
+                denied_serial: vec![serial],
+                denied_id: vec!["spiffe://demo.postern/ns/shop/sa/other".to_owned()],
+            });
+        });
+    };
+    push(4, vec![0x5a; 16]);
+    eventually("it is acknowledged", || ca.last_report().is_some_and(|report| report.bundle_sequence == 4))
+        .await;
+    let held = |identity: &Identity| {
+        let bundle = identity.bundles.iter().next().unwrap().clone();
+        (bundle.sequence(), revoked.iter().all(|one| bundle.revocations().contains(one)))
+    };
+    assert_eq!(held(&agent.current().unwrap()), (4, true));
+    // The same sequence with other lists, and lists that cannot be read, are refused whole.
+    push(4, vec![1; 16]);
+    eventually("a complaint", || agent.observer.status().last_stream_error.is_some()).await;
+    push(5, vec![1; 21]);
+    let told = || agent.observer.status().last_stream_error.unwrap_or_default();
+    eventually("another complaint", || told().contains("serial number")).await;
+    assert_eq!(held(&agent.current().unwrap()), (4, true));
+
+    agent.stop().await;
+    drop(listener);
+    let restarted = place.start().unwrap();
+    let restored = restarted.identity().borrow().clone().expect("at once");
+    assert_eq!(held(&restored), (4, true), "a restart forgets nothing");
+    drop(restarted);
+    // A line that cannot be read is no list.
+    let text = fs::read_to_string(place.state("bundle.pem")).unwrap();
+    private(&place.state("bundle.pem"), &text.replace("tainted-key-id: 09", "tainted-key-id: zz"));
+    drop(place.start());
+    assert!(place.state("bundle.pem.aside").exists());
+}
+
+#[tokio::test]
+async fn a_renewal_out_of_turn_when_the_control_plane_wants_one() {
+    let ca = Ca::new(clock());
+    let listener = ca.listen(CONTROL, "127.0.0.1:0").await;
+    let place = Place::new(&ca, listener.address);
+    let agent = place.run();
+    let first = agent.identity().await;
+    eventually("the stream", || agent.observer.status().connected).await;
+    ca.hurry.send_modify(|times| *times += 1);
+    eventually("a request", || {
+        // Its moment within the spread is one of the agent's own clock, which stands still in tests.
+        place.clock.advance(Duration::from_millis(5));
+        ca.seen().len() == 2
+    })
+    .await;
+    let second = agent.renewed(&first).await;
+    assert!(place.clock.wall() < first.renew_after, "it was not due");
+    assert_ne!(second.svid.serial(), first.svid.serial());
+    assert_eq!(ca.seen().len(), 2, "once told, once renewed");
 }

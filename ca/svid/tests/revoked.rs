@@ -121,6 +121,33 @@ fn a_chain_that_verified_once_is_revoked_later() {
     }
 }
 
+/// One sequence stands for one content, and the lists belong to it.
+#[test]
+fn the_digest_covers_the_lists() {
+    let pki = Pki::new();
+    let with = |revoked: Vec<Revoked>| {
+        let bundle = Bundle::new(td(), 1, vec![pki.root_der()]).unwrap();
+        bundle.with_revocations(Revocations::new(revoked).unwrap())
+    };
+    let plain = Bundle::new(td(), 1, vec![pki.root_der()]).unwrap();
+    assert_eq!(plain.digest(), with(Vec::new()).digest());
+    let serial = Revoked::Serial(vec![0x41; 20]);
+    let lists = [
+        Vec::new(),
+        vec![serial.clone()],
+        // The same bytes under another name.
+        vec![Revoked::Authority(vec![0x41; 20])],
+        vec![serial.clone(), Revoked::Key([1; 32])],
+        vec![serial.clone(), Revoked::Id(SpiffeId::parse(ID).unwrap())],
+    ];
+    let digests: std::collections::BTreeSet<_> =
+        lists.iter().map(|list| *with(list.clone()).digest()).collect();
+    assert_eq!(digests.len(), lists.len());
+    let (one, other) = (vec![serial.clone(), Revoked::Key([1; 32])], vec![Revoked::Key([1; 32]), serial]);
+    assert_eq!(with(one.clone()).digest(), with(other).digest(), "the order has no meaning");
+    assert_eq!(with(one).roots_digest(), plain.roots_digest());
+}
+
 #[test]
 fn lists_that_cannot_be() {
     let refused = |entry| Revocations::new([entry]).unwrap_err();

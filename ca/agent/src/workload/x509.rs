@@ -134,7 +134,7 @@ fn svids(held: &Keyed) -> (Vec<u8>, X509svidResponse) {
 fn bundles(held: &Keyed) -> (Vec<u8>, X509BundlesResponse) {
     let (mut mark, mut bundles) = (Vec::new(), HashMap::new());
     for one in held.identity.bundles.iter() {
-        mark.extend_from_slice(&one.digest()[..]);
+        mark.extend_from_slice(&one.roots_digest()[..]);
         bundles.insert(one.trust_domain().id(), der(one));
     }
     (mark, X509BundlesResponse { crl: Vec::new(), bundles })

@@ -62,6 +62,8 @@ pub(crate) struct Ca {
     pub(crate) seen: Mutex<Vec<Seen>>,
     pub(crate) reports: Mutex<Vec<api::Report>>,
     pub(crate) bundle: watch::Sender<api::Bundle>,
+    /// Each change is a wish that everybody renew now.
+    pub(crate) hurry: watch::Sender<u32>,
     /// Requests are taken and not answered.
     pub(crate) keep_answers: AtomicBool,
     /// Answers name this id instead.
@@ -96,6 +98,7 @@ impl Ca {
             sequence: 3,
             root_der: vec![root_der.to_vec()],
             refresh_hint_seconds: 300,
+            revocations: None,
         });
         Arc::new(Self {
             clock,
@@ -110,6 +113,7 @@ impl Ca {
             seen: Mutex::default(),
             reports: Mutex::default(),
             bundle,
+            hurry: watch::Sender::new(0),
             keep_answers: AtomicBool::new(false),
             other_id: Mutex::new(None),
             stale: AtomicBool::new(false),
@@ -273,8 +277,11 @@ impl Identity for Api {
             }
         });
         let bundles = tokio_stream::wrappers::WatchStream::new(self.0.bundle.subscribe());
-        let directives = bundles
-            .map(|bundle| Ok(api::Directive { directive: Some(api::directive::Directive::Bundle(bundle)) }));
+        let bundles = bundles.map(api::directive::Directive::Bundle);
+        let hurry = tokio_stream::wrappers::WatchStream::from_changes(self.0.hurry.subscribe());
+        let hurry = hurry.map(|_| api::directive::Directive::RenewNow(api::RenewNow { spread_ms: 200 }));
+        let directives =
+            bundles.merge(hurry).map(|directive| Ok(api::Directive { directive: Some(directive) }));
         Ok(Response::new(Box::pin(directives)))
     }
 }

@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 use super::cert::{Facts, Read};
 use super::error::VerifyError;
 use super::lint;
-use super::revoked::Revocations;
+use super::revoked::{Revocations, Revoked};
 use crate::{SpiffeId, TrustDomain};
 
 /// Rotation needs two, a merger of CAs perhaps four. Bundles that grow without end have broken other meshes.
@@ -27,6 +27,7 @@ pub struct Bundle {
     trust_domain: TrustDomain,
     sequence: u64,
     digest: [u8; 32],
+    roots_digest: [u8; 32],
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<Anchor>,
     revocations: Arc<Revocations>,
@@ -79,14 +80,30 @@ impl Bundle {
                 .to_owned();
             anchors.push(Anchor { anchor, facts: Arc::new(facts) });
         }
-        let digest = digest(&roots);
-        Ok(Self { trust_domain, sequence, digest, roots, anchors, revocations: Arc::default() })
+        let digest = digest(roots.iter().map(|root| root.as_ref()));
+        Ok(Self {
+            trust_domain,
+            sequence,
+            digest,
+            roots_digest: digest,
+            roots,
+            anchors,
+            revocations: Arc::default(),
+        })
     }
 
-    /// This bundle with the taint and deny lists of its trust domain, in the place of what it had. Its digest speaks of the
-    /// roots alone and stays.
+    /// This bundle with the taint and deny lists of its trust domain, in the place of what it had.
     #[must_use]
     pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.digest = if revocations.is_empty() {
+            self.roots_digest
+        } else {
+            let entries = revocations.iter().map(Revoked::digest);
+            let entries: Vec<_> = entries.collect();
+            // Both halves have one length, so that no entry can pass for a root.
+            let lists = digest(entries.iter().map(|entry| &entry[..]));
+            digest([&self.roots_digest[..], &lists[..]].into_iter())
+        };
         self.revocations = Arc::new(revocations);
         self
     }
@@ -123,9 +140,16 @@ impl Bundle {
         self.sequence
     }
 
-    /// SHA-256 over the roots, sorted, each preceded by its length in four bytes: equal exactly when the roots are.
+    /// Equal exactly when roots and lists are: what one sequence may stand for. Without lists it is
+    /// [`roots_digest`](Self::roots_digest).
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest
+    }
+
+    /// SHA-256 over the roots, sorted, each preceded by its length in four bytes: equal exactly when the roots are. For
+    /// those who are shown the roots alone.
+    pub const fn roots_digest(&self) -> &[u8; 32] {
+        &self.roots_digest
     }
 
     /// The roots, sorted by their bytes.
@@ -257,12 +281,12 @@ pub(super) fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
     pem
 }
 
-fn digest(roots: &[CertificateDer<'_>]) -> [u8; 32] {
+fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> [u8; 32] {
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    for root in roots {
-        // A root has passed the size check of `Facts::parse`.
-        context.update(&u32::try_from(root.len()).unwrap_or(u32::MAX).to_be_bytes());
-        context.update(root);
+    for part in parts {
+        // A root has passed the size check of `Facts::parse`; the rest is of one length.
+        context.update(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        context.update(part);
     }
     let mut digest = [0; 32];
     digest.copy_from_slice(context.finish().as_ref());

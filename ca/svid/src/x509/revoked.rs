@@ -34,6 +34,24 @@ pub enum Revoked {
     Id(SpiffeId),
 }
 
+impl Revoked {
+    /// For the bundle's digest: what kind of entry, and its content.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let (kind, content): (u8, &[u8]) = match self {
+            Self::Authority(key_id) => (1, key_id),
+            Self::Key(digest) => (2, digest),
+            Self::Serial(serial) => (3, serial),
+            Self::Id(id) => (4, id.as_str().as_bytes()),
+        };
+        let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        context.update(&[kind]);
+        context.update(content);
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        digest
+    }
+}
+
 impl fmt::Display for Revoked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -65,6 +83,16 @@ impl Revocations {
     /// All entries, in an order of no meaning.
     pub fn iter(&self) -> impl Iterator<Item = &Revoked> {
         self.0.iter()
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether this very entry is there.
+    pub fn contains(&self, entry: &Revoked) -> bool {
+        self.0.contains(entry)
     }
 
     /// Whether nothing is revoked.

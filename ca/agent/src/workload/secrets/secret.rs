@@ -63,8 +63,8 @@ pub(super) fn version(held: &Keyed, names: &BTreeSet<String>) -> Result<String, 
     for (name, kind) in asked(identity, names) {
         match kind {
             Some(Kind::Svid) => svid = true,
-            Some(Kind::Roots(bundle)) => drop(roots.insert(bundle.digest())),
-            Some(Kind::AllRoots) => roots.extend(identity.bundles.iter().map(|bundle| bundle.digest())),
+            Some(Kind::Roots(bundle)) => drop(roots.insert(bundle.roots_digest())),
+            Some(Kind::AllRoots) => roots.extend(identity.bundles.iter().map(|bundle| bundle.roots_digest())),
             None => unknown.push(name.chars().take(256).collect::<String>()),
         }
     }
