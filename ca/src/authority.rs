@@ -1,8 +1,9 @@
-//! The CAs: one root, and the issuing CA that signs leaves and replaces itself.
+//! The CAs: the roots, and the issuing CA that signs leaves and replaces itself.
 //!
 //! An issuing CA is *prepared* at half of its predecessor's life, proven by a throwaway leaf, made *active* at two thirds, and
 //! the old one is *retired*: its key is deleted at once, its certificate stays in the chains of its last leaves. The roots do
-//! not change, so no peer has to learn anything first. The root's key is read only to sign an issuing CA.
+//! not change, so no peer has to learn anything first. The root's key is read only to sign an issuing CA. Roots follow each other
+//! in steps that wait for the mesh (`authority/rotation.rs`).
 //!
 //! The store is the truth and memory follows it (`authority/slots.rs`): a turn begins with reading what is there, so that
 //! one whose outcome was not learned is neither repeated nor stuck.
@@ -10,25 +11,34 @@
 mod ca;
 mod error;
 mod existing;
+mod gates;
+mod roots;
+mod rotation;
 mod slots;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use postern_svid::{Bundle, Bundles, Clock, TrustDomain};
+use postern_svid::{Bundle, Bundles, Clock, Revoked, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
 use crate::check;
 use crate::keys::KeyStore;
 use crate::profile::Validity;
-use crate::store::{AuthorityChange, Kind, State, Store};
-use ca::{Ca, make_issuing, make_root};
+use crate::store::{AuthorityChange, Kind, State, Store, Trust};
+use ca::{make_issuing, make_root};
+use roots::Roots;
 use slots::{Slots, take_up};
 
 pub use ca::Issuing;
 pub use error::AuthorityError;
 pub use existing::{ExistingRoot, RootError};
+pub use gates::{Laggard, Outlook, Step};
+pub use rotation::{Mode, Refused};
+
+/// When what the store holds is taken up because we have just written it.
+const OWN_STEP: &str = "found after a step";
 
 /// How long CAs live.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +52,8 @@ pub struct Lives {
 }
 
 impl Lives {
-    /// Ten years for the root, which nothing replaces by itself yet: a shorter life would only stop whole meshes
-    /// (`docs/architecture.md`). A week for the issuing CA, which replaces itself.
+    /// Ten years for the root, whose successor everybody has to learn of. A week for the issuing CA, which replaces itself
+    /// unseen.
     pub fn with_leaf(leaf: Duration) -> Self {
         const DAY: u64 = 86_400;
         let issuing = Duration::from_secs(7 * DAY).max(leaf.saturating_mul(6));
@@ -51,18 +61,22 @@ impl Lives {
     }
 }
 
-/// The root and the issuing CAs of one trust domain.
+/// The roots and the issuing CAs of one trust domain.
 pub struct Authority {
     trust_domain: TrustDomain,
     store: Arc<dyn Store>,
     keys: Arc<dyn KeyStore>,
     clock: Arc<dyn Clock>,
     lives: Lives,
-    root: Ca,
-    bundles: Bundles,
-    slots: RwLock<Slots>,
+    view: RwLock<View>,
     /// One rotation at a time.
     turning: Mutex<()>,
+}
+
+/// What the store held when it was last read.
+struct View {
+    roots: Roots,
+    slots: Slots,
 }
 
 /// What a round of maintenance did.
@@ -83,40 +97,30 @@ impl Authority {
         clock: Arc<dyn Clock>,
         lives: Lives,
     ) -> Result<Self, AuthorityError> {
-        let rows = store.authorities()?;
-        let roots: Vec<_> = rows.iter().filter(|r| r.kind == Kind::Root).collect();
         let now = clock.wall();
-        let root = match roots.as_slice() {
-            [] if rows.is_empty() => make_root(&trust_domain, store.as_ref(), keys.as_ref(), lives, now)?,
-            [one] => Ca::from_row(one)?,
-            _ => return Err(AuthorityError::Damaged("it holds issuing CAs but not exactly one root")),
-        };
-        if now > root.validity.not_after {
-            return Err(AuthorityError::RootExpired);
+        let mut trust = store.trust()?;
+        let is_new = trust.authorities.is_empty();
+        if is_new {
+            let root = make_root(&trust_domain, keys.as_ref(), lives, now)?;
+            let add = vec![root.row(Kind::Root, State::Active)];
+            let change = AuthorityChange::new(now, "first start");
+            store.change_authorities(AuthorityChange { add, publishes: true, ..change })?;
+            trust = store.trust()?;
+        } else if trust.sequence == 0 {
+            store.raise_bundle_sequence(1)?;
+            trust = store.trust()?;
         }
+        let view =
+            View::of(&trust_domain, store.as_ref(), keys.as_ref(), lives, &trust, now, "at the start")?;
+        let root = &view.roots.active().ca;
         // Signed with once here, so that a wrong, missing or readable-by-all key shows at the start and not in half a week.
         root.signer(keys.as_ref())?;
-        if store.bundle_sequence()? == 0 {
-            store.raise_bundle_sequence(1)?;
-        }
-        let bundle =
-            Bundle::new(trust_domain.clone(), store.bundle_sequence()?, vec![root.certificate.clone()])?;
-        let bundles = Bundles::of(bundle);
-
-        let (slots, made) = take_up(&trust_domain, keys.as_ref(), &root, &bundles, lives, &rows, now)?;
-        let set = slots.surplus(&rows);
-        if made.is_some() || !set.is_empty() {
-            let reason =
-                if made.is_some() { "no active issuing CA at the start" } else { "surplus at the start" };
-            let add = made.into_iter().collect();
-            store.change_authorities(AuthorityChange { at: now, reason, add, set })?;
-        }
         // A directory whose database is new may hold keys of one that somebody will put back.
-        if !rows.is_empty() {
-            slots.sweep(keys.as_ref());
+        if !is_new {
+            view.sweep(keys.as_ref());
         }
-        let slots = RwLock::new(slots);
-        Ok(Self { trust_domain, store, keys, clock, lives, root, bundles, slots, turning: Mutex::new(()) })
+        let view = RwLock::new(view);
+        Ok(Self { trust_domain, store, keys, clock, lives, view, turning: Mutex::new(()) })
     }
 
     /// The trust domain.
@@ -126,35 +130,60 @@ impl Authority {
 
     /// The issuing CA that signs now.
     pub fn active(&self) -> Arc<Issuing> {
-        self.slots.read().active.clone()
+        self.view.read().slots.active.clone()
     }
 
-    /// The root's certificate.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root.certificate
+    /// The certificate of the root that signs issuing CAs now.
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.view.read().roots.active().ca.certificate.clone()
     }
 
-    /// End of the root's life.
+    /// End of that root's life.
     pub fn root_not_after(&self) -> SystemTime {
-        self.root.validity.not_after
+        self.view.read().roots.active().ca.validity.not_after
     }
 
     /// The trust bundle, as the set that verification wants.
-    pub fn bundles(&self) -> &Bundles {
-        &self.bundles
+    pub fn bundles(&self) -> Bundles {
+        self.view.read().roots.bundles.clone()
     }
 
     /// The trust bundle of this trust domain.
     pub fn bundle(&self) -> Arc<Bundle> {
-        let own = self.bundles.of_trust_domain(&self.trust_domain);
+        let bundles = self.bundles();
+        let own = bundles.of_trust_domain(&self.trust_domain);
         own.expect("made with this trust domain's bundle").clone()
+    }
+
+    /// Leaves issued before this are to be renewed at once.
+    pub fn renew_before(&self) -> Option<SystemTime> {
+        self.view.read().roots.renew_before
+    }
+
+    /// Whether a leaf of the issuing CA with this key identifier may be handed out once more.
+    pub fn stands_by(&self, issuer: &[u8]) -> bool {
+        self.view.read().roots.stand_by(issuer)
+    }
+
+    /// The first of these that is on the deny list.
+    pub fn denies(&self, candidates: impl IntoIterator<Item = Revoked>) -> Option<Revoked> {
+        let bundle = self.bundle();
+        candidates.into_iter().find(|one| bundle.revocations().contains(one))
     }
 
     /// Whether `fingerprint` is that of a CA's key, which no leaf may have.
     pub fn holds_key(&self, fingerprint: &[u8; 32]) -> bool {
-        let slots = self.slots.read();
-        let issuing = [Some(&slots.active), slots.prepared.as_ref()];
-        self.root.spki == *fingerprint || issuing.iter().flatten().any(|i| i.ca.spki == *fingerprint)
+        let view = self.view.read();
+        let issuing = [Some(&view.slots.active), view.slots.prepared.as_ref()];
+        view.roots.iter().any(|root| root.ca.spki == *fingerprint)
+            || issuing.iter().flatten().any(|i| i.ca.spki == *fingerprint)
+    }
+
+    /// Takes up what the store holds, should it be something else than memory does: an operator's work, or a commit whose success
+    /// never reached us. `true` if it was.
+    pub fn follow(&self) -> Result<bool, AuthorityError> {
+        let _one = self.turning.lock();
+        self.take_up("found by the control plane", self.clock.wall()).map(|(changed, _)| changed)
     }
 
     /// Moves the issuing CA on if its time has come. Cheap when it has not; called often.
@@ -176,90 +205,142 @@ impl Authority {
 
     /// What has to happen now.
     fn due(&self, now: SystemTime) -> Option<Turn> {
-        let slots = self.slots.read();
-        let Validity { not_before, not_after } = slots.active.ca.validity;
+        let view = self.view.read();
+        let Validity { not_before, not_after } = view.slots.active.ca.validity;
         let life = not_after.duration_since(not_before).unwrap_or_default();
         let age = now.duration_since(not_before).unwrap_or_default();
         let left = not_after.duration_since(now).unwrap_or_default();
         let due = age >= life * 2 / 3 || left < self.lives.leaf * 2;
-        match slots.prepared {
+        match view.slots.prepared {
             Some(_) if due => Some(Turn::Activated),
             None if due || age >= life / 2 => Some(Turn::Prepared),
             _ => None,
         }
     }
 
-    /// Takes up what the store holds, should it be something else than memory does: a commit whose success never reached us.
-    /// Also tells, before a key is made, that the store can be written to. `true` if none of them could sign any more, after
-    /// a sleep longer than an issuing CA's life, and a new one has taken their place.
+    /// As [`follow`](Self::follow) before a turn. Also tells, before a key is made, that the store can be written to. `true` if
+    /// none of the issuing CAs could sign any more, after a sleep longer than their life, and a new one has taken their place.
     fn follow_store(&self, now: SystemTime) -> Result<bool, AuthorityError> {
-        let rows = self.store.authorities()?;
-        {
-            let slots = self.slots.read();
-            if slots.are_those_of(&rows) && !slots.have_ended(now) {
+        self.take_up("found at a turn", now).map(|(_, made)| made)
+    }
+
+    /// Whether something else was there, and whether a new issuing CA had to be made.
+    fn take_up(&self, when: &'static str, now: SystemTime) -> Result<(bool, bool), AuthorityError> {
+        let trust = self.store.trust()?;
+        let before = {
+            let view = self.view.read();
+            if view.is_that_of(&trust) && !view.slots.have_ended(now) {
                 // Of a turn that the store refused only the key is left.
-                slots.sweep(self.keys.as_ref());
-                return Ok(false);
+                view.sweep(self.keys.as_ref());
+                return Ok((false, false));
             }
-        }
-        if now > self.root.validity.not_after {
-            return Err(AuthorityError::RootExpired);
-        }
-        let (slots, made) = take_up(
-            &self.trust_domain,
-            self.keys.as_ref(),
-            &self.root,
-            &self.bundles,
-            self.lives,
-            &rows,
-            now,
-        )?;
-        let set = slots.surplus(&rows);
-        let is_new = made.is_some();
-        if is_new || !set.is_empty() {
-            let reason =
-                if is_new { "the active one ended before a turn" } else { "surplus found at a turn" };
-            let add = made.into_iter().collect();
-            self.store.change_authorities(AuthorityChange { at: now, reason, add, set })?;
-        }
-        let active = &slots.active.ca.label;
-        if is_new {
-            tracing::warn!(%active, "every issuing CA had ended, has this machine slept? A new one signs");
-        } else {
+            view.slots.active.ca.label.clone()
+        };
+        let (td, store, keys) = (&self.trust_domain, self.store.as_ref(), self.keys.as_ref());
+        let view = View::of(td, store, keys, self.lives, &trust, now, when)?;
+        let active = &view.slots.active.ca.label;
+        let made = !trust.authorities.iter().any(|row| row.label == *active);
+        if made {
+            tracing::warn!(%active, "no issuing CA could sign any more, has this machine slept or is one tainted? A new one signs");
+        } else if *active != before && when != OWN_STEP {
             tracing::warn!(%active, "the issuing CAs were taken up from the store anew");
         }
-        slots.sweep(self.keys.as_ref());
-        *self.slots.write() = slots;
-        Ok(is_new)
+        view.sweep(keys);
+        *self.view.write() = view;
+        Ok((true, made))
     }
 
     fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
-        let root = self.root.signer(self.keys.as_ref())?;
-        let next = make_issuing(&self.trust_domain, self.keys.as_ref(), &self.root, &root, self.lives, now)?;
-        check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
+        let next = {
+            let view = self.view.read();
+            let root = &view.roots.active().ca;
+            let signer = root.signer(self.keys.as_ref())?;
+            make_issuing(&self.trust_domain, self.keys.as_ref(), root, &signer, self.lives, now)?
+        };
+        check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
         let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];
-        let reason = "half of the active one's life is over";
-        self.store.change_authorities(AuthorityChange { at: now, reason, add, set: Vec::new() })?;
-        self.slots.write().prepared = Some(Arc::new(next));
-        self.slots.read().sweep(self.keys.as_ref());
+        let change = AuthorityChange::new(now, "half of the active one's life is over");
+        self.change(AuthorityChange { add, ..change })?;
         Ok(Turn::Prepared)
     }
 
     fn activate(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
         let (active, Some(next)) = ({
-            let slots = self.slots.read();
-            (slots.active.clone(), slots.prepared.clone())
+            let view = self.view.read();
+            (view.slots.active.clone(), view.slots.prepared.clone())
         }) else {
             return self.prepare(now);
         };
-        check::issuing(&self.trust_domain, &next, &self.bundles, now)?;
+        check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
         let set = vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
-        let reason = "two thirds of the active one's life are over";
-        self.store.change_authorities(AuthorityChange { at: now, reason, add: Vec::new(), set })?;
-        let slots = Slots { active: next, prepared: None };
-        slots.sweep(self.keys.as_ref());
-        *self.slots.write() = slots;
+        let change = AuthorityChange::new(now, "two thirds of the active one's life are over");
+        self.change(AuthorityChange { set, ..change })?;
         Ok(Turn::Activated)
+    }
+
+    /// Writes a step and takes up what the store holds then. A step that was written and could not be taken up is taken up by
+    /// the next round.
+    fn change(&self, change: AuthorityChange) -> Result<(), AuthorityError> {
+        let now = change.at;
+        self.store.change_authorities(change)?;
+        self.take_up(OWN_STEP, now).map(drop)
+    }
+}
+
+/// Key identifier of the CA that signed this one; a root's own. `None` if its certificate cannot be read.
+pub fn parent(row: &crate::store::Authority) -> Option<Vec<u8>> {
+    ca::Ca::from_row(row).ok().map(|ca| ca.issuer)
+}
+
+impl View {
+    /// Takes up the rows of `trust`. Makes an issuing CA if none can sign, and writes it, in a step that begins `when`.
+    fn of(
+        td: &TrustDomain,
+        store: &dyn Store,
+        keys: &dyn KeyStore,
+        lives: Lives,
+        trust: &Trust,
+        now: SystemTime,
+        when: &'static str,
+    ) -> Result<Self, AuthorityError> {
+        let roots = Roots::of(td, trust)?;
+        let root = &roots.active().ca;
+        if now > root.validity.not_after {
+            return Err(AuthorityError::RootExpired);
+        }
+        let rows = &trust.authorities;
+        let (slots, made) = take_up(td, keys, root, &roots.bundles, lives, rows, now)?;
+        let set = slots.surplus(rows);
+        if made.is_none() && set.is_empty() {
+            return Ok(Self { roots, slots });
+        }
+        let is_tainted = |label: &str| rows.iter().any(|row| row.label == label && row.tainted.is_some());
+        let reason = match made {
+            Some(_) if set.iter().any(|(label, _)| is_tainted(label)) => "the active one is tainted",
+            Some(_) => "no active issuing CA",
+            None => "surplus",
+        };
+        let mut change = AuthorityChange::new(now, format!("{reason}, {when}"));
+        change.renews = set.iter().any(|(label, state)| {
+            // What a successor that never signed has left needs nobody to renew.
+            *state == State::Retired
+                && rows.iter().any(|row| row.label == *label && row.state == State::Active)
+                && is_tainted(label)
+        });
+        change.add = made.into_iter().collect();
+        change.set = set;
+        store.change_authorities(change)?;
+        let roots = Roots::of(td, &store.trust()?)?;
+        Ok(Self { roots, slots })
+    }
+
+    fn is_that_of(&self, trust: &Trust) -> bool {
+        self.roots.are_those_of(trust) && self.slots.are_those_of(&trust.authorities)
+    }
+
+    fn sweep(&self, keys: &dyn KeyStore) {
+        self.slots.sweep(keys);
+        self.roots.sweep(keys);
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use postern_svid::{Bundle, Clock, PeerSvid, SpiffeId};
+use postern_svid::{Bundle, Clock, PeerSvid, Revoked, SpiffeId};
 use rustls_pki_types::CertificateDer;
 
 use crate::attest::Attestation;
@@ -26,7 +26,7 @@ use crate::metrics::{AuthorityKind, Metrics, Proven, Reason};
 use crate::profile::{self, Serial, Validity};
 use crate::store::{Grant, Issued, Store};
 use crate::token::TokenRecord;
-use proof::{Attested, Next};
+use proof::{Attested, Next, Renewed};
 
 pub use error::IssueError;
 pub use proof::Evidence;
@@ -228,7 +228,7 @@ impl Issuer {
     fn throwaway(&self) -> Result<(), IssueError> {
         let authority = &self.authority;
         let now = self.clock.wall();
-        check::issuing(authority.trust_domain(), &authority.active(), authority.bundles(), now)?;
+        check::issuing(authority.trust_domain(), &authority.active(), &authority.bundles(), now)?;
         Ok(())
     }
 
@@ -267,6 +267,7 @@ impl Issuer {
         let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)
             .map_err(|denied| IssueError::Denied(denied, from_proof.clone()))?;
         let key = csr::verify(request.csr, id)?;
+        self.check_denied(&attested, id, &key)?;
         let grant = match self.key_policy(&attested, id, &key, now)? {
             Next::Answer(issued) => return self.again(&issued, now),
             Next::Make(grant) => grant,
@@ -284,6 +285,19 @@ impl Issuer {
             }
         };
         self.make(id, &key, ttl, now, lineage, grant)
+    }
+
+    /// Whoever is denied gets nothing new either: the handshake has asked about the certificate that renews, and not about a join
+    /// token's id, nor about the new key.
+    fn check_denied(&self, attested: &Attested, id: &SpiffeId, key: &VerifiedKey) -> Result<(), IssueError> {
+        let mut candidates = vec![Revoked::Id(id.clone()), Revoked::Key(key.fingerprint())];
+        if let Attested::Svid(Renewed { predecessor, .. })
+        | Attested::Facts { renews: Some(Renewed { predecessor, .. }), .. } = attested
+        {
+            candidates.push(Revoked::Serial(predecessor.serial.clone()));
+            candidates.push(Revoked::Key(predecessor.key));
+        }
+        self.authority.denies(candidates).map_or(Ok(()), |entry| Err(IssueError::Revoked(entry)))
     }
 
     /// A clock that went back would make certificates that seem older than they are, and revive what has expired.
@@ -317,8 +331,9 @@ impl Issuer {
         lineage: LineageId,
         grant: Grant,
     ) -> Result<Reply, IssueError> {
+        // It ends with its root at the latest.
         let issuing = self.authority.active();
-        let end = issuing.not_after().min(self.authority.root_not_after());
+        let end = issuing.not_after();
         let whole = Validity::from_now(now, ttl);
         let validity = whole.ending_by(end);
         let left = validity.not_after.duration_since(now).unwrap_or_default();
@@ -331,7 +346,7 @@ impl Issuer {
         let serial = Serial::random()?;
         let leaf = profile::leaf(id, key, issuing.signer(), validity, serial)?;
         let chain = vec![leaf, issuing.certificate().clone()];
-        check::leaf(&chain, id, key, self.authority.bundles(), now)?;
+        check::leaf(&chain, id, key, &self.authority.bundles(), now)?;
 
         let renew_after = now + left.mul_f64(renewal_point()?);
         let issued = Issued {

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub authority_not_after: Family<AuthorityKind, Gauge<f64, AtomicU64>>,
     /// Changes of the issuing CA.
     pub rotations: Counter,
+    /// Roots that began to sign in the place of another.
+    pub root_rotations: Counter,
+    /// Entries of the taint and deny lists.
+    pub revocations: Gauge,
     /// Version of the trust bundle.
     pub bundle_sequence: Gauge,
     /// Live sidecars that have not acknowledged it.
@@ -76,6 +80,8 @@ impl Metrics {
             truncated: Counter::default(),
             authority_not_after: Family::default(),
             rotations: Counter::default(),
+            root_rotations: Counter::default(),
+            revocations: Gauge::default(),
             bundle_sequence: Gauge::default(),
             bundle_behind: Gauge::default(),
             watchers: Gauge::default(),
@@ -118,6 +124,12 @@ impl Metrics {
             metrics.authority_not_after.clone(),
         );
         ca.register("issuing_rotations", "Changes of the issuing CA", metrics.rotations.clone());
+        ca.register(
+            "root_rotations",
+            "Roots that began to sign in the place of another",
+            metrics.root_rotations.clone(),
+        );
+        ca.register("revocations", "Entries of the taint and deny lists", metrics.revocations.clone());
         ca.register("bundle_sequence", "Version of the trust bundle", metrics.bundle_sequence.clone());
         ca.register(
             "bundle_behind",

@@ -3,17 +3,20 @@
 //! Calls block; whoever serves requests calls from a blocking thread. Conditions that a decision rests on (a token not
 //! yet spent, a predecessor still the newest) are checked again inside the transaction that writes.
 
+mod revocation;
 mod sqlite;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use postern_svid::SpiffeId;
+use postern_svid::{Revoked, SpiffeId};
 
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::token::{TokenHash, TokenRecord};
 
-pub use sqlite::{DATABASE, MARK, Seen, Sqlite, UNFINISHED};
+pub(crate) use revocation::lists;
+pub use revocation::{Live, MAX_LISTS, Reason, ReasonError, Revocation, Trust};
+pub use sqlite::{Answer, DATABASE, JournalEntry, MARK, Order, OrderVerb, Seen, Sqlite, UNFINISHED};
 
 /// The CA's memory.
 pub trait Store: Send + Sync + 'static {
@@ -23,6 +26,20 @@ pub trait Store: Send + Sync + 'static {
     fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError>;
     /// Version of the trust bundle; 0 before the first.
     fn bundle_sequence(&self) -> Result<u64, StoreError>;
+    /// What the trust bundle is made of, all as of one moment.
+    fn trust(&self) -> Result<Trust, StoreError>;
+    /// Puts an entry on the deny list and raises the bundle's version; gives that. An entry that is there already takes the new
+    /// reason and end.
+    fn revoke(&self, entry: Revocation) -> Result<u64, StoreError>;
+    /// Takes an entry off the deny list and raises the bundle's version; `None` if it is not there. A taint stays.
+    fn allow_again(&self, entry: Revoked, reason: Reason, at: SystemTime) -> Result<Option<u64>, StoreError>;
+    /// Takes off the deny list what has ended by `now`; gives the bundle's new version if that changed it.
+    fn end_revocations(&self, now: SystemTime) -> Result<Option<u64>, StoreError>;
+    /// Notes that the CA with this label is not to be trusted any more. What follows from it is the authority's work; `false` if
+    /// it was noted before.
+    fn taint(&self, label: String, reason: Reason, at: SystemTime) -> Result<bool, StoreError>;
+    /// All leaves that are valid at `now`.
+    fn live(&self, now: SystemTime) -> Result<Vec<Live>, StoreError>;
     /// Raises the version of the trust bundle; a lower or equal one is refused.
     fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError>;
     /// Adds a token.
@@ -75,6 +92,12 @@ pub struct Authority {
     pub not_before: SystemTime,
     /// End of its life.
     pub not_after: SystemTime,
+    /// Since when it is in this state.
+    pub since: SystemTime,
+    /// Of a root: version of the trust bundle that published it; 0 before.
+    pub sequence: u64,
+    /// When somebody said that it is not to be trusted any more.
+    pub tainted: Option<SystemTime>,
 }
 
 impl Authority {
@@ -96,12 +119,37 @@ pub enum Kind {
 /// The life of a CA.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
-    /// Made, not yet signing.
+    /// Made, not yet signing; of a root, nobody has been told of it.
     Prepared,
+    /// A root: in the trust bundle, and not yet signing.
+    Published,
     /// Signing.
     Active,
-    /// Signs no more; its key is gone, its last leaf may still live.
+    /// A root: signs no more, and is in the trust bundle for its last leaves.
+    Draining,
+    /// Signs no more; its key is gone. The last leaf of an issuing CA may still live; a root is out of the trust bundle.
     Retired,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Prepared, Self::Published, Self::Active, Self::Draining, Self::Retired];
+
+    /// Its word, in the store and in the ledger.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Published => "published",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Retired => "retired",
+        }
+    }
+
+    /// Whether a root in this state is in the trust bundle.
+    pub fn is_trusted(self) -> bool {
+        matches!(self, Self::Published | Self::Active | Self::Draining)
+    }
 }
 
 /// One step of the CAs' life.
@@ -110,11 +158,32 @@ pub struct AuthorityChange {
     /// When.
     pub at: SystemTime,
     /// Why, for the journal.
-    pub reason: &'static str,
+    pub reason: String,
     /// New CAs.
     pub add: Vec<Authority>,
     /// New states by label.
     pub set: Vec<(String, State)>,
+    /// Whether it changes the trust bundle, whose version is raised then.
+    pub publishes: bool,
+    /// Taints that are in force from now on.
+    pub taints: Vec<Revocation>,
+    /// Whether every leaf that was issued before is to be renewed at once.
+    pub renews: bool,
+}
+
+impl AuthorityChange {
+    /// One that changes nothing yet.
+    pub fn new(at: SystemTime, reason: impl Into<String>) -> Self {
+        Self {
+            at,
+            reason: reason.into(),
+            add: Vec::new(),
+            set: Vec::new(),
+            publishes: false,
+            taints: Vec::new(),
+            renews: false,
+        }
+    }
 }
 
 /// An issued leaf.
@@ -213,6 +282,11 @@ pub enum StoreError {
     /// The ledger cannot be written, or is not what was written.
     #[error("the ledger: {0}")]
     Ledger(String),
+    /// More is denied than the lists hold.
+    #[error(
+        "the taint and deny lists are full ({0}). Whoever has more to deny has lost a CA: postern ca taint takes all of its certificates at once"
+    )]
+    Lists(String),
     /// Somebody else holds the write lock.
     #[error(
         "another process holds the database for more than 5 s; find it (fuser -v ca.db ca.db-wal in the state directory) and let it finish"

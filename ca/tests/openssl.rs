@@ -71,7 +71,7 @@ impl Ca {
     }
 
     fn verify(&self, leaf: Option<&Path>, purpose: &str) -> Output {
-        let root = self.file("root.der", self.authority.root());
+        let root = self.file("root.der", &self.authority.root());
         let issuing = self.file("issuing.der", self.authority.active().certificate());
         let mut command = Command::new("openssl");
         command.args(["verify", "-x509_strict", "-check_ss_sig", "-purpose", purpose, "-CAfile"]).arg(root);
@@ -110,7 +110,7 @@ fn root_issuing_and_leaves_pass() {
         return;
     }
     let ca = Ca::new();
-    let root = ca.file("root.der", ca.authority.root());
+    let root = ca.file("root.der", &ca.authority.root());
     let self_signed = Command::new("openssl")
         .args(["verify", "-x509_strict", "-check_ss_sig", "-CAfile"])
         .arg(&root)
@@ -197,7 +197,7 @@ fn a_stolen_issuing_key_is_worthless_for_host_names() {
     let ip = SanType::IpAddress("192.0.2.1".parse().unwrap());
     let ours = |leaf: &CertificateDer<'static>| {
         let chain = [leaf.clone(), ca.authority.active().certificate().clone()];
-        verify(&chain, ca.authority.bundles(), Role::Server, SystemClock.wall()).map(drop)
+        verify(&chain, &ca.authority.bundles(), Role::Server, SystemClock.wall()).map(drop)
     };
     // The forgery is good enough to be accepted where the constraints allow it: what follows is their doing.
     let plain = forge(vec![uri.clone()]);

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 use postern_svid::TrustDomain;
 use rcgen::{PublicKeyData as _, SignatureAlgorithm};
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
-use super::{AuthorityError, Lives, slots};
+use super::{AuthorityError, Lives, roots, slots};
 use crate::keys::{Key, KeyStore};
 use crate::profile::{self, ISSUING_KEY, ROOT_KEY, Signer, Validity};
-use crate::store::{self, AuthorityChange, Kind, State, Store};
+use crate::store::{self, Kind, State};
 
 /// A CA's certificate and what the store knows of it.
 pub(super) struct Ca {
@@ -18,6 +18,8 @@ pub(super) struct Ca {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) key_id: Vec<u8>,
     pub(super) spki: [u8; 32],
+    /// Key identifier of the CA that signed it; a root's own.
+    pub(super) issuer: Vec<u8>,
     pub(super) validity: Validity,
     algorithm: &'static SignatureAlgorithm,
 }
@@ -70,6 +72,8 @@ impl Ca {
             spki: crate::csr::fingerprint(parsed.public_key().raw),
             certificate: CertificateDer::from(row.certificate.clone()),
             key_id: row.key_id.clone(),
+            // A root of somebody else's making may leave out that it is its own.
+            issuer: authority_key_id(&parsed).unwrap_or_else(|| row.key_id.clone()),
             validity: Validity { not_before: row.not_before, not_after: row.not_after },
             algorithm,
         })
@@ -84,13 +88,26 @@ impl Ca {
             certificate: self.certificate.to_vec(),
             not_before: self.validity.not_before,
             not_after: self.validity.not_after,
+            // Known when it is written.
+            since: self.validity.not_before,
+            sequence: 0,
+            tainted: None,
         }
     }
 
-    fn made(label: String, key: &Key, certificate: CertificateDer<'static>, validity: Validity) -> Self {
+    /// `issuer` signed it; a root is its own.
+    fn made(
+        label: String,
+        key: &Key,
+        certificate: CertificateDer<'static>,
+        validity: Validity,
+        issuer: Option<&Self>,
+    ) -> Self {
         let spki = crate::csr::fingerprint(&key.subject_public_key_info());
         let algorithm = key.algorithm();
-        Self { label, key_id: profile::key_id(key), spki, certificate, validity, algorithm }
+        let key_id = profile::key_id(key);
+        let issuer = issuer.map_or(&key_id, |issuer| &issuer.key_id).clone();
+        Self { label, key_id, spki, issuer, certificate, validity, algorithm }
     }
 
     pub(super) fn signer(&self, keys: &dyn KeyStore) -> Result<Signer, AuthorityError> {
@@ -103,22 +120,27 @@ impl Ca {
     }
 }
 
-/// A root that is new, its row stored.
+/// A root that is new, its key stored and its row not yet.
 pub(super) fn make_root(
     td: &TrustDomain,
-    store: &dyn Store,
     keys: &dyn KeyStore,
     lives: Lives,
     now: SystemTime,
 ) -> Result<Ca, AuthorityError> {
-    let label = format!("root-{}", profile::ca_label()?);
+    let label = format!("{}{}", roots::ROOT, profile::ca_label()?);
     let key = keys.create(&label, ROOT_KEY)?;
     let validity = Validity::from_now(now, lives.root);
     let certificate = profile::root(td, &label, &key, validity)?;
-    let root = Ca::made(label, &key, certificate, validity);
-    let add = vec![root.row(Kind::Root, State::Active)];
-    store.change_authorities(AuthorityChange { at: now, reason: "first start", add, set: Vec::new() })?;
-    Ok(root)
+    Ok(Ca::made(label, &key, certificate, validity, None))
+}
+
+fn authority_key_id(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(found) => {
+            found.key_identifier.as_ref().map(|id| id.0.to_vec())
+        }
+        _ => None,
+    })
 }
 
 /// An issuing CA that is new, its key stored and its row not yet.
@@ -134,7 +156,7 @@ pub(super) fn make_issuing(
     let key = keys.create(&label, ISSUING_KEY)?;
     let validity = Validity::from_now(now, lives.issuing).ending_by(root.validity.not_after);
     let certificate = profile::issuing(td, &label, &key, root_signer, validity)?;
-    let ca = Ca::made(label, &key, certificate, validity);
+    let ca = Ca::made(label, &key, certificate, validity, Some(root));
     let signer = Signer::new(&ca.certificate, key)?;
     Ok(Issuing { ca, signer })
 }

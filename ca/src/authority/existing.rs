@@ -112,9 +112,13 @@ impl ExistingRoot {
             certificate: self.certificate.to_vec(),
             not_before: self.validity.not_before,
             not_after: self.validity.not_after,
+            // Known when it is written.
+            since: now,
+            sequence: 0,
+            tainted: None,
         };
-        let reason = "an existing root, from files";
-        store.change_authorities(AuthorityChange { at: now, reason, add: vec![row], set: Vec::new() })?;
+        let change = AuthorityChange::new(now, "an existing root, from files");
+        store.change_authorities(AuthorityChange { add: vec![row], publishes: true, ..change })?;
         Ok(())
     }
 

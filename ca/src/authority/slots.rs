@@ -23,7 +23,7 @@ pub(super) struct Slots {
 impl Slots {
     /// Whether the rows say the same.
     pub(super) fn are_those_of(&self, rows: &[Row]) -> bool {
-        let mut live: Vec<_> = live(rows).map(|row| (row.label.as_str(), row.state)).collect();
+        let mut live: Vec<_> = good(rows).map(|row| (row.label.as_str(), row.state)).collect();
         let active = (self.active.ca.label.as_str(), State::Active);
         let prepared = self.prepared.iter().map(|next| (next.ca.label.as_str(), State::Prepared));
         for ours in prepared.chain([active]) {
@@ -39,7 +39,8 @@ impl Slots {
         all.all(|issuing| issuing.not_after() <= now)
     }
 
-    /// Rows that are not retired and not in use: a turn broken off has left them, or they ended while nobody looked.
+    /// Rows that are not retired and not in use: a turn broken off has left them, they ended while nobody looked, or they are
+    /// tainted.
     pub(super) fn surplus(&self, rows: &[Row]) -> Vec<(String, State)> {
         let surplus = live(rows).filter(|row| !self.hold(&row.label));
         surplus.map(|row| (row.label.clone(), State::Retired)).collect()
@@ -84,7 +85,7 @@ impl<'a> Found<'a> {
 
     /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified.
     fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
-        let newest = live(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
+        let newest = good(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
         let Some(row) = newest else { return Ok(None) };
         let ca = Ca::from_row(row)?;
         let signer = ca.signer(self.keys)?;
@@ -98,8 +99,14 @@ fn live(rows: &[Row]) -> impl Iterator<Item = &Row> {
     rows.iter().filter(|row| row.kind == Kind::Issuing && row.state != State::Retired)
 }
 
-/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, and after a
-/// sleep longer than an issuing CA's life.
+/// Those of them that may sign.
+fn good(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    live(rows).filter(|row| row.tainted.is_none())
+}
+
+/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, after a sleep
+/// longer than an issuing CA's life, and when the active one is tainted. Its successor was not made to replace a stolen one: its key
+/// lay beside it.
 pub(super) fn take_up(
     td: &TrustDomain,
     keys: &dyn KeyStore,
@@ -110,8 +117,11 @@ pub(super) fn take_up(
     now: SystemTime,
 ) -> Result<(Slots, Option<Row>), AuthorityError> {
     let found = Found::new(td, keys, bundles, rows, now);
+    let taken = live(rows).any(|row| row.tainted.is_some());
     if let Some(active) = found.usable(State::Active)? {
-        return Ok((Slots { active, prepared: found.usable(State::Prepared)? }, None));
+        // Which of two keys in one directory was stolen, the thief knows.
+        let prepared = if taken { None } else { found.usable(State::Prepared)? };
+        return Ok((Slots { active, prepared }, None));
     }
     let made = make_issuing(td, keys, root, &root.signer(keys)?, lives, now)?;
     check::issuing(td, &made, bundles, now)?;

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use postern_svid::Role;
 use rcgen::KeyPair;
 
+use super::ca::Ca;
 use super::*;
 use crate::profile::{ISSUING_KEY, ROOT_KEY};
 use crate::store::{self, StoreError};
@@ -53,9 +54,9 @@ fn the_issuing_ca_turns_by_itself() {
 
     let new_leaf = ca.join(&id("store"), &ca.token(&id("store")), &crate::testing::key()).unwrap();
     assert_eq!(peer(&new_leaf).issuer_key_id(), second.key_id());
-    postern_svid::verify(&new_leaf.chain, ca.authority.bundles(), Role::Client, home.clock.wall()).unwrap();
+    postern_svid::verify(&new_leaf.chain, &ca.authority.bundles(), Role::Client, home.clock.wall()).unwrap();
     // The same bundle still vouches for a leaf of the retired CA, at its own time.
-    postern_svid::verify(&old_leaf.chain, ca.authority.bundles(), Role::Client, start()).unwrap();
+    postern_svid::verify(&old_leaf.chain, &ca.authority.bundles(), Role::Client, start()).unwrap();
 }
 
 #[test]
@@ -106,10 +107,10 @@ fn a_restart_takes_up_where_it_was() {
         let ca = home.ca();
         home.clock.advance(4 * DAY);
         ca.authority.maintain().unwrap();
-        (ca.authority.root().clone(), ca.authority.active().key_id().to_vec())
+        (ca.authority.root(), ca.authority.active().key_id().to_vec())
     };
     let ca = home.ca();
-    assert_eq!(*ca.authority.root(), root);
+    assert_eq!(ca.authority.root(), root);
     assert_eq!(ca.authority.active().key_id(), active);
     assert_eq!(ca.authority.bundle().sequence(), 1);
     home.clock.advance(DAY);
@@ -119,7 +120,7 @@ fn a_restart_takes_up_where_it_was() {
     // Asleep for longer than an issuing CA lives.
     home.clock.advance(30 * DAY);
     let ca = home.ca();
-    assert_eq!(*ca.authority.root(), root);
+    assert_eq!(ca.authority.root(), root);
     assert!(ca.authority.active().not_after() > home.clock.wall());
     assert_eq!(states(&home).iter().filter(|(_, state)| *state == State::Active).count(), 2);
 }
@@ -289,6 +290,35 @@ impl Store for Deaf {
         self.store.bundle_sequence()
     }
 
+    fn trust(&self) -> Result<store::Trust, StoreError> {
+        self.store.trust()
+    }
+
+    fn revoke(&self, entry: store::Revocation) -> Result<u64, StoreError> {
+        self.store.revoke(entry)
+    }
+
+    fn allow_again(
+        &self,
+        entry: Revoked,
+        reason: store::Reason,
+        at: SystemTime,
+    ) -> Result<Option<u64>, StoreError> {
+        self.store.allow_again(entry, reason, at)
+    }
+
+    fn end_revocations(&self, now: SystemTime) -> Result<Option<u64>, StoreError> {
+        self.store.end_revocations(now)
+    }
+
+    fn taint(&self, label: String, reason: store::Reason, at: SystemTime) -> Result<bool, StoreError> {
+        self.store.taint(label, reason, at)
+    }
+
+    fn live(&self, now: SystemTime) -> Result<Vec<store::Live>, StoreError> {
+        self.store.live(now)
+    }
+
     fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError> {
         self.store.raise_bundle_sequence(to)
     }
@@ -412,7 +442,7 @@ fn what_broken_turns_left_is_cleared_away_at_the_start() {
         let lives = Lives::with_leaf(HOUR);
         let made = make_issuing(&crate::testing::td(), &keys, &root, &signer, lives, start()).unwrap();
         let add = vec![made.ca.row(Kind::Issuing, State::Prepared)];
-        let change = AuthorityChange { at: start(), reason: "test", add, set: Vec::new() };
+        let change = AuthorityChange { add, ..AuthorityChange::new(start(), "test") };
         home.store().change_authorities(change).unwrap();
     }
     assert_eq!(key_files(&home).len(), 6);

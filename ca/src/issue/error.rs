@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_svid::{IdError, SpiffeId};
+use postern_svid::{IdError, Revoked, SpiffeId};
 
 use crate::attest::NoProof;
 use crate::authz::Denied;
@@ -56,6 +56,9 @@ pub enum IssueError {
     /// Building failed.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// On the deny list.
+    #[error("on the deny list, by {0}; postern ca allow-again takes it off")]
+    Revoked(Revoked),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -87,7 +90,7 @@ pub enum IssueError {
 
 impl IssueError {
     /// Every word that [`reason`](Self::reason) gives.
-    pub const REASONS: [&'static str; 17] = [
+    pub const REASONS: [&'static str; 18] = [
         "bad_id",
         "busy",
         "clock",
@@ -101,6 +104,7 @@ impl IssueError {
         "no_time",
         "own_test",
         "predecessor",
+        "revoked",
         "store",
         "ttl",
         "unauthenticated",
@@ -122,6 +126,7 @@ impl IssueError {
             Self::NoTime => "no_time",
             Self::Predecessor => "predecessor",
             Self::Profile(_) => "internal",
+            Self::Revoked(_) => "revoked",
             Self::Store(StoreError::Clock { .. }) => "clock",
             Self::Store(StoreError::Ledger(_)) => "ledger",
             Self::Store(_) => "store",
@@ -158,7 +163,7 @@ impl From<IssueError> for tonic::Status {
             IssueError::Denied(..) => {
                 Self::permission_denied("the proof does not stand for the id asked for")
             }
-            IssueError::Lineage(_) => Self::permission_denied(error.to_string()),
+            IssueError::Lineage(_) | IssueError::Revoked(_) => Self::permission_denied(error.to_string()),
             IssueError::Csr(_) | IssueError::Id(_) | IssueError::Predecessor | IssueError::Ttl { .. } => {
                 Self::invalid_argument(error.to_string())
             }

@@ -41,7 +41,7 @@ pub(super) enum Attested {
 /// The certificate that renews, and its lineage.
 pub(super) struct Renewed {
     step: Step,
-    predecessor: Issued,
+    pub(super) predecessor: Issued,
     pub(super) lineage: Lineage,
 }
 
@@ -134,6 +134,13 @@ impl Issuer {
         }
     }
 
+    /// Whether a certificate may be handed out once more: not when it is due, nor when what signed it is on its way out.
+    fn is_good(&self, issued: &Issued, now: SystemTime) -> bool {
+        now < issued.renew_after
+            && self.authority.stands_by(&issued.issuer)
+            && self.authority.renew_before().is_none_or(|before| before <= issued.issued)
+    }
+
     /// Decides whether the key may be certified, and whether the answer has been given before.
     pub(super) fn key_policy(
         &self,
@@ -161,7 +168,7 @@ impl Issuer {
                     (Some(lineage), Some((newest, _))) if newest.key == fingerprint => {
                         let predecessor = newest.serial.clone();
                         let grant = Grant::Lineage { predecessor, newest: lineage.newest };
-                        Ok(if now < newest.renew_after { Next::Answer(newest) } else { Next::Make(grant) })
+                        Ok(if self.is_good(&newest, now) { Next::Answer(newest) } else { Next::Make(grant) })
                     }
                     _ => Err(IssueError::Unauthenticated(
                         "the join token's lineage has moved on to other keys",
@@ -202,7 +209,7 @@ impl Issuer {
         let Renewed { step, predecessor, lineage } = renewed;
         match self.store.key_owner(key)? {
             Some(owner)
-                if *step == Step::Again && owner.serial == lineage.newest && now < owner.renew_after =>
+                if *step == Step::Again && owner.serial == lineage.newest && self.is_good(&owner, now) =>
             {
                 Ok(Next::Answer(owner))
             }
@@ -221,7 +228,7 @@ impl Issuer {
         }
         let lineage = self.store.lineage(owner.lineage)?;
         let is_newest = lineage.is_some_and(|own| own.forked.is_none() && own.newest == owner.serial);
-        if is_newest && now < owner.renew_after {
+        if is_newest && self.is_good(&owner, now) {
             Ok(Next::Answer(owner))
         } else {
             Err(IssueError::Key("it was certified before; make a new one"))

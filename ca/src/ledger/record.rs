@@ -29,12 +29,28 @@ pub enum Kind {
     Token = 5,
     /// A fork of a lineage was found.
     Fork = 6,
+    /// A CA is on the taint list from now on.
+    Taint = 7,
+    /// An entry is on the deny list from now on.
+    Deny = 8,
+    /// An entry is off the deny list.
+    Allow = 9,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Begin, Self::Root, Self::Issuing, Self::State, Self::Certificate, Self::Token, Self::Fork];
+    pub const ALL: [Self; 10] = [
+        Self::Begin,
+        Self::Root,
+        Self::Issuing,
+        Self::State,
+        Self::Certificate,
+        Self::Token,
+        Self::Fork,
+        Self::Taint,
+        Self::Deny,
+        Self::Allow,
+    ];
 
     /// Its word.
     pub fn name(self) -> &'static str {
@@ -46,6 +62,9 @@ impl Kind {
             Self::Certificate => "certificate",
             Self::Token => "token",
             Self::Fork => "fork",
+            Self::Taint => "taint",
+            Self::Deny => "deny",
+            Self::Allow => "allow",
         }
     }
 

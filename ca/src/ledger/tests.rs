@@ -274,7 +274,9 @@ fn what_was_before_the_ledger_is_imported() {
     rusqlite::Connection::open(home.path().join("ca.db"))
         .unwrap()
         .execute_batch(
-            "DROP TABLE ledger; DROP TABLE outbox; DROP INDEX issued_unrecorded;
+            "DROP TABLE revocation; DROP TABLE request; ALTER TABLE authority DROP COLUMN since;
+             ALTER TABLE authority DROP COLUMN sequence; ALTER TABLE authority DROP COLUMN tainted;
+             DROP TABLE ledger; DROP TABLE outbox; DROP INDEX issued_unrecorded;
              ALTER TABLE authority DROP COLUMN record; ALTER TABLE lineage DROP COLUMN record;
              ALTER TABLE token DROP COLUMN record; ALTER TABLE issued DROP COLUMN record; PRAGMA user_version = 1;",
         )

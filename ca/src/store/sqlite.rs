@@ -9,10 +9,12 @@
 mod backup;
 mod ledger;
 mod mark;
+mod order;
 mod outbox;
 mod rows;
 mod schema;
 mod thread;
+mod trust;
 mod whole;
 
 use std::fs::OpenOptions;
@@ -25,10 +27,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_svid::TrustDomain;
+use postern_svid::{Revoked, TrustDomain};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{Authority, AuthorityChange, Counts, Grant, Issued, Store, StoreError};
+use super::{
+    Authority, AuthorityChange, Counts, Grant, Issued, Live, Reason, Revocation, Store, StoreError, Trust,
+};
 use crate::keys::{self, KeyStore};
 use crate::ledger::State;
 use crate::lineage::{Lineage, LineageId};
@@ -39,6 +43,8 @@ use thread::{Message, Thread, job};
 
 pub use backup::Seen;
 pub use mark::MARK;
+pub use order::{Answer, Order, OrderVerb};
+pub use trust::JournalEntry;
 
 /// The database's name within the state directory.
 pub const DATABASE: &str = "ca.db";
@@ -115,6 +121,43 @@ impl Sqlite {
     pub fn ledger(&self) -> Result<Option<State>, StoreError> {
         let td = self.trust_domain.clone();
         self.call(move |connection| outbox::state(connection, &td))
+    }
+
+    /// A number that changes when another process has written. Costs a look into shared memory, no lock.
+    pub fn data_version(&self) -> Result<i64, StoreError> {
+        let (answer, result) = sync_channel(1);
+        self.send(Message::Version(answer))?;
+        result.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Steps of the CAs' life after the one with this number, some at a time; for the highest number, the last one.
+    pub fn journal(&self, after: u64) -> Result<Vec<JournalEntry>, StoreError> {
+        self.call(move |connection| trust::journal(connection, after))
+    }
+
+    /// Asks the control plane for a step; gives the number to look for its answer.
+    pub fn add_order(&self, order: Order, at: SystemTime) -> Result<u64, StoreError> {
+        self.call(move |connection| order::add(connection, &order, at))
+    }
+
+    /// Orders that wait, oldest first.
+    pub fn open_orders(&self) -> Result<Vec<(u64, Order)>, StoreError> {
+        self.call(order::open)
+    }
+
+    /// Says what became of an order.
+    pub fn answer_order(&self, order: u64, answer: Answer, at: SystemTime) -> Result<(), StoreError> {
+        self.call(move |connection| order::answer(connection, order, &answer, at))
+    }
+
+    /// What became of an order; `None` while it waits.
+    pub fn answer_to(&self, order: u64) -> Result<Option<Answer>, StoreError> {
+        self.call(move |connection| order::answer_to(connection, order))
+    }
+
+    /// Takes an order back; `false` if it was answered meanwhile.
+    pub fn withdraw_order(&self, order: u64) -> Result<bool, StoreError> {
+        self.call(move |connection| order::withdraw(connection, order))
     }
 
     /// Runs `work` in the writer's next transaction and waits for the commit. An error of its own undoes only its own changes.
@@ -206,6 +249,45 @@ impl Store for Sqlite {
 
     fn bundle_sequence(&self) -> Result<u64, StoreError> {
         self.call(|connection| schema::number(connection, "bundle_sequence"))
+    }
+
+    fn trust(&self) -> Result<Trust, StoreError> {
+        let path = self.path.clone();
+        self.call(move |connection| trust::trust(connection, &path))
+    }
+
+    fn revoke(&self, entry: Revocation) -> Result<u64, StoreError> {
+        let path = self.path.clone();
+        let sequence = self.recorded(move |connection| trust::revoke(connection, &path, &entry))?;
+        self.note_progress();
+        Ok(sequence)
+    }
+
+    fn allow_again(&self, entry: Revoked, reason: Reason, at: SystemTime) -> Result<Option<u64>, StoreError> {
+        let allowed =
+            self.recorded(move |connection| trust::allow_again(connection, &entry, reason.as_str(), at))?;
+        self.note_progress();
+        Ok(allowed)
+    }
+
+    fn end_revocations(&self, now: SystemTime) -> Result<Option<u64>, StoreError> {
+        let path = self.path.clone();
+        let ended = self.recorded(move |connection| trust::end_revocations(connection, &path, now))?;
+        if ended.is_some() {
+            self.note_progress();
+        }
+        Ok(ended)
+    }
+
+    fn taint(&self, label: String, reason: Reason, at: SystemTime) -> Result<bool, StoreError> {
+        let noted = self.recorded(move |connection| trust::taint(connection, &label, reason.as_str(), at))?;
+        self.note_progress();
+        Ok(noted)
+    }
+
+    fn live(&self, now: SystemTime) -> Result<Vec<Live>, StoreError> {
+        let path = self.path.clone();
+        self.call(move |connection| trust::live(connection, &path, now))
     }
 
     fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use http::header::HOST;
 use http::uri::Authority as HostPort;
 use http::{Request, Response, StatusCode};
+use postern_ca::authority::{Authority, Mode, Outlook};
 use postern_ca::bundle::{Acknowledgements, Holder};
 use postern_ca::store::{Issued, Sqlite, Store};
 use postern_svid::{Bundle, Clock};
@@ -24,6 +25,9 @@ use crate::task;
 /// Certificates on one page unless asked otherwise, and at most.
 const PAGE: usize = 1_000;
 
+/// Laggards that are named.
+const LAGGARDS: usize = 100;
+
 /// What the endpoint reads from.
 pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
@@ -31,6 +35,8 @@ pub(crate) struct Admin {
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) mode: Mode,
 }
 
 impl Admin {
@@ -45,7 +51,11 @@ impl Admin {
             "/v1/workloads" => self.workloads(),
             "/v1/certs" => self.certificates(request.uri().query().unwrap_or("")).await,
             "/v1/bundle" => self.trust_bundle(),
-            _ => site::error(StatusCode::NOT_FOUND, "known here: /v1/workloads /v1/certs /v1/bundle"),
+            "/v1/rotation" => self.rotation().await,
+            _ => site::error(
+                StatusCode::NOT_FOUND,
+                "known here: /v1/workloads /v1/certs /v1/bundle /v1/rotation",
+            ),
         }
     }
 
@@ -115,6 +125,28 @@ impl Admin {
         }
     }
 
+    /// The steps of rotations that are to come, and what each waits for.
+    async fn rotation(&self) -> Response<Body> {
+        let (authority, mode) = (self.authority.clone(), self.mode);
+        let holders = self.holders.holders(self.clock.wall());
+        match task::blocking(move || authority.outlook(&holders, mode)).await {
+            Ok(Ok(steps)) => {
+                let steps: Vec<_> = steps.iter().map(Pending::from).collect();
+                let sequence = self.bundle.borrow().sequence();
+                let body = serde_json::json!({ "bundleSequence": sequence, "steps": steps });
+                site::json(StatusCode::OK, &body)
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "looking at the gates of a rotation failed");
+                site::error(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the store cannot be read; the log has the reason",
+                )
+            }
+            Err(_) => site::error(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        }
+    }
+
     fn trust_bundle(&self) -> Response<Body> {
         let bundle = self.bundle.borrow().clone();
         let holders = self.holders.holders(self.clock.wall());
@@ -128,6 +160,7 @@ impl Admin {
             "trustDomain": bundle.trust_domain().as_str(),
             "sequence": bundle.sequence(),
             "roots": bundle.roots().len(),
+            "revocations": bundle.revocations().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "sha256": postern_ca::hex(bundle.digest()),
             "pem": bundle.to_pem(),
             "acknowledged": acknowledged,
@@ -191,6 +224,50 @@ impl From<&Issued> for Certificate {
             not_before: rfc3339(issued.not_before),
             not_after: rfc3339(issued.not_after),
             renew_after: rfc3339(issued.renew_after),
+        }
+    }
+}
+
+/// A step that is to come.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pending {
+    step: &'static str,
+    ca: Option<String>,
+    emergency: bool,
+    open: bool,
+    by_operator: bool,
+    waits: Vec<String>,
+    /// At most a hundred; `behind` counts all.
+    laggards: Vec<Behind>,
+    behind: usize,
+    latest: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Behind {
+    id: String,
+    lineage: Option<String>,
+    why: &'static str,
+}
+
+impl From<&Outlook> for Pending {
+    fn from(outlook: &Outlook) -> Self {
+        let laggards = outlook.laggards.iter().take(LAGGARDS).map(|one| Behind {
+            id: one.id.as_str().to_owned(),
+            lineage: one.lineage.map(|lineage| lineage.to_string()),
+            why: one.why,
+        });
+        Self {
+            step: outlook.step.name(),
+            ca: outlook.step.label().map(str::to_owned),
+            emergency: outlook.is_emergency,
+            open: outlook.is_open(),
+            by_operator: outlook.by_operator,
+            waits: outlook.waits.clone(),
+            laggards: laggards.collect(),
+            behind: outlook.laggards.len(),
+            latest: outlook.latest.map(rfc3339),
         }
     }
 }

@@ -15,7 +15,7 @@ use postern_ca::keys::{self, KeyError, KeyStore};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
-use postern_svid::{Bundle, Clock, SystemClock};
+use postern_svid::{Clock, SystemClock};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -33,6 +33,7 @@ use crate::limits::{Limits, Quota};
 use crate::lock::{Lock, LockError};
 use crate::net::TcpListener;
 use crate::own::{Own, OwnError};
+use crate::rotation::{Renewal, Rotation};
 use crate::site::{Site, serve};
 use crate::task::{self, Tasks};
 use crate::upkeep::{Upkeep, round_of, sign_heads};
@@ -109,6 +110,8 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let health = Arc::new(Health::new(core.registry, clock.clone(), patience, config.test));
     health.tested(None);
     let (publish, bundle) = watch::channel(core.authority.bundle());
+    let (hurry, renewal) =
+        watch::channel(Renewal { before: core.authority.renew_before(), spread: Duration::ZERO });
 
     let admin = Admin {
         address: addresses.admin,
@@ -116,6 +119,8 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         holders: core.holders.clone(),
         bundle: bundle.clone(),
         clock: clock.clone(),
+        authority: core.authority.clone(),
+        mode: config.root_rotation,
     };
     let limits = Limits::of_this_process();
     for (listener, site) in
@@ -139,6 +144,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         store: core.store.clone(),
         holders: core.holders.clone(),
         bundle,
+        renewal,
         clock: clock.clone(),
         metrics: core.metrics.clone(),
         tasks: tasks.clone(),
@@ -149,6 +155,21 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         tasks.spawn(attest::keep(sources, issuer, health.clone(), tasks.clone()));
     }
     tasks.spawn(sign_heads(core.store.clone(), core.metrics.clone(), clock.clone(), tasks.clone()));
+    let bundle_path = config.state_dir.join(BUNDLE);
+    let rotation = Rotation {
+        authority: core.authority.clone(),
+        store: core.store.clone(),
+        own: core.own.clone(),
+        holders: core.holders.clone(),
+        metrics: core.metrics.clone(),
+        clock: clock.clone(),
+        mode: config.root_rotation,
+        ttl: config.ttl,
+        bundle_path: bundle_path.clone(),
+        bundle: publish,
+        renewal: hurry,
+    };
+    tasks.spawn(rotation.run(every, tasks.clone()));
     let store = core.store.clone();
     let upkeep = Upkeep {
         authority: core.authority,
@@ -168,8 +189,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         connections = limits.connections,
         "control plane ready"
     );
-    let bundle_path = config.state_dir.join(BUNDLE);
-    Ok(Running { addresses, bundle_path, tasks, health, store, clock, _publish: publish, _lock: core.lock })
+    Ok(Running { addresses, bundle_path, tasks, health, store, clock, _lock: core.lock })
 }
 
 /// A control plane that runs. Dropping it without [`shutdown`](Self::shutdown) tells its tasks to stop and does not wait.
@@ -180,7 +200,6 @@ pub struct Running {
     health: Arc<Health>,
     store: Arc<Sqlite>,
     clock: Arc<dyn Clock>,
-    _publish: watch::Sender<Arc<Bundle>>,
     _lock: Lock,
 }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postern_ca::authority::Mode;
 use postern_ca::issue::{MAX_TTL, MIN_TEST_TTL, MIN_TTL};
 use postern_policy::yaml::{self, Span, Spanned};
 use postern_policy::{Diagnostics, SourceFile};
@@ -48,6 +49,8 @@ pub struct Config {
     pub test: bool,
     /// Who is believed, and where it is written what they are granted.
     pub attestation: Attestation,
+    /// Who says when the next root is made, activated and the old one removed.
+    pub root_rotation: Mode,
     /// What is logged.
     pub log: Log,
 }
@@ -101,6 +104,7 @@ impl Config {
             ttl: TTL,
             test: false,
             attestation: Attestation::default(),
+            root_rotation: Mode::Automatic,
             log: Log::default(),
         }
     }
@@ -167,6 +171,10 @@ impl Config {
                 ttl,
                 test: raw.test,
                 attestation,
+                root_rotation: match raw.rotation.map(|rotation| rotation.root) {
+                    None | Some(By::Automatic) => Mode::Automatic,
+                    Some(By::Operator) => Mode::ByOperator,
+                },
                 log: raw.log,
             }),
             _ => Err(found),
@@ -226,11 +234,26 @@ struct Raw {
     svid: Option<Svid>,
     #[serde(default)]
     test: bool,
+    rotation: Option<Rotation>,
     #[serde(default)]
     attestation: attestation::Raw,
     registrations: Option<Spanned<String>>,
     #[serde(default)]
     log: Log,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rotation {
+    root: By,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum By {
+    Automatic,
+    #[serde(rename = "byOperator")]
+    Operator,
 }
 
 #[derive(Deserialize)]
@@ -320,6 +343,7 @@ log: {level: info, format: text}
             ("ttl: 1h", "ttl: 3600", "control.yaml:6:", "5m"),
             ("ttl: 1h", "ttl: 301500ms", "control.yaml:6:", "whole seconds"),
             ("demo.postern", "Demo", "control.yaml:1:", "trustDomain"),
+            ("test: false", "rotation: {root: never}\ntest: false", "control.yaml:7:", "byOperator"),
             ("test: false", "tset: false", "control.yaml:7:", "did you mean `test`"),
             ("level: info", "level: loud", "control.yaml:8:", "loud"),
             ("/var/lib/postern", "''", "control.yaml:2:", "stateDir"),

@@ -10,15 +10,16 @@ use postern_ca::lineage::LineageId;
 use postern_ca::metrics::Metrics;
 use postern_ca::proto::identity_server::{Identity, IdentityServer};
 use postern_ca::proto::issue_request::Proof as WireProof;
-use postern_ca::proto::{Directive, IssueRequest, IssueResponse, Report, directive};
-use postern_ca::store::{Sqlite, Store};
-use postern_svid::{Bundle, Clock, PeerSvid};
+use postern_ca::proto::{Directive, IssueRequest, IssueResponse, RenewNow, Report, directive};
+use postern_ca::store::{Issued, Sqlite, Store};
+use postern_svid::{Bundle, Clock, PeerSvid, Revoked};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::connection::{Peer, until};
+use crate::rotation::Renewal;
 use crate::task::{self, Tasks};
 
 /// The longest message that is read: a request of 4 KiB, an id of 2 KiB and room.
@@ -37,6 +38,7 @@ pub(crate) struct Api {
     pub(crate) store: Arc<Sqlite>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
+    pub(crate) renewal: watch::Receiver<Renewal>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -81,8 +83,8 @@ impl Identity for Api {
         let store = self.store.clone();
         let serial = svid.serial().to_vec();
         let found = task::blocking(move || store.certificate(&serial)).await;
-        let lineage = match found {
-            Ok(Ok(Some((issued, lineage)))) if issued.id == *svid.id() => lineage.id,
+        let (issued, lineage) = match found {
+            Ok(Ok(Some((issued, lineage)))) if issued.id == *svid.id() => (issued, lineage.id),
             Ok(Ok(_)) => {
                 return Err(Status::unauthenticated("this CA does not know the connection's certificate"));
             }
@@ -97,6 +99,7 @@ impl Identity for Api {
             open: Open::new(self, lineage, &svid),
             api: self.clone(),
             svid,
+            issued,
             reports: Reports { since: self.clock.monotonic(), count: 0 },
         };
         self.tasks.spawn(stream.serve(request.into_inner(), sender));
@@ -154,6 +157,7 @@ fn response(reply: &Reply) -> IssueResponse {
 struct Watch {
     api: Api,
     svid: Arc<PeerSvid>,
+    issued: Issued,
     open: Open,
     reports: Reports,
 }
@@ -188,20 +192,31 @@ impl Watch {
         directives: &mpsc::Sender<Result<Directive, Status>>,
     ) -> Option<Status> {
         let mut bundle = self.api.bundle.clone();
-        // The first one goes out at once.
+        let mut renewal = self.api.renewal.clone();
+        // The first ones go out at once.
         bundle.mark_changed();
+        renewal.mark_changed();
         let mut listening = true;
         loop {
             let look = until(self.svid.not_after(), self.api.clock.as_ref());
             tokio::select! {
+                // The bundle first: a renewal may need what is new in it.
+                biased;
                 changed = bundle.changed() => {
                     // The sender is dropped when the control plane goes.
                     changed.ok()?;
-                    let bundle = to_proto(&bundle.borrow_and_update());
-                    let directive = Directive { directive: Some(directive::Directive::Bundle(bundle)) };
-                    match tokio::time::timeout(STALLED, directives.send(Ok(directive))).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) | Err(_) => return None,
+                    let bundle = bundle.borrow_and_update().clone();
+                    if let Some(entry) = self.denied_by(&bundle) {
+                        return Some(Status::permission_denied(format!("on the deny list, by {entry}")));
+                    }
+                    send(directives, directive::Directive::Bundle(to_proto(&bundle))).await?;
+                }
+                changed = renewal.changed() => {
+                    changed.ok()?;
+                    let wish = *renewal.borrow_and_update();
+                    if wish.before.is_some_and(|before| self.issued.issued < before) {
+                        let spread_ms = u32::try_from(wish.spread.as_millis()).unwrap_or(u32::MAX);
+                        send(directives, directive::Directive::RenewNow(RenewNow { spread_ms })).await?;
                     }
                 }
                 report = reports.message(), if listening => match report {
@@ -223,6 +238,16 @@ impl Watch {
         }
     }
 
+    /// The handshake asked when the connection was made.
+    fn denied_by(&self, bundle: &Bundle) -> Option<Revoked> {
+        let candidates = [
+            Revoked::Id(self.svid.id().clone()),
+            Revoked::Serial(self.svid.serial().to_vec()),
+            Revoked::Key(self.issued.key),
+        ];
+        candidates.into_iter().find(|one| bundle.revocations().contains(one))
+    }
+
     fn record(&mut self, report: &Report) -> Result<(), Status> {
         let now = self.api.clock.monotonic();
         if now.saturating_duration_since(self.reports.since) > Duration::from_secs(1) {
@@ -236,6 +261,15 @@ impl Watch {
         self.api.holders.report(self.open.lineage, report, published, self.api.clock.wall());
         Ok(())
     }
+}
+
+/// `None` if the sidecar has gone, or does not read.
+async fn send(
+    directives: &mpsc::Sender<Result<Directive, Status>>,
+    directive: directive::Directive,
+) -> Option<()> {
+    let directive = Directive { directive: Some(directive) };
+    tokio::time::timeout(STALLED, directives.send(Ok(directive))).await.ok()?.ok()
 }
 
 /// Counts a stream as long as it lives.

@@ -1,7 +1,8 @@
 //! The control plane: the certificate authority served over gRPC, its health, and the mesh admin endpoint.
 //!
 //! [`start`] brings it up within a running runtime, as the demo does; [`main`] is the whole process. Reading order: `app` wires,
-//! `accept` lets connections in, `identity` answers them, `own` keeps the control plane's certificate fresh, `upkeep` turns the CAs.
+//! `accept` lets connections in, `identity` answers them, `own` keeps the control plane's certificate fresh, `upkeep` turns the CAs,
+//! `rotation` their roots, and takes up what operators write.
 
 mod accept;
 mod admin;
@@ -17,6 +18,7 @@ mod lock;
 mod net;
 mod own;
 pub mod registrations;
+mod rotation;
 mod site;
 mod task;
 mod upkeep;

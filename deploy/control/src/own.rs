@@ -20,7 +20,12 @@ pub(crate) struct Own {
     authority: Arc<Authority>,
     clock: Arc<dyn Clock>,
     tls: Arc<ArcSwap<ServerConfig>>,
-    renew_after: Mutex<SystemTime>,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    svid: Svid,
+    renew_after: SystemTime,
 }
 
 impl Own {
@@ -29,9 +34,9 @@ impl Own {
         authority: Arc<Authority>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, OwnError> {
-        let (config, renew_after) = make(&issuer, &authority, &clock)?;
-        let tls = Arc::new(ArcSwap::new(config));
-        Ok(Self { issuer, authority, clock, tls, renew_after: Mutex::new(renew_after) })
+        let held = make(&issuer, &authority)?;
+        let tls = Arc::new(ArcSwap::new(config(&held.svid, &authority, &clock)?));
+        Ok(Self { issuer, authority, clock, tls, held: Mutex::new(held) })
     }
 
     /// The configuration for new connections; open ones keep theirs.
@@ -41,14 +46,34 @@ impl Own {
 
     /// Replaces the certificate if its time has come.
     pub(crate) fn renew_if_due(&self) -> Result<bool, OwnError> {
-        let mut renew_after = self.renew_after.lock();
-        if self.clock.wall() < *renew_after {
+        let mut held = self.held.lock();
+        if self.clock.wall() < held.renew_after {
             return Ok(false);
         }
-        let (config, next) = make(&self.issuer, &self.authority, &self.clock)?;
-        self.tls.store(config);
-        *renew_after = next;
+        self.replace(&mut held)?;
         Ok(true)
+    }
+
+    /// Replaces the certificate now.
+    pub(crate) fn renew(&self) -> Result<(), OwnError> {
+        self.replace(&mut self.held.lock())
+    }
+
+    /// Holds new connections against the bundle in force; replaces the certificate if that vouches for it no longer.
+    pub(crate) fn trust(&self) -> Result<(), OwnError> {
+        let mut held = self.held.lock();
+        if held.svid.verify_against(&self.authority.bundles(), self.clock.wall()).is_err() {
+            return self.replace(&mut held);
+        }
+        self.tls.store(config(&held.svid, &self.authority, &self.clock)?);
+        Ok(())
+    }
+
+    fn replace(&self, held: &mut Held) -> Result<(), OwnError> {
+        let made = make(&self.issuer, &self.authority)?;
+        self.tls.store(config(&made.svid, &self.authority, &self.clock)?);
+        *held = made;
+        Ok(())
     }
 }
 
@@ -73,19 +98,17 @@ pub enum OwnError {
     Verify(#[from] VerifyError),
 }
 
-fn make(
-    issuer: &Issuer,
-    authority: &Authority,
-    clock: &Arc<dyn Clock>,
-) -> Result<(Arc<ServerConfig>, SystemTime), OwnError> {
+fn make(issuer: &Issuer, authority: &Authority) -> Result<Held, OwnError> {
     let key = rcgen::KeyPair::generate_for(ISSUING_KEY).map_err(ProfileError::Build)?;
     let reply = issuer.issue_own(&key)?;
     let mut chain = reply.chain;
     // A sidecar that knows only the root's hash finds the root here and pins it.
-    chain.push(authority.root().clone());
+    chain.push(authority.root());
     let svid = Svid::from_pkcs8(chain, key.serialized_der())?;
-    svid.verify_against(authority.bundles(), reply.now)?;
-    let config = tls::server_config_optional_client(&svid, authority.bundles(), clock.clone(), ALPN)
-        .map_err(OwnError::Tls)?;
-    Ok((config, reply.renew_after))
+    svid.verify_against(&authority.bundles(), reply.now)?;
+    Ok(Held { svid, renew_after: reply.renew_after })
+}
+
+fn config(svid: &Svid, authority: &Authority, clock: &Arc<dyn Clock>) -> Result<Arc<ServerConfig>, OwnError> {
+    tls::server_config_optional_client(svid, &authority.bundles(), clock.clone(), ALPN).map_err(OwnError::Tls)
 }

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use postern_svid::TrustDomain;
+use postern_svid::{Revoked, TrustDomain};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{StoreError, rows, schema};
+use super::{StoreError, rows, schema, trust};
 use crate::ledger::{self, Draft, Field, HeadKey, Identity, Kind, MAX_BODY, SLACK_MS, State};
-use crate::store::{self, Basis, Grant, Issued};
+use crate::store::{self, Basis, Grant, Issued, Revocation};
 use crate::token::TokenRecord;
 
 /// Rows that are imported at a time.
@@ -72,7 +72,7 @@ pub(super) fn begin_again(connection: &Connection, at: SystemTime, lost: &State)
     connection.execute_batch(
         "DELETE FROM outbox;
          UPDATE authority SET record = NULL; UPDATE lineage SET record = NULL;
-         UPDATE token SET record = NULL; UPDATE issued SET record = NULL;",
+         UPDATE token SET record = NULL; UPDATE issued SET record = NULL; UPDATE revocation SET record = NULL;",
     )?;
     connection.execute(
         "UPDATE ledger SET id = ?1, size = 0, chain = ?2, key = NULL, head = NULL",
@@ -205,7 +205,38 @@ pub(super) fn import(connection: &Connection, path: &Path, at: SystemTime) -> Re
         rows::set_record(connection, "UPDATE lineage SET record = ?1 WHERE id = ?2", record, lineage.id.0)?;
         imported += 1;
     }
+    for revocation in trust::unrecorded(connection, path)? {
+        let draft = self::revocation(&revocation).time(Field::Imported, revocation.at);
+        let record = append(connection, at, draft)?;
+        trust::set_record(connection, &revocation.entry, record)?;
+        imported += 1;
+    }
     Ok(imported)
+}
+
+/// An entry of the taint or deny list.
+pub(super) fn revocation(new: &Revocation) -> Draft {
+    let kind = if matches!(new.entry, Revoked::Authority(_)) { Kind::Taint } else { Kind::Deny };
+    let draft = naming(Draft::new(kind), &new.entry).text(Field::Reason, new.reason.as_str());
+    match new.ends {
+        Some(ends) => draft.time(Field::NotAfter, ends),
+        None => draft,
+    }
+}
+
+/// An entry that was taken off the deny list.
+pub(super) fn allowed(entry: &Revoked, reason: &str) -> Draft {
+    naming(Draft::new(Kind::Allow), entry).text(Field::Reason, reason)
+}
+
+fn naming(draft: Draft, entry: &Revoked) -> Draft {
+    match entry {
+        Revoked::Authority(key_id) => draft.bytes(Field::Key, key_id),
+        Revoked::Key(digest) => draft.bytes(Field::Key, digest),
+        Revoked::Serial(serial) => draft.bytes(Field::Serial, serial),
+        Revoked::Id(id) => draft.text(Field::Id, id.as_str()),
+        _ => draft,
+    }
 }
 
 pub(super) fn authority(row: &store::Authority) -> Draft {
@@ -215,18 +246,15 @@ pub(super) fn authority(row: &store::Authority) -> Draft {
     };
     Draft::new(kind)
         .text(Field::Label, &row.label)
-        .text(Field::State, rows::state_text(row.state))
+        .text(Field::State, row.state.name())
         .bytes(Field::Key, &row.key_id)
         .time(Field::NotBefore, row.not_before)
         .time(Field::NotAfter, row.not_after)
         .bytes(Field::Certificate, &row.certificate)
 }
 
-pub(super) fn authority_state(label: &str, state: store::State, reason: &str) -> Draft {
-    Draft::new(Kind::State)
-        .text(Field::Label, label)
-        .text(Field::State, rows::state_text(state))
-        .text(Field::Reason, reason)
+pub(super) fn authority_state(label: &str, state: &str, reason: &str) -> Draft {
+    Draft::new(Kind::State).text(Field::Label, label).text(Field::State, state).text(Field::Reason, reason)
 }
 
 pub(super) fn token(token: &TokenRecord) -> Draft {

@@ -3,31 +3,35 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use postern_svid::SpiffeId;
+use postern_svid::{Revoked, SpiffeId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, outbox, schema};
+use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, outbox, schema, trust};
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::store::{Kind, State};
 use crate::token::{Bound, TokenHash, TokenRecord};
 
 pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Authority>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT kind, state, label, key_id, certificate, not_before, not_after FROM authority ORDER BY number",
+        "SELECT kind, state, label, key_id, certificate, not_before, not_after, since, sequence, tainted
+         FROM authority ORDER BY number",
     )?;
     let rows = statement.query_map([], |row| {
+        let state: String = row.get(1)?;
         Ok(Authority {
             kind: if row.get::<_, String>(0)? == "root" { Kind::Root } else { Kind::Issuing },
-            state: match row.get::<_, String>(1)?.as_str() {
-                "prepared" => State::Prepared,
-                "active" => State::Active,
-                _ => State::Retired,
-            },
+            state: State::ALL
+                .into_iter()
+                .find(|one| one.name() == state)
+                .ok_or_else(|| invalid(1, "an unknown state"))?,
             label: row.get(2)?,
             key_id: row.get(3)?,
             certificate: row.get(4)?,
             not_before: time(row, 5)?,
             not_after: time(row, 6)?,
+            since: time(row, 7)?,
+            sequence: row.get::<_, i64>(8)?.unsigned_abs(),
+            tainted: row.get::<_, Option<i64>>(9)?.map(from_ms),
         })
     })?;
     rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
@@ -37,34 +41,58 @@ pub(super) fn change_authorities(
     connection: &Connection,
     change: &AuthorityChange,
 ) -> Result<(), StoreError> {
+    let sequence = if change.publishes { trust::raise_sequence(connection)? } else { 0 };
     for new in &change.add {
         let record = outbox::append(connection, change.at, outbox::authority(new))?;
         connection.execute(
-            "INSERT INTO authority (kind, state, label, key_id, certificate, not_before, not_after, record)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO authority
+             (kind, state, label, key_id, certificate, not_before, not_after, record, since, sequence)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 kind_text(new.kind),
-                state_text(new.state),
+                new.state.name(),
                 new.label,
                 new.key_id,
                 new.certificate,
                 ms(new.not_before),
                 ms(new.not_after),
-                number(record)
+                number(record),
+                ms(change.at),
+                number(if new.state.is_trusted() { sequence } else { 0 }),
             ],
         )?;
         journal(connection, change, &new.label, new.state)?;
     }
     for (label, state) in &change.set {
+        let published = if *state == State::Published { sequence } else { 0 };
         let changed = connection.execute(
-            "UPDATE authority SET state = ?2 WHERE label = ?1 AND state <> ?2",
-            params![label, state_text(*state)],
+            "UPDATE authority SET state = ?2, since = ?3, sequence = max(sequence, ?4)
+             WHERE label = ?1 AND state <> ?2",
+            params![label, state.name(), ms(change.at), number(published)],
         )?;
         if changed != 1 {
             return Err(StoreError::Conflict("a CA is no longer in the state it was read in"));
         }
-        outbox::append(connection, change.at, outbox::authority_state(label, *state, change.reason))?;
+        outbox::append(connection, change.at, outbox::authority_state(label, state.name(), &change.reason))?;
         journal(connection, change, label, *state)?;
+    }
+    for taint in &change.taints {
+        trust::enter(connection, &trust::with_reason(connection, taint)?)?;
+        if let Revoked::Authority(key_id) = &taint.entry {
+            connection.execute(
+                "INSERT INTO journal (at, label, state, reason)
+                 SELECT ?1, label, 'on the taint list', ?3 FROM authority WHERE key_id = ?2",
+                params![ms(change.at), key_id, change.reason],
+            )?;
+        }
+    }
+    if change.renews {
+        connection.execute(
+            "INSERT INTO journal (at, label, state, reason) VALUES (?1, '', 'told to renew now', ?2)",
+            params![ms(change.at), change.reason],
+        )?;
+        // What was issued within this very millisecond is meant as well.
+        schema::set_number(connection, "renew_before_ms", ms(change.at).unsigned_abs() + 1)?;
     }
     Ok(())
 }
@@ -328,7 +356,7 @@ fn journal(
 ) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO journal (at, label, state, reason) VALUES (?1, ?2, ?3, ?4)",
-        params![ms(change.at), label, state_text(state), change.reason],
+        params![ms(change.at), label, state.name(), change.reason],
     )?;
     Ok(())
 }
@@ -340,35 +368,27 @@ fn kind_text(kind: Kind) -> &'static str {
     }
 }
 
-pub(super) fn state_text(state: State) -> &'static str {
-    match state {
-        State::Prepared => "prepared",
-        State::Active => "active",
-        State::Retired => "retired",
-    }
-}
-
-fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<SpiffeId> {
+pub(super) fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<SpiffeId> {
     SpiffeId::parse(&row.get::<_, String>(column)?).map_err(|_| invalid(column, "not a SPIFFE id"))
 }
 
-fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<SystemTime> {
+pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<SystemTime> {
     row.get(column).map(from_ms)
 }
 
-fn invalid(column: usize, what: &'static str) -> rusqlite::Error {
+pub(super) fn invalid(column: usize, what: &'static str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, what.into())
 }
 
-fn number(record: u64) -> i64 {
+pub(super) fn number(record: u64) -> i64 {
     i64::try_from(record).unwrap_or(i64::MAX)
 }
 
-fn ms(at: SystemTime) -> i64 {
+pub(super) fn ms(at: SystemTime) -> i64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn from_ms(ms: i64) -> SystemTime {
+pub(super) fn from_ms(ms: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).unsigned_abs())
 }

@@ -9,7 +9,7 @@ use super::StoreError;
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -90,6 +90,50 @@ CREATE TABLE outbox (
 ) STRICT;
 ";
 
+/// What version 3 added: more states of roots, when each began and by which version of the bundle; taint and deny lists; what an
+/// operator asks of the control plane. SQLite cannot widen a CHECK, so the table is made anew.
+const ROTATION: &str = "
+CREATE TABLE authority_of_3 (
+    number      INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('root', 'issuing')),
+    state       TEXT NOT NULL CHECK (state IN ('prepared', 'published', 'active', 'draining', 'retired')),
+    label       TEXT NOT NULL UNIQUE,
+    key_id      BLOB NOT NULL UNIQUE,
+    certificate BLOB NOT NULL,
+    not_before  INTEGER NOT NULL,
+    not_after   INTEGER NOT NULL,
+    record      INTEGER,
+    since       INTEGER NOT NULL,
+    sequence    INTEGER NOT NULL,
+    tainted     INTEGER
+) STRICT;
+INSERT INTO authority_of_3
+    SELECT number, kind, state, label, key_id, certificate, not_before, not_after, record, not_before, kind = 'root', NULL
+    FROM authority;
+DROP TABLE authority;
+ALTER TABLE authority_of_3 RENAME TO authority;
+CREATE TABLE revocation (
+    kind   TEXT NOT NULL CHECK (kind IN ('authority', 'key', 'serial', 'id')),
+    value  BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    at     INTEGER NOT NULL,
+    ends   INTEGER,
+    record INTEGER,
+    PRIMARY KEY (kind, value)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE request (
+    number   INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       INTEGER NOT NULL,
+    verb     TEXT NOT NULL,
+    forced   INTEGER NOT NULL,
+    reason   TEXT,
+    answered INTEGER,
+    ok       INTEGER,
+    answer   TEXT
+) STRICT;
+CREATE INDEX request_open ON request (number) WHERE answered IS NULL;
+";
+
 /// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
 pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
     let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
@@ -104,7 +148,7 @@ pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) ->
     connection.pragma_update(None, "secure_delete", true)?;
     // Functions and views hidden in a prepared file do not run.
     connection.pragma_update(None, "trusted_schema", false)?;
-    if application == 0 && version == 0 || application == APPLICATION && version == 1 {
+    if application == 0 && version == 0 || application == APPLICATION && (1..VERSION).contains(&version) {
         create(connection, td)?;
     } else if application != APPLICATION {
         return Err(StoreError::File(format!(
@@ -153,7 +197,7 @@ pub(super) fn set_number(connection: &Connection, name: &str, value: u64) -> Res
     Ok(())
 }
 
-/// Makes the tables, or those that a database of the version before lacks. Two processes may meet it at once: the second finds
+/// Makes the tables, or those that a database of an earlier version lacks. Two processes may meet it at once: the second finds
 /// it made.
 fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -163,8 +207,13 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
         connection.execute("INSERT INTO meta (name, value) VALUES ('trust_domain', ?1)", [td.as_str()])?;
         connection.pragma_update(None, "application_id", APPLICATION)?;
     }
-    if version < VERSION {
+    if version < 2 {
         connection.execute_batch(LEDGER)?;
+    }
+    if version < 3 {
+        connection.execute_batch(ROTATION)?;
+    }
+    if version < VERSION {
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

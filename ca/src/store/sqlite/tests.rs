@@ -33,11 +33,14 @@ fn root(label: &str) -> Authority {
         certificate: vec![1, 2, 3],
         not_before: start(),
         not_after: start() + HOUR,
+        since: start(),
+        sequence: 0,
+        tainted: None,
     }
 }
 
 fn add(authority: Authority) -> AuthorityChange {
-    AuthorityChange { at: start(), reason: "test", add: vec![authority], set: Vec::new() }
+    AuthorityChange { add: vec![authority], ..AuthorityChange::new(start(), "test") }
 }
 
 #[test]

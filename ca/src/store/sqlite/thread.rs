@@ -30,6 +30,8 @@ pub(super) enum Message {
     Work(Job),
     /// Sign a head of the ledger.
     Head(SystemTime, SyncSender<Result<(), StoreError>>),
+    /// The database's version as other processes change it.
+    Version(SyncSender<Result<i64, StoreError>>),
 }
 
 /// A job for `work`, and where its result comes out.
@@ -67,6 +69,11 @@ impl Thread {
                 match message {
                     Message::Work(job) => jobs.push_back(job),
                     Message::Head(at, answer) => heads.push((at, answer)),
+                    Message::Version(answer) => {
+                        let version =
+                            self.connection.pragma_query_value(None, "data_version", |row| row.get(0));
+                        let _ = answer.send(version.map_err(StoreError::from));
+                    }
                 }
                 next = if jobs.len() < BATCH { messages.try_recv().ok() } else { None };
             }

@@ -1,0 +1,147 @@
+//! The roots that are not over yet, and the trust bundle that follows from them and from what is revoked.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use postern_svid::{Bundle, Bundles, TrustDomain};
+
+use super::AuthorityError;
+use super::ca::Ca;
+use crate::keys::{KeyError, KeyStore};
+use crate::store::{Authority as Row, Kind, State, Trust, lists};
+
+/// What every root's label begins with, and so the name of its key.
+pub(super) const ROOT: &str = "root-";
+
+/// A root that is prepared, or in the trust bundle.
+pub(super) struct Root {
+    pub(super) ca: Ca,
+    pub(super) state: State,
+    pub(super) since: SystemTime,
+    pub(super) sequence: u64,
+    pub(super) tainted: Option<SystemTime>,
+}
+
+/// An issuing CA as far as rotation asks: whose it is, and whether it is to be trusted.
+pub(super) struct Issuer {
+    pub(super) label: String,
+    pub(super) key_id: Vec<u8>,
+    /// Key identifier of its root.
+    pub(super) root: Vec<u8>,
+    pub(super) tainted: Option<SystemTime>,
+    /// Whether it is on the taint list.
+    pub(super) is_listed: bool,
+}
+
+/// The roots of one trust domain.
+pub(super) struct Roots {
+    all: Vec<Root>,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) bundles: Bundles,
+    pub(super) sequence: u64,
+    pub(super) renew_before: Option<SystemTime>,
+    /// Rows as they were read, to see whether others are there by now.
+    seen: Vec<(String, State, bool)>,
+}
+
+impl Roots {
+    pub(super) fn of(td: &TrustDomain, trust: &Trust) -> Result<Self, AuthorityError> {
+        let damaged = AuthorityError::Damaged;
+        let mut all = Vec::new();
+        for row in
+            trust.authorities.iter().filter(|row| row.kind == Kind::Root && row.state != State::Retired)
+        {
+            let ca = Ca::from_row(row)?;
+            let Row { state, since, sequence, tainted, .. } = row;
+            all.push(Root { ca, state: *state, since: *since, sequence: *sequence, tainted: *tainted });
+        }
+        if all.iter().filter(|root| root.state == State::Active).count() != 1 {
+            return Err(damaged("it holds CAs but not exactly one active root"));
+        }
+        let trusted = all.iter().filter(|root| root.state.is_trusted());
+        let trusted: Vec<_> = trusted.map(|root| root.ca.certificate.clone()).collect();
+        let revocations = lists(&trust.revocations).map_err(|_| damaged("its deny list is too long"))?;
+        let mut issuers = Vec::new();
+        for row in trust.authorities.iter().filter(|row| row.kind == Kind::Issuing) {
+            let ca = Ca::from_row(row)?;
+            issuers.push(Issuer {
+                label: ca.label,
+                is_listed: revocations.contains(&postern_svid::Revoked::Authority(ca.key_id.clone())),
+                key_id: ca.key_id,
+                root: ca.issuer,
+                tainted: row.tainted,
+            });
+        }
+        let bundle = Bundle::new(td.clone(), trust.sequence, trusted)?.with_revocations(revocations);
+        Ok(Self {
+            all,
+            issuers,
+            bundles: Bundles::of(bundle),
+            sequence: trust.sequence,
+            renew_before: trust.renew_before,
+            seen: seen(&trust.authorities),
+        })
+    }
+
+    /// Whether the store says the same.
+    pub(super) fn are_those_of(&self, trust: &Trust) -> bool {
+        self.sequence == trust.sequence
+            && self.renew_before == trust.renew_before
+            && self.seen == seen(&trust.authorities)
+    }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Root> {
+        self.all.iter()
+    }
+
+    /// The root that signs issuing CAs.
+    pub(super) fn active(&self) -> &Root {
+        let active = self.all.iter().find(|root| root.state == State::Active);
+        active.expect("checked when they were taken up: exactly one is active")
+    }
+
+    /// The newest one that may follow it.
+    pub(super) fn next(&self) -> Option<&Root> {
+        let next = |root: &&Root| matches!(root.state, State::Prepared | State::Published);
+        self.all.iter().rev().find(|root| next(root) && root.tainted.is_none())
+    }
+
+    /// How many are in the bundle, or will be.
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Key identifiers of the issuing CAs under `root`.
+    pub(super) fn issuers_of(&self, root: &Root) -> BTreeSet<&[u8]> {
+        let below = self.issuers.iter().filter(|one| one.root == root.ca.key_id);
+        below.map(|one| one.key_id.as_slice()).collect()
+    }
+
+    /// Whether leaves of this issuing CA are handed out again when they are asked for once more.
+    pub(super) fn stand_by(&self, issuer: &[u8]) -> bool {
+        self.issuers.iter().any(|one| {
+            one.key_id == issuer
+                && one.tainted.is_none()
+                && self.all.iter().any(|root| {
+                    root.ca.key_id == one.root && root.state.is_trusted() && root.tainted.is_none()
+                })
+        })
+    }
+
+    /// Removes the keys of roots that sign no more, and of those that were never written down.
+    pub(super) fn sweep(&self, keys: &dyn KeyStore) {
+        let is_needed =
+            |name: &str| self.all.iter().any(|root| root.ca.label == name && root.state != State::Draining);
+        let swept: Result<(), KeyError> = keys.names().and_then(|names| {
+            let mut unused = names.iter().filter(|name| name.starts_with(ROOT) && !is_needed(name));
+            unused.try_for_each(|name| keys.remove(name))
+        });
+        if let Err(error) = swept {
+            tracing::warn!(%error, "an unused key of a root could not be removed");
+        }
+    }
+}
+
+fn seen(rows: &[Row]) -> Vec<(String, State, bool)> {
+    rows.iter().map(|row| (row.label.clone(), row.state, row.tainted.is_some())).collect()
+}
