@@ -1,4 +1,4 @@
-//! `postern ca`: join tokens, registrations, the ledger and what the CA holds. Works on the state directory, whether a control plane runs on it or
+//! `postern ca`: join tokens, registrations, the ledger, what the CA holds, its roots and what is revoked. Works on the state directory, whether a control plane runs on it or
 //! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
@@ -6,15 +6,20 @@ mod backup;
 mod init;
 mod keys;
 mod ledger;
+mod mesh_admin;
 mod registration;
+mod revoke;
+mod root;
+mod status;
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Subcommand;
-use postern_ca::store::{Kind, Sqlite, State, Store};
+use postern_ca::store::{Sqlite, StoreError};
 use postern_ca::token::{self, Draft};
 use postern_control::Config;
 use postern_policy::yaml::Span;
@@ -57,13 +62,26 @@ enum Verb {
         #[command(subcommand)]
         verb: registration::Verb,
     },
-    /// The CAs, and how many certificates and tokens there are.
-    Status {
-        #[command(flatten)]
-        place: Place,
-        /// The trust domain, with --state-dir.
-        #[arg(long, value_name = "NAME", required_unless_present = "config", conflicts_with = "config")]
-        trust_domain: Option<TrustDomain>,
+    /// The CAs as a tree, who holds which trust bundle, and what a rotation waits for.
+    Status(status::Args),
+    /// Sidecars that have not acknowledged a version of the trust bundle.
+    Who(status::WhoArgs),
+    /// Steps of the rotation of the root.
+    Root {
+        #[command(subcommand)]
+        verb: root::Verb,
+    },
+    /// A CA whose key may be stolen: replace it, have everybody renew, refuse all that it has signed. There is no way back.
+    Taint(revoke::TaintArgs),
+    /// Refuse certificates by id, serial number or key, everywhere, open connections included.
+    Deny {
+        #[command(subcommand)]
+        whom: revoke::Whom,
+    },
+    /// Take an entry off the deny list.
+    AllowAgain {
+        #[command(subcommand)]
+        whom: revoke::Whom,
     },
 }
 
@@ -100,6 +118,32 @@ struct Place {
     state_dir: Option<PathBuf>,
 }
 
+/// A state directory and its trust domain.
+#[derive(clap::Args)]
+struct Of {
+    #[command(flatten)]
+    place: Place,
+    /// The trust domain, with --state-dir.
+    #[arg(long, value_name = "NAME", required_unless_present = "config", conflicts_with = "config")]
+    trust_domain: Option<TrustDomain>,
+}
+
+/// The running control plane.
+#[derive(clap::Args)]
+struct Admin {
+    /// Its mesh admin endpoint, if not the configuration's or http://127.0.0.1:24192.
+    #[arg(long, value_name = "URL", value_parser = mesh_admin::parse)]
+    admin: Option<SocketAddr>,
+}
+
+/// Where the running control plane's configuration is, if it matters.
+#[derive(clap::Args)]
+struct Anywhere {
+    /// The control plane's configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
 pub(crate) fn run(args: Args) -> ExitCode {
     match args.verb {
         Verb::Token { verb: TokenVerb::Create { id, ttl, out, place, trust_domain } } => {
@@ -111,7 +155,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Ledger { verb } => ledger::run(verb),
         Verb::Restore(args) => backup::restore(args),
         Verb::Registration { verb } => registration::run(verb),
-        Verb::Status { place, trust_domain } => status(place, trust_domain),
+        Verb::Status(args) => status::run(args),
+        Verb::Who(args) => status::who(args),
+        Verb::Root { verb } => root::run(verb),
+        Verb::Taint(args) => revoke::taint(args),
+        Verb::Deny { whom } => revoke::deny(whom),
+        Verb::AllowAgain { whom } => revoke::allow_again(whom),
     }
 }
 
@@ -157,52 +206,36 @@ fn has_ca(directory: &Path) -> bool {
     directory.join(postern_ca::store::DATABASE).exists()
 }
 
-fn status(place: Place, trust_domain: Option<TrustDomain>) -> ExitCode {
-    let (directory, trust_domain) = match place.resolve(trust_domain) {
-        Ok(found) => found,
-        Err(code) => return code,
-    };
-    if !has_ca(&directory) {
-        return failed(format!("{}: no CA has been here yet; start postern control", directory.display()));
-    }
-    match Sqlite::open(&directory, &trust_domain).and_then(|store| print_status(&store, &trust_domain)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(error),
+impl Of {
+    /// The store, which must be there.
+    fn store(self) -> Result<Result<Sqlite, StoreError>, ExitCode> {
+        let (directory, trust_domain) = self.place.resolve(self.trust_domain)?;
+        if !has_ca(&directory) {
+            let text = format!("{}: no CA has been here yet; start postern control", directory.display());
+            return Ok(Err(StoreError::File(text)));
+        }
+        Ok(Sqlite::open(&directory, &trust_domain))
     }
 }
 
-fn print_status(store: &Sqlite, trust_domain: &TrustDomain) -> Result<(), postern_ca::store::StoreError> {
-    let now = SystemClock.wall();
-    let counts = store.counts(now)?;
-    say(format_args!("trust domain   {trust_domain}"));
-    say(format_args!("bundle         version {}", store.bundle_sequence()?));
-    for ca in store.authorities()? {
-        let kind = match ca.kind {
-            Kind::Root => "root",
-            Kind::Issuing => "issuing CA",
-        };
-        let state = match ca.state {
-            State::Prepared => "prepared",
-            State::Active => "active",
-            State::Retired => "retired",
-        };
-        say(format_args!("{kind:<14} {state}, {}, {}", ca.label, left(ca.not_after, now)));
-        if ca.kind == Kind::Root {
-            say(format_args!("rootSha256     {}", ca.sha256()));
+impl Anywhere {
+    fn admin(self, told: Option<SocketAddr>) -> Result<SocketAddr, ExitCode> {
+        match (told, self.config) {
+            (Some(told), _) => Ok(told),
+            (None, Some(config)) => load(&config).map(|config| config.mesh_admin),
+            (None, None) => Ok(MESH_ADMIN.into()),
         }
     }
-    say(format_args!("certificates   {} valid", counts.valid));
-    say(format_args!("join tokens    {} open", counts.open_tokens));
-    say(format_args!("forks          {}", counts.forked));
-    Ok(())
 }
 
-fn left(end: SystemTime, now: SystemTime) -> String {
-    match end.duration_since(now) {
-        Ok(left) if left.as_secs() >= 86_400 => format!("{} days left", left.as_secs() / 86_400),
-        Ok(left) => format!("{} s left", left.as_secs()),
-        Err(_) => "ended".to_owned(),
-    }
+/// Where the mesh admin endpoint listens unless told otherwise.
+const MESH_ADMIN: ([u8; 4], u16) = ([127, 0, 0, 1], 24_192);
+
+fn load(config: &Path) -> Result<Config, ExitCode> {
+    Config::load(config).map_err(|error| {
+        eprintln!("{error}");
+        ExitCode::from(2)
+    })
 }
 
 impl Place {
@@ -216,15 +249,19 @@ impl Place {
 
     /// The state directory and its trust domain; `told` stands when no configuration names one.
     fn resolve(self, told: Option<TrustDomain>) -> Result<(PathBuf, TrustDomain), ExitCode> {
+        self.resolve_all(told, None).map(|(directory, trust_domain, _)| (directory, trust_domain))
+    }
+
+    /// As [`resolve`](Self::resolve), with the mesh admin endpoint.
+    fn resolve_all(
+        self,
+        told: Option<TrustDomain>,
+        admin: Option<SocketAddr>,
+    ) -> Result<(PathBuf, TrustDomain, SocketAddr), ExitCode> {
         match (self.config, self.state_dir.zip(told)) {
-            (Some(config), _) => match Config::load(&config) {
-                Ok(config) => Ok((config.state_dir, config.trust_domain)),
-                Err(error) => {
-                    eprintln!("{error}");
-                    Err(ExitCode::from(2))
-                }
-            },
-            (None, Some(both)) => Ok(both),
+            (Some(config), _) => load(&config)
+                .map(|config| (config.state_dir, config.trust_domain, admin.unwrap_or(config.mesh_admin))),
+            (None, Some((directory, td))) => Ok((directory, td, admin.unwrap_or(MESH_ADMIN.into()))),
             // The command line's grammar demands them.
             (None, None) => Err(ExitCode::from(2)),
         }

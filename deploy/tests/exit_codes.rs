@@ -91,6 +91,24 @@ fn of_ca_and_control() {
     let out = directory.path().join("token").display().to_string();
     check(&["ca"], 2, "Usage");
     check(&["ca", "status"], 2, "required");
+    let deny = |what: &[&str], code, says: &str| {
+        let place = ["--state-dir", &nothing, "--trust-domain", "td", "--reason", "test"];
+        check(&[&["ca", "deny"], what, &place].concat(), code, says);
+    };
+    deny(&["id", "spiffe://td/a"], 2, "--for");
+    deny(&["id", "spiffe://td/a", "--for", "1d"], 1, "no CA has been here");
+    deny(&["id", "nobody", "--for", "1d"], 2, "nobody");
+    deny(&["serial", "00"], 2, "hexadecimal");
+    deny(&["serial", "5a", "--for", "0s"], 2, "length of time");
+    deny(&["key", "5a"], 2, "64 hexadecimal digits");
+    check(&["ca", "deny", "serial", "5a", "--config", "x"], 2, "--reason");
+    check(&["ca", "deny", "serial", "5a", "--config", "x", "--reason", "\u{1b}[2J"], 2, "printable ASCII");
+    check(&["ca", "allow-again", "serial", "5a"], 2, "--reason");
+    check(&["ca", "taint"], 2, "--reason");
+    check(&["ca", "root", "activate", "--force", "--config", "x"], 2, "--reason");
+    check(&["ca", "root", "prepare"], 2, "required");
+    check(&["ca", "who", "--admin", "127.0.0.1:1"], 1, "is postern control running?");
+    check(&["ca", "who", "--admin", "nowhere"], 2, "address with a port");
     check(&["ca", "status", "--config", "/nowhere/of-it.yaml"], 2, "/nowhere/of-it.yaml");
     check(&["ca", "status", "--state-dir", &nothing], 2, "--trust-domain");
     check(&["ca", "status", "--state-dir", &nothing, "--trust-domain", "td"], 1, "no CA has been here");

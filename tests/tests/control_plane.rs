@@ -20,7 +20,7 @@ fn a_new_root_is_told_once_and_its_hash_is_all_that_a_sidecar_needs() {
     status.args(["ca", "status", "--config"]).arg(mesh.control.config());
     let status = foreign::run(&mut status, wait::PATIENCE);
     let status = status.text();
-    let line = status.lines().find_map(|line| line.strip_prefix("rootSha256"));
+    let line = status.lines().find_map(|line| line.trim().strip_prefix("rootSha256"));
     let sha256 = line.unwrap_or_else(|| panic!("no rootSha256: {status}")).trim().to_owned();
     let told = format!(
         "a new root was made: SHA-256 {sha256}, in {}; if there was one before, stop now and restore it",

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use postern_tests::{Mesh, Origin, Plan, Process, TRUST_DOMAIN, foreign, is_long, openssl, wait, wire};
+use postern_tests::{
+    Mesh, Origin, Plan, Process, TRUST_DOMAIN, foreign, is_long, openssl, postern, wait, wire,
+};
 use serde_json::{Value, json};
 
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
@@ -160,60 +163,91 @@ fn get(at: SocketAddr, host: &str) -> String {
     answer
 }
 
+/// A mesh with an Envoy beside the sidecar `edge`; the parts end in this order.
+struct Beside {
+    envoy: Process,
+    mesh: Mesh,
+    origin: Origin,
+    host: IpAddr,
+    /// Where the workload beside Envoy calls out.
+    out: SocketAddr,
+    /// Where web's workload does.
+    web: SocketAddr,
+}
+
+impl Beside {
+    fn start() -> Self {
+        let mut plan = Plan::new();
+        plan.ttl("8s");
+        plan.sidecar("web");
+        plan.sidecar("orders").serves(80, 8080, "http");
+        plan.sidecar("edge").workload_api("");
+        plan.document("policy.yaml", POLICY);
+        let (host, orders) = (plan.spare_address(0), plan.address("orders"));
+        let service = |name: &str, endpoint: String| {
+            format!(
+                "---\napiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+                 identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  \
+                 ports: [{{port: 80, protocol: http, targetPort: 8080}}]\n  endpoints: [{{{endpoint}}}]\n"
+            )
+        };
+        let services = service("orders", format!("address: {orders}"))
+            + &service("edge", format!("address: {host}, meshPort: {IN}, transport: mtls"));
+        plan.document("services.yaml", &services);
+        let origin = Origin::http((orders, 8080));
+        let mesh = plan.start();
+        let envoy = start(&mesh, host);
+        let (out, web) = (SocketAddr::new(host, OUT), mesh.sidecar("web").outbound());
+        // Its listeners stand before its secrets have come.
+        wait::until("Envoy has its secrets", Duration::from_secs(20), || {
+            get(out, "orders.shop").starts_with("HTTP/1.1 200")
+                && get(web, "edge.shop").starts_with("HTTP/1.1 200")
+        });
+        Self { envoy, mesh, origin, host, out, web }
+    }
+
+    /// One call each way, which must be answered.
+    fn both_ways(&self, asked: u32) {
+        let answer = get(self.out, "orders.shop");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{asked}: {answer}\n{}", self.envoy.log());
+        let answer = get(self.web, "edge.shop");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("from Envoy"),
+            "{asked}: {answer}\n{}",
+            self.envoy.log()
+        );
+    }
+
+    fn nothing_was_refused(&self) {
+        let refused =
+            r#"postern_workload_api_requests_total{method="StreamSecrets",result="refused_by_client"}"#;
+        assert_eq!(self.mesh.sidecar("edge").metrics().value(refused), 0.0, "{}", self.envoy.log());
+    }
+}
+
 #[test]
 fn an_envoy_with_secrets_from_its_sidecar_is_a_peer_both_ways_across_renewals() {
     if !foreign::need(&["envoy", "openssl"]) {
         return;
     }
     let time = Duration::from_secs(if is_long() { 60 } else { 24 });
-    let mut plan = Plan::new();
-    plan.ttl("8s");
-    plan.sidecar("web");
-    plan.sidecar("orders").serves(80, 8080, "http");
-    plan.sidecar("edge").workload_api("");
-    plan.document("policy.yaml", POLICY);
-    let (host, orders) = (plan.spare_address(0), plan.address("orders"));
-    let service = |name: &str, endpoint: String| {
-        format!(
-            "---\napiVersion: postern.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
-             identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  \
-             ports: [{{port: 80, protocol: http, targetPort: 8080}}]\n  endpoints: [{{{endpoint}}}]\n"
-        )
-    };
-    let services = service("orders", format!("address: {orders}"))
-        + &service("edge", format!("address: {host}, meshPort: {IN}, transport: mtls"));
-    plan.document("services.yaml", &services);
-    let origin = Origin::http((orders, 8080));
-    let mesh = plan.start();
-    let envoy = start(&mesh, host);
-    let (out, web) = (SocketAddr::new(host, OUT), mesh.sidecar("web").outbound());
-    // Its listeners stand before its secrets have come.
-    wait::until("Envoy has its secrets", Duration::from_secs(20), || {
-        get(out, "orders.shop").starts_with("HTTP/1.1 200")
-            && get(web, "edge.shop").starts_with("HTTP/1.1 200")
-    });
+    let beside = Beside::start();
+    let Beside { mesh, origin, host, web, .. } = &beside;
 
     // Each side takes exactly the one whom it expects, though the roots vouch for all of them.
     let other = get(mesh.sidecar("orders").outbound(), "edge.shop");
     assert!(!other.is_empty() && !other.starts_with("HTTP/1.1 200"), "{other}");
-    let other = get(web, "orders.shop");
+    let other = get(*web, "orders.shop");
     assert!(other.starts_with("HTTP/1.1 403"), "{other}");
 
     let (mut proven, mut served, mut asked) = (BTreeSet::new(), BTreeSet::new(), 0);
     let begun = Instant::now();
     while begun.elapsed() < time {
-        let answer = get(out, "orders.shop");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{asked}: {answer}\n{}", envoy.log());
-        let answer = get(web, "edge.shop");
-        assert!(
-            answer.starts_with("HTTP/1.1 200") && answer.ends_with("from Envoy"),
-            "{asked}: {answer}\n{}",
-            envoy.log()
-        );
+        beside.both_ways(asked);
         asked += 1;
         if asked % 10 == 0 {
-            proven.extend(peers(&mesh));
-            served.insert(shown(SocketAddr::new(host, IN)));
+            proven.extend(peers(mesh));
+            served.insert(shown(SocketAddr::new(*host, IN)));
         }
         wait::pause(Duration::from_millis(20));
     }
@@ -227,8 +261,62 @@ fn an_envoy_with_secrets_from_its_sidecar_is_a_peer_both_ways_across_renewals() 
         ["URI=spiffe://demo.postern/ns/shop/sa/edge"],
         "{seen:?}"
     );
-    let refused = r#"postern_workload_api_requests_total{method="StreamSecrets",result="refused_by_client"}"#;
-    assert_eq!(mesh.sidecar("edge").metrics().value(refused), 0.0, "{}", envoy.log());
+    beside.nothing_was_refused();
+}
+
+#[test]
+fn an_envoy_follows_from_one_root_to_the_next() {
+    if !foreign::need(&["envoy", "openssl"]) {
+        return;
+    }
+    let beside = Beside::start();
+    let mesh = &beside.mesh;
+    let ca = |arguments: &[&str]| {
+        let mut command = Command::new(postern());
+        command.arg("ca").args(arguments).arg("--config").arg(mesh.control.config());
+        let ran = foreign::run(&mut command, Duration::from_secs(60));
+        assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.stderr);
+        ran.text()
+    };
+    let roots = || {
+        let status: Value = serde_json::from_str(&ca(&["status", "--json"])).expect("it is JSON");
+        let all = status["authorities"].as_array().cloned().unwrap_or_default();
+        all.into_iter()
+            .filter(|one| one["kind"] == "root")
+            .map(|one| one["state"].clone())
+            .collect::<Vec<_>>()
+    };
+    println!("{}", ca(&["root", "prepare"]).trim());
+    let (begun, mut asked, mut served) = (Instant::now(), 0, BTreeSet::new());
+    loop {
+        beside.both_ways(asked);
+        asked += 1;
+        if asked % 20 == 0 {
+            let of = shown_issuer(SocketAddr::new(beside.host, IN));
+            if served.insert(of.clone()) {
+                println!("{:5.1} s  Envoy serves a certificate of {of}", begun.elapsed().as_secs_f64());
+            }
+            if roots() == ["removed", "active"] {
+                break;
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(90), "{}", ca(&["status"]));
+        wait::pause(Duration::from_millis(20));
+    }
+    // And once more without what the old root had vouched for.
+    (0..20).for_each(|more| beside.both_ways(asked + more));
+    assert!(served.len() >= 2, "{served:?}");
+    println!("{asked} calls each way, none failed");
+    beside.nothing_was_refused();
+}
+
+/// The unique name of the CA that signed the certificate which a stranger is shown.
+fn shown_issuer(at: SocketAddr) -> String {
+    let shown = openssl(&["s_client", "-connect", &at.to_string(), "-alpn", "h2"], b"");
+    let issuer = openssl(&["x509", "-noout", "-issuer", "-nameopt", "sep_multiline"], &shown.stdout);
+    let text = issuer.text();
+    let name = text.lines().find_map(|line| line.trim().strip_prefix("serialNumber="));
+    name.unwrap_or_else(|| panic!("{text}{}", shown.text())).to_owned()
 }
 
 /// The serial numbers that orders has seen edge prove.
