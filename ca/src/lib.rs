@@ -14,6 +14,7 @@ pub mod backup;
 pub mod bundle;
 pub mod check;
 pub mod csr;
+pub mod drill;
 pub mod issue;
 pub mod keys;
 pub mod ledger;

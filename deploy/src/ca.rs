@@ -1,8 +1,9 @@
-//! `postern ca`: join tokens, registrations, the ledger, what the CA holds, its roots and what is revoked. Works on the state directory, whether a control plane runs on it or
-//! not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
+//! `postern ca`: join tokens, registrations, the ledger, what the CA holds, its roots and what is revoked. Works on the state
+//! directory, whether a control plane runs on it or not. A database is made only where the trust domain is said in so many words, by a configuration or `--trust-domain`: a
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
 mod backup;
+mod drill;
 mod init;
 mod keys;
 mod ledger;
@@ -70,6 +71,11 @@ enum Verb {
     Root {
         #[command(subcommand)]
         verb: root::Verb,
+    },
+    /// Rehearse a rotation on a copy, with a clock that runs ahead.
+    Drill {
+        #[command(subcommand)]
+        verb: drill::Verb,
     },
     /// A CA whose key may be stolen: replace it, have everybody renew, refuse all that it has signed. There is no way back.
     Taint(revoke::TaintArgs),
@@ -158,6 +164,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Who(args) => status::who(args),
         Verb::Root { verb } => root::run(verb),
+        Verb::Drill { verb } => drill::run(verb),
         Verb::Taint(args) => revoke::taint(args),
         Verb::Deny { whom } => revoke::deny(whom),
         Verb::AllowAgain { whom } => revoke::allow_again(whom),

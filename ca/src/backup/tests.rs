@@ -67,7 +67,7 @@ fn a_new_epoch_goes_on_above_everything_and_trusts_nothing_of_since() {
     ca.store.sign_head(home.clock.wall()).unwrap();
     let manifest = place.take(&home, "backup", true);
     assert!(manifest.is_running && manifest.ledger_size > 20 && manifest.bundle_sequence == 1);
-    let root = ca.authority.root().clone();
+    let root = ca.authority.root();
     let since = ca.joined(&id("orders"));
     let old = ca.store.ledger().unwrap().unwrap();
     ca.join(&id("store"), &open, &key()).unwrap();
@@ -82,7 +82,7 @@ fn a_new_epoch_goes_on_above_everything_and_trusts_nothing_of_since() {
 
     let store = fresh.store_with_ledger(SHORT).unwrap();
     let ca = fresh.ca_on(store.clone());
-    assert_eq!(*ca.authority.root(), root);
+    assert_eq!(ca.authority.root(), root);
     assert_eq!(ca.authority.bundle().sequence(), 1 << 32);
     ca.renew(&early, &key()).unwrap();
     assert!(matches!(ca.renew(&since, &key()), Err(IssueError::Unauthenticated(_))), "made since the backup");

@@ -81,7 +81,7 @@ fn an_existing_root_carries_a_mesh_and_is_installed_once() {
         let root = files.read().unwrap();
         root.install(store.as_ref(), &keys, home.clock.wall()).unwrap();
         let ca = home.ca_on(store);
-        assert_eq!(ca.authority.root(), root.certificate());
+        assert_eq!(ca.authority.root(), *root.certificate());
         ca.joined(&id("orders"));
         // The issuing CA turns under it, too.
         home.clock.advance(4 * DAY);

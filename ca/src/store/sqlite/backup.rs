@@ -1,11 +1,15 @@
 //! What backups need of the database: a snapshot while others write, a look at one, and a new epoch.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{BUSY, Sqlite, mark, outbox, prepared, rows, schema};
+use super::{BUSY, DATABASE, Sqlite, mark, outbox, prepared, rows, schema};
+use crate::keys::{self, KeyError};
 use crate::ledger::State;
 use crate::store::{Authority, StoreError};
 
@@ -24,6 +28,9 @@ pub struct Seen {
     pub authorities: Vec<Authority>,
 }
 
+/// More than a key takes, sealed or not.
+const MAX_KEY: u64 = 64 * 1024;
+
 /// Epochs are the upper half of the trust bundle's version: nothing counts so far by single steps.
 const EPOCH: u32 = 32;
 
@@ -35,6 +42,27 @@ impl Sqlite {
         let name =
             to.to_str().ok_or_else(|| StoreError::File(format!("{}: not a UTF-8 path", to.display())))?;
         connection.execute("VACUUM INTO ?1", [name])?;
+        Ok(())
+    }
+
+    /// Copies the database of `td` in `from` and the keys beside it into the new directory `to`, which only its owner may enter.
+    /// The ledger's files stay where they are.
+    pub fn copy(from: &Path, td: &TrustDomain, to: &Path) -> Result<(), StoreError> {
+        let file = |error: KeyError| StoreError::File(error.to_string());
+        keys::private_dir(to).map_err(file)?;
+        let database = to.join(DATABASE);
+        Self::snapshot(from, td, &database)?;
+        let io = |path: &Path, error: io::Error| StoreError::File(format!("{}: {error}", path.display()));
+        fs::set_permissions(&database, PermissionsExt::from_mode(0o600)).map_err(|e| io(&database, e))?;
+        for entry in fs::read_dir(from).map_err(|error| io(from, error))? {
+            let path = entry.map_err(|error| io(from, error))?.path();
+            let is_key =
+                path.extension().is_some_and(|extension| extension == "key" || extension == "sealed");
+            if let Some(name) = path.file_name().filter(|_| is_key) {
+                let key = keys::read_private(&path, MAX_KEY).map_err(file)?;
+                keys::write_private(&to.join(name), &key).map_err(file)?;
+            }
+        }
         Ok(())
     }
 
