@@ -92,13 +92,15 @@ pub enum BackupError {
 }
 
 /// Takes a backup of the CA of `td` in `directory` into the new file `to`, sealed with `seal`. `is_running` says whether a
-/// control plane may be at work there meanwhile. Gives what is in it.
+/// control plane may be at work there meanwhile, and `in_token` that issuing
+/// CAs' keys may be in a token, which keeps them. Gives what is in it.
 pub fn take(
     directory: &Path,
     td: &TrustDomain,
     seal: &Seal,
     to: &Path,
     is_running: bool,
+    in_token: bool,
     now: SystemTime,
 ) -> Result<Manifest, BackupError> {
     keys::private_dir(directory)?;
@@ -132,7 +134,8 @@ pub fn take(
                 saved.extend(name.rsplit_once('.').map(|(name, _)| name.to_owned()));
             }
         }
-        if let Some(missing) = needed.into_iter().find(|label| !saved.contains(label)) {
+        let missing = needed.into_iter().find(|label| !saved.contains(label));
+        if let Some(missing) = missing.filter(|_| !in_token) {
             return Err(BackupError::MissingKey(missing));
         }
         ledger_files(directory, &manifest, &mut archive)?;

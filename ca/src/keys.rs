@@ -8,13 +8,16 @@ mod migrate;
 mod seal;
 mod sealed;
 mod source;
+mod split;
 mod stream;
+mod token;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use postern_svid::TrustDomain;
 use rcgen::{KeyPair, SignatureAlgorithm};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use zeroize::Zeroizing;
@@ -22,8 +25,9 @@ use zeroize::Zeroizing;
 pub use key::Key;
 pub use migrate::{reseal, seal, unseal};
 pub use seal::{Seal, SealError};
-pub use source::Source;
+pub use source::{PinSource, Source};
 pub(crate) use stream::{OpenedReader, SealedWriter};
+pub use token::TokenConfig;
 
 /// The longest key file that is read; a P-384 key takes 185 bytes.
 const MAX_KEY_FILE: u64 = 8_192;
@@ -62,6 +66,18 @@ pub fn open(directory: &Path, seal: Option<&Source>) -> Result<Box<dyn KeyStore>
             None => Ok(Box::new(sealed::SealedFiles::new(directory, Seal::read(source)?))),
         },
     }
+}
+
+/// As [`open`], with the keys of roots in a token.
+pub fn open_with_token(
+    directory: &Path,
+    seal: Option<&Source>,
+    token: &TokenConfig,
+    td: &TrustDomain,
+) -> Result<Box<dyn KeyStore>, KeyError> {
+    let files = open(directory, seal)?;
+    let token_keys = token::TokenKeys::open(token, td)?;
+    Ok(Box::new(split::Split { token: token_keys, files, issuing: token.issuing }))
 }
 
 /// Key files in a directory, not sealed.
@@ -265,6 +281,14 @@ pub enum KeyError {
     /// It cannot be sealed or opened, or is where it should be sealed and is not.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// A token, or the module that leads to it.
+    #[error("keys.pkcs11: {place}: {what}")]
+    Token {
+        /// The module and the token's label, or the key.
+        place: String,
+        /// What is wrong.
+        what: String,
+    },
     /// Longer than anything it could be.
     #[error("{path}: longer than {limit} bytes", path = .0.display(), limit = .1)]
     TooLong(PathBuf, u64),
@@ -296,96 +320,4 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use rcgen::PublicKeyData as _;
-
-    use super::*;
-    use crate::profile::{ISSUING_KEY, ROOT_KEY};
-
-    fn mode(path: &Path, mode: u32) {
-        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-    }
-
-    #[test]
-    fn keys_come_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = KeyFiles::new(dir.path());
-        let made = files.create("a", ISSUING_KEY).unwrap();
-        let loaded = files.load("a", ISSUING_KEY).unwrap();
-        assert_eq!(made.der_bytes(), loaded.der_bytes());
-        assert_eq!(fs::metadata(dir.path().join("a.key")).unwrap().mode() & 0o7777, 0o600);
-        assert!(matches!(files.create("a", ISSUING_KEY), Err(KeyError::Exists(_))), "never overwritten");
-        assert!(matches!(files.load("a", ROOT_KEY), Err(KeyError::NoKey(_))));
-        fs::write(dir.path().join("a.pem"), "").unwrap();
-        assert_eq!(files.names().unwrap(), ["a"]);
-        files.remove("a").unwrap();
-        files.remove("a").unwrap();
-        assert!(matches!(files.load("a", ISSUING_KEY), Err(KeyError::Io(..))));
-    }
-
-    #[test]
-    fn open_doors_are_refused_with_the_way_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = KeyFiles::new(dir.path());
-        files.create("a", ISSUING_KEY).unwrap();
-        let path = dir.path().join("a.key");
-        for bad in [0o640, 0o604, 0o620, 0o601, 0o644] {
-            mode(&path, bad);
-            let error = files.load("a", ISSUING_KEY).err().unwrap().to_string();
-            assert!(error.contains(&format!("mode {bad:o}")), "{error}");
-            assert!(error.contains("chmod 600"), "{error}");
-        }
-        mode(&path, 0o400);
-        files.load("a", ISSUING_KEY).unwrap();
-
-        symlink(&path, dir.path().join("b.key")).unwrap();
-        assert!(matches!(files.load("b", ISSUING_KEY), Err(KeyError::Io(..))), "a link is refused");
-        fs::create_dir(dir.path().join("c.key")).unwrap();
-        assert!(matches!(files.load("c", ISSUING_KEY), Err(KeyError::NotAFile(_))));
-    }
-
-    #[test]
-    fn private_directories() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("a/b");
-        let error = private_dir(&state).unwrap_err().to_string();
-        assert!(error.contains(&format!("mkdir -p -m 700 {}", state.display())), "{error}");
-        assert!(!dir.path().join("a").exists());
-        fs::create_dir(dir.path().join("a")).unwrap();
-        private_dir(&state).unwrap();
-        assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, 0o700);
-        private_dir(&state).unwrap();
-        for bad in [0o750, 0o705, 0o711, 0o777] {
-            mode(&state, bad);
-            let error = private_dir(&state).unwrap_err().to_string();
-            assert!(error.contains("chmod 700"), "{error}");
-        }
-        let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
-        assert!(matches!(private_dir(&file), Err(KeyError::NotADirectory(_) | KeyError::Io(..))));
-    }
-
-    #[test]
-    fn replaced_whole_whatever_the_umask_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("bundle.pem");
-        let left = dir.path().join(format!("bundle.pem.new.{}", std::process::id()));
-        fs::write(&left, "left by a crash").unwrap();
-        replace(&path, 0o644, b"one").unwrap();
-        replace(&path, 0o644, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
-        assert!(!left.exists());
-    }
-
-    #[test]
-    fn long_files_are_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        write_private(&path, &[b'a'; 100]).unwrap();
-        assert!(matches!(read_private(&path, 99), Err(KeyError::TooLong(_, 99))));
-        assert_eq!(read_private(&path, 100).unwrap().len(), 100);
-    }
-}
+mod tests;

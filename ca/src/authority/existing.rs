@@ -146,8 +146,7 @@ impl Fit {
             .ok_or("its key is of a kind that a root here does not have: make one on P-384 or P-256")?;
         if parsed.subject().as_raw() != parsed.issuer().as_raw() {
             return Err(
-                "it is signed by another CA: name the root itself. A root whose key stays elsewhere is `postern ca init --offline-root`"
-                    .to_owned(),
+                "it is signed by another CA: a root signs itself, and its key is needed here".to_owned()
             );
         }
         if !is_signed_by_itself(&parsed, algorithm) {

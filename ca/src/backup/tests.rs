@@ -32,7 +32,7 @@ impl Place {
     }
 
     fn take(&self, home: &Home, name: &str, is_running: bool) -> Manifest {
-        take(&home.path(), &td(), &self.seal, &self.file(name), is_running, home.clock.wall()).unwrap()
+        take(&home.path(), &td(), &self.seal, &self.file(name), is_running, false, home.clock.wall()).unwrap()
     }
 
     fn restore(&self, home: &Home, name: &str, epoch: Epoch) -> Result<Restored, BackupError> {
@@ -136,6 +136,8 @@ fn whatever_is_being_written_meanwhile_a_backup_fits_together() {
     let ca = Arc::new(home.ca_on(home.store_with_ledger(SHORT).unwrap()));
     let stop = Arc::new(AtomicBool::new(false));
     std::thread::scope(|scope| {
+        // Also if something fails below: the scope waits for them.
+        let _ended = Ended(&stop);
         for name in ["orders", "store", "web"] {
             let (ca, stop) = (ca.clone(), stop.clone());
             scope.spawn(move || {
@@ -155,8 +157,16 @@ fn whatever_is_being_written_meanwhile_a_backup_fits_together() {
             verify_ledger(&fresh, &store);
             fresh.ca_on(store).joined(&id("orders"));
         }
-        stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// Ends the writers when it is dropped.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -204,7 +214,7 @@ fn what_is_no_backup_or_not_whole_leaves_nothing_behind() {
     let (place, home) = (Place::new(), Home::new());
     drop(home.ca_on(home.store_with_ledger(SEGMENT).unwrap()));
     place.take(&home, "good", false);
-    let taken = take(&home.path(), &td(), &place.seal, &place.file("good"), false, home.clock.wall());
+    let taken = take(&home.path(), &td(), &place.seal, &place.file("good"), false, false, home.clock.wall());
     assert!(matches!(taken, Err(BackupError::Key(KeyError::Exists(_)))), "never overwritten");
 
     let good = fs::read(place.file("good")).unwrap();
@@ -249,7 +259,7 @@ fn a_key_that_the_database_needs_is_missed_when_it_is_saved_and_not_when_it_is_n
     let label = ca.store.authorities().unwrap()[1].label.clone();
     drop(ca);
     fs::remove_file(home.path().join(format!("{label}.key"))).unwrap();
-    let taken = take(&home.path(), &td(), &place.seal, &place.file("b"), false, home.clock.wall());
+    let taken = take(&home.path(), &td(), &place.seal, &place.file("b"), false, false, home.clock.wall());
     assert!(matches!(taken, Err(BackupError::MissingKey(missing)) if missing == label));
     assert!(!place.file("b").exists(), "half a backup is none");
 }

@@ -29,6 +29,17 @@ pub enum Source {
     Credential(String),
 }
 
+/// Where the PIN of a token is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PinSource {
+    /// A file of mode 0600.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// A credential that systemd hands to the service.
+    Credential(String),
+}
+
 /// What was there.
 pub(super) enum Secret {
     Key(Zeroizing<[u8; 32]>),
@@ -43,6 +54,37 @@ impl fmt::Display for Source {
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::Credential(name) => write!(f, "credential {name}"),
         }
+    }
+}
+
+impl fmt::Display for PinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Credential(name) => write!(f, "credential {name}"),
+        }
+    }
+}
+
+impl PinSource {
+    /// The PIN: a text without the line's end.
+    pub(super) fn read(&self) -> Result<Zeroizing<String>, String> {
+        let refused = |why: String| format!("the PIN in {self}: {why}");
+        let bytes = match self {
+            Self::File(path) => read_private(path, MAX_SECRET).map_err(|error| refused(explain(error)))?,
+            Self::Environment(name) => {
+                let text = variable(name).map_err(refused)?;
+                Zeroizing::new(text.as_bytes().to_vec())
+            }
+            Self::Credential(name) => credential_of_service(name).map_err(refused)?,
+        };
+        let pin = std::str::from_utf8(&bytes).map_err(|_| refused("it is no text".to_owned()))?;
+        let pin = pin.trim_end_matches(['\n', '\r']);
+        if pin.is_empty() || pin.contains('\n') {
+            return Err(refused("a PIN is one line".to_owned()));
+        }
+        Ok(Zeroizing::new(pin.to_owned()))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use postern_ca::authority::{Authority, AuthorityError, Lives, RootError};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
-use postern_ca::keys::{self, KeyError, KeyStore};
+use postern_ca::keys::{self, KeyError};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
@@ -325,7 +325,7 @@ impl Core {
         let lock = Lock::take(&config.state_dir)?;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let keys: Arc<dyn KeyStore> = keys::open(&config.state_dir, config.keys.seal.as_ref())?.into();
+        let keys = config.keys.open(&config.state_dir, &config.trust_domain)?;
         let (directory, td) = (&config.state_dir, &config.trust_domain);
         let (ledger, now) = (metrics.clone(), clock.wall());
         let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), ledger, SEGMENT, now)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use postern_ca::authority::{Authority, ExistingRoot, Lives};
-use postern_ca::keys::{self, KeyStore};
+use postern_ca::keys;
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _};
@@ -39,7 +39,7 @@ pub fn init(
     let root = root.map(|(certificate, key)| ExistingRoot::read(td, certificate, key, now)).transpose()?;
     keys::private_dir(directory)?;
     let _lock = Lock::take(directory)?;
-    let keys: Arc<dyn KeyStore> = keys::open(directory, config.keys.seal.as_ref())?.into();
+    let keys = config.keys.open(directory, td)?;
     let metrics = Metrics::new(&mut Registry::default());
     let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), metrics, SEGMENT, now)?;
     let store = Arc::new(store);

@@ -93,6 +93,7 @@ pub(super) fn backup(args: BackupArgs) -> ExitCode {
             Err(LockError::InUse(_)) => None,
             Err(error) => return Err(error.into()),
         };
+        let in_token = config.keys.token.as_ref().is_some_and(|token| token.issuing);
         let now = SystemClock.wall();
         Ok::<_, Failure>(backup::take(
             directory,
@@ -100,6 +101,7 @@ pub(super) fn backup(args: BackupArgs) -> ExitCode {
             &seal,
             &args.file,
             lock.is_none(),
+            in_token,
             now,
         )?)
     })();

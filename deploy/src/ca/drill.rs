@@ -39,6 +39,11 @@ pub(super) fn run(verb: Verb) -> ExitCode {
         let state = config.state_dir.display();
         return failed(format!("{state}: no CA has been here yet; start postern control"));
     }
+    if config.keys.token.is_some() {
+        return failed(
+            "the root's key is in a token, and so would be those of the roots that a drill makes; rehearse with a test CA whose keys are files",
+        );
+    }
     // It holds the root's key: 0700, beside the original, and gone at the end.
     let scratch = match tempfile::Builder::new().prefix(".drill-").tempdir_in(&config.state_dir) {
         Ok(scratch) => scratch,

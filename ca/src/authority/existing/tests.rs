@@ -172,7 +172,7 @@ fn a_certificate_of_another_ca_and_a_changed_one_are_no_root() {
     below.distinguished_name.push(DnType::CommonName, "Below");
     let certificate = below.signed_by(&key, &issuer).unwrap();
     let text = Files::new(&certificate.pem(), &key.serialize_pem()).refused();
-    assert!(text.contains("signed by another CA") && text.contains("--offline-root"), "{text}");
+    assert!(text.contains("signed by another CA"), "{text}");
     // The same name, another key: not its own signature.
     let impostor = params().signed_by(&key, &issuer).unwrap();
     let text = Files::new(&impostor.pem(), &key.serialize_pem()).refused();

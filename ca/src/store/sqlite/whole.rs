@@ -34,7 +34,7 @@ pub(super) fn check(path: &Path) -> io::Result<Result<(), String>> {
     };
     let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
     let expected = page * u64::from(pages);
-    if length < expected || page > 0 && length % page != 0 {
+    if length < expected || page > 0 && !length.is_multiple_of(page) {
         return Ok(Err(format!("it is cut off: {length} bytes, and it says {expected}")));
     }
     Ok(Ok(()))
