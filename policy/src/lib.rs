@@ -52,6 +52,7 @@ mod upgrade;
 mod verdict;
 mod window;
 pub mod yaml;
+mod yaml_erased;
 mod yaml_limits;
 mod yaml_pieces;
 mod yaml_words;

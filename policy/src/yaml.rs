@@ -17,7 +17,7 @@ pub use crate::yaml_pieces::{Piece, pieces};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::text::{self, Text};
-use crate::{yaml_limits, yaml_words};
+use crate::{yaml_erased, yaml_limits, yaml_words};
 
 /// A configuration file or a file of documents larger than this is not one.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
@@ -73,8 +73,7 @@ pub(crate) fn read_piece<T: DeserializeOwned>(
     first_line: usize,
 ) -> Result<T, Diagnostic> {
     refuse_directives(text, piece, first_line)?;
-    serde_saphyr::from_str_with_options(piece, yaml_limits::options())
-        .map_err(|error| translate(text, first_line, &error))
+    yaml_erased::from_str(piece, yaml_limits::options()).map_err(|error| translate(text, first_line, &error))
 }
 
 /// `%YAML 1.1` would change what words mean (`yes`, `010`), and `%TAG` what tags do; nobody needs either here.

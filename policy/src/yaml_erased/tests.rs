@@ -1,0 +1,179 @@
+//! Whatever is read, in whatever way it is wrong: the same as without the narrow place.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_saphyr::Spanned;
+
+use crate::yaml_limits;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "only printed")]
+struct Whole {
+    name: Spanned<String>,
+    port: Option<u16>,
+    list: Option<Spanned<Vec<Spanned<Part>>>>,
+    #[serde(default)]
+    choices: Vec<Choice>,
+    map: Option<BTreeMap<String, Spanned<Loose>>>,
+    nothing: Option<()>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only printed")]
+struct Part {
+    a: bool,
+    b: Spanned<i64>,
+    c: Option<(u8, char)>,
+    d: Option<f32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "only printed")]
+enum Choice {
+    Plain,
+    One(Spanned<u8>),
+    Two(u8, String),
+    Named { x: i8, y: Option<Box<Self>> },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only printed")]
+enum Loose {
+    Number(i64),
+    Text(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", content = "spec")]
+#[expect(dead_code, reason = "only printed")]
+enum Tagged {
+    Whole(Box<Whole>),
+    Part(Spanned<Part>),
+}
+
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "only printed")]
+struct Newtype(u64);
+
+const TEXTS: &[&str] = &[
+    "",
+    "~",
+    "true",
+    "yes",
+    "'true'",
+    "17",
+    "-3",
+    "300",
+    "70000",
+    "1e3",
+    "0x1f",
+    "1_000",
+    "18446744073709551616",
+    "word",
+    "\"two words\"",
+    "é",
+    "|\n  block\n  text\n",
+    "[]",
+    "{}",
+    "[1, 2, 3]",
+    "[a, b]",
+    "[a, [b]]",
+    "a: 1",
+    "a: 1\na: 2",
+    "name: x",
+    "name: x\nport: 80",
+    "name: x\nport: 65536",
+    "name: x\nport: '80'",
+    "name: 5\nport: eighty",
+    "name: [x]",
+    "name:\n  x: 1",
+    "nmae: x",
+    "name: x\nlist: [{a: true, b: 1}]",
+    "name: x\nlist:\n- {a: true, b: 1}\n- {a: no, b: 1}",
+    "name: x\nlist:\n- {a: true, b: one}",
+    "name: x\nlist:\n- {a: true}",
+    "name: x\nlist:\n- {a: true, b: 1, e: 2}",
+    "name: x\nlist:\n- {a: true, b: 1, c: [1, x], d: 1.5}",
+    "name: x\nlist:\n- {a: true, b: 1, c: [1]}",
+    "name: x\nlist:\n- {a: true, b: 1, c: [1, xy]}",
+    "name: x\nlist: 3",
+    "name: x\nchoices: [Plain, One: 3]",
+    "name: x\nchoices:\n- Plain\n- {One: 3}\n- {Two: [1, z]}\n- {Named: {x: -1, y: Plain}}",
+    "name: x\nchoices: [{Named: {x: 200}}]",
+    "name: x\nchoices: [{Two: [1]}]",
+    "name: x\nchoices: [Plane]",
+    "name: x\nchoices: [{Plane: 1}]",
+    "name: x\nchoices: [{Plain: 1}]",
+    "name: x\nchoices: [One]",
+    "name: x\nmap: {a: true, b: two, c: [x, y]}",
+    "name: x\nmap: {a: {b: c}}",
+    "name: x\nmap: {a: 1, a: 2}",
+    "name: x\nnothing: ~",
+    "name: x\nnothing: 1",
+    "base: &b {a: true, b: 1}\nname: x",
+    "name: &n x\nmap: {k: *n}",
+    "name: x\nmap: {k: *n}",
+    "name: x\nlist: [&p {a: true, b: 1}, *p]",
+    "name: x\nlist: [&p {a: true, b: q}, *p]",
+    "<<: {name: x}",
+    "kind: Whole\nspec: {name: x, port: 1}",
+    "kind: Part\nspec: {a: true, b: x}",
+    "spec: {a: true, b: 1}\nkind: Part",
+    "kind: Other\nspec: 1",
+    "kind: Part",
+    "name: x\n---\nname: y",
+    "name: x\n  port: 1",
+    "name: [x",
+    "name: \"x",
+    "\tname: x",
+    "name: x\n...\n",
+    "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",
+];
+
+fn same<T: DeserializeOwned + Debug>() {
+    for text in TEXTS {
+        let plain = serde_saphyr::from_str_with_options::<T>(text, yaml_limits::options());
+        let erased = super::from_str::<T>(text, yaml_limits::options());
+        let of = std::any::type_name::<T>();
+        assert_eq!(format!("{erased:?}"), format!("{plain:?}"), "{text:?} as {of}");
+    }
+}
+
+#[test]
+fn everything_reads_as_it_does_without() {
+    same::<Whole>();
+    same::<Spanned<Whole>>();
+    same::<Part>();
+    same::<Vec<Part>>();
+    same::<Choice>();
+    same::<Vec<Spanned<Choice>>>();
+    same::<Loose>();
+    same::<Spanned<Loose>>();
+    same::<Tagged>();
+    same::<Newtype>();
+    same::<Option<Newtype>>();
+    same::<String>();
+    same::<Box<str>>();
+    same::<char>();
+    same::<bool>();
+    same::<()>();
+    same::<(u8, u8, u8)>();
+    same::<[String; 2]>();
+    same::<BTreeMap<String, Spanned<String>>>();
+    same::<HashMap<u16, f64>>();
+    same::<Vec<Vec<String>>>();
+    same::<serde::de::IgnoredAny>();
+    same::<serde_json::Value>();
+    same::<(i8, i16, i32)>();
+    same::<(u8, u32, u64)>();
+    same::<i128>();
+    same::<u128>();
+    same::<f32>();
+}
