@@ -26,7 +26,14 @@ pub fn to_proto(bundle: &Bundle) -> proto::Bundle {
         root_der: bundle.roots().iter().map(|root| root.to_vec()).collect(),
         refresh_hint_seconds: u32::try_from(REFRESH_HINT.as_secs()).unwrap_or(u32::MAX),
         revocations: lists(bundle.revocations()),
+        jwt_keys: jwks(bundle),
     }
+}
+
+/// Nothing rather than an empty set.
+fn jwks(bundle: &Bundle) -> Vec<u8> {
+    let keys = bundle.jwt_keys();
+    if keys.is_empty() { Vec::new() } else { keys.to_jwks().into_bytes() }
 }
 
 fn lists(revocations: &Revocations) -> Option<proto::Revocations> {

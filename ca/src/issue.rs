@@ -29,6 +29,7 @@ use crate::token::TokenRecord;
 use proof::{Attested, Next, Renewed};
 
 pub use error::IssueError;
+pub(crate) use error::busy;
 pub use proof::Evidence;
 
 /// The shortest life outside tests: below it clocks and renewals have no room.
@@ -132,6 +133,15 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicUsize>);
 
+impl Permit {
+    /// One more of `most`, counted in `taken`.
+    pub(crate) fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let before = taken.fetch_add(1, Ordering::AcqRel);
+        let permit = Self(taken.clone());
+        (before < most).then_some(permit)
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
@@ -178,9 +188,7 @@ impl Issuer {
             None => self.strangers.take(source, now),
         };
         let taken = taken.and_then(|()| {
-            let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-            let permit = Permit(self.in_flight.clone());
-            if before >= IN_FLIGHT { Err(RetryAfter(Duration::from_secs(1))) } else { Ok(permit) }
+            Permit::take(&self.in_flight, IN_FLIGHT).ok_or(RetryAfter(Duration::from_secs(1)))
         });
         taken.map_err(|after| self.refused(IssueError::Busy(after)))
     }

@@ -16,6 +16,7 @@ pub mod check;
 pub mod csr;
 pub mod drill;
 pub mod issue;
+pub mod jwt;
 pub mod keys;
 pub mod ledger;
 pub mod limits;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::issue::IssueError;
+use crate::jwt::JwtIssueError;
 
 /// Why a request was refused.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -63,6 +64,10 @@ pub struct Metrics {
     pub ledger_entries: Gauge,
     /// Seconds that a write to the ledger took, its sync included.
     pub ledger_sync: Histogram,
+    /// JWT-SVIDs handed out.
+    pub jwt_issued: Counter,
+    /// Requests for them refused.
+    pub jwt_rejected: Family<Reason, Counter>,
     /// For how long no signed head has covered the newest record.
     pub ledger_head_age: Gauge<f64, AtomicU64>,
 }
@@ -89,11 +94,16 @@ impl Metrics {
             ledger_sync: Histogram::new([
                 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0,
             ]),
+            jwt_issued: Counter::default(),
+            jwt_rejected: Family::default(),
             ledger_head_age: Gauge::default(),
         };
         // From the start, at zero: a rate over a series that appears with its first event misses that event.
         for reason in IssueError::REASONS {
             drop(metrics.rejected.get_or_create(&Reason { reason }));
+        }
+        for reason in JwtIssueError::REASONS {
+            drop(metrics.jwt_rejected.get_or_create(&Reason { reason }));
         }
         for proof in ["join_token", "kubernetes", "oidc", "own", "svid"] {
             drop(metrics.issued.get_or_create(&Proven { proof }));
@@ -137,6 +147,8 @@ impl Metrics {
             metrics.bundle_behind.clone(),
         );
         ca.register("watch_streams", "Open streams of sidecars", metrics.watchers.clone());
+        ca.register("jwt_issued", "JWT-SVIDs handed out", metrics.jwt_issued.clone());
+        ca.register("jwt_rejected", "Requests for JWT-SVIDs refused", metrics.jwt_rejected.clone());
         ca.register("ledger_entries", "Records in the ledger's files", metrics.ledger_entries.clone());
         ca.register_with_unit(
             "ledger_sync",

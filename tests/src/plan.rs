@@ -19,6 +19,7 @@ pub struct Plan {
     pub(crate) sidecars: Vec<SidecarPlan>,
     pub(crate) documents: BTreeMap<String, String>,
     pub(crate) without_services: bool,
+    pub(crate) control: String,
 }
 
 /// A sidecar to be, and what its workload serves.
@@ -73,6 +74,7 @@ impl Plan {
             sidecars: Vec::new(),
             documents: BTreeMap::new(),
             without_services: false,
+            control: String::new(),
         }
     }
 
@@ -126,6 +128,12 @@ impl Plan {
         self
     }
 
+    /// A line more of the control plane's configuration.
+    pub fn control(&mut self, line: &str) -> &mut Self {
+        let _ = writeln!(self.control, "{line}");
+        self
+    }
+
     /// Writes all files and starts nothing.
     pub fn prepare(self) -> Mesh {
         Mesh::prepare(self)
@@ -156,7 +164,8 @@ impl Plan {
         format!(
             "trustDomain: {TRUST_DOMAIN}\nstateDir: {state}\nlisten: {{address: \"{address}:24150\"}}\n\
              health: {{address: \"{address}:24191\"}}\nmeshAdmin: {{address: \"{address}:24192\"}}\n\
-             svid: {{ttl: {ttl}}}\ntest: {test}\n",
+             svid: {{ttl: {ttl}}}\ntest: {test}\n{more}",
+            more = self.control,
             state = directory.join("control").display(),
             ttl = self.ttl,
             test = self.is_test(),

@@ -72,7 +72,9 @@ impl Roots {
                 tainted: row.tainted,
             });
         }
-        let bundle = Bundle::new(td.clone(), trust.sequence, trusted)?.with_revocations(revocations);
+        let bundle = Bundle::new(td.clone(), trust.sequence, trusted)?
+            .with_revocations(revocations)
+            .with_jwt_keys(trust.jwt_keys.clone());
         Ok(Self {
             all,
             issuers,

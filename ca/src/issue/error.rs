@@ -146,15 +146,7 @@ const OPAQUE_ATTESTED: &str = "the proof was not accepted; the control plane's l
 impl From<IssueError> for tonic::Status {
     fn from(error: IssueError) -> Self {
         match &error {
-            IssueError::Busy(after) => {
-                let mut status = Self::resource_exhausted(error.to_string());
-                let ms = after.0.as_millis().max(1).to_string();
-                if let Ok(value) = ms.parse() {
-                    // gRPC's own name for it (A6, client retries).
-                    status.metadata_mut().insert("grpc-retry-pushback-ms", value);
-                }
-                status
-            }
+            IssueError::Busy(after) => busy(error.to_string(), *after),
             IssueError::Unauthenticated(_) => Self::unauthenticated(OPAQUE),
             IssueError::NoProof(..) => Self::unauthenticated(OPAQUE_ATTESTED),
             IssueError::Unregistered { .. } => Self::permission_denied(
@@ -179,6 +171,16 @@ impl From<IssueError> for tonic::Status {
             }
         }
     }
+}
+
+/// The answer to one request too many.
+pub(crate) fn busy(text: String, after: RetryAfter) -> tonic::Status {
+    let mut status = tonic::Status::resource_exhausted(text);
+    if let Ok(value) = after.0.as_millis().max(1).to_string().parse() {
+        // gRPC's own name for it (A6, client retries).
+        status.metadata_mut().insert("grpc-retry-pushback-ms", value);
+    }
+    status
 }
 
 fn refusal(refusal: Refusal) -> &'static str {

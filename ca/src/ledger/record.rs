@@ -35,11 +35,15 @@ pub enum Kind {
     Deny = 8,
     /// An entry is off the deny list.
     Allow = 9,
+    /// A key for JWT-SVIDs was made, or is in another state.
+    JwtKey = 10,
+    /// A JWT-SVID was issued.
+    Jwt = 11,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Begin,
         Self::Root,
         Self::Issuing,
@@ -50,6 +54,8 @@ impl Kind {
         Self::Taint,
         Self::Deny,
         Self::Allow,
+        Self::JwtKey,
+        Self::Jwt,
     ];
 
     /// Its word.
@@ -65,6 +71,8 @@ impl Kind {
             Self::Taint => "taint",
             Self::Deny => "deny",
             Self::Allow => "allow",
+            Self::JwtKey => "jwt_key",
+            Self::Jwt => "jwt",
         }
     }
 
@@ -101,6 +109,7 @@ pub enum Field {
     PreviousChain = 20,
     Registration = 21,
     Facts = 22,
+    Audience = 23,
 }
 
 #[derive(Clone, Copy)]
@@ -112,7 +121,7 @@ enum Type {
 }
 
 /// Number, name and type of each field, in order.
-const FIELDS: [(Field, &str, Type); 22] = [
+const FIELDS: [(Field, &str, Type); 23] = [
     (Field::TrustDomain, "trustDomain", Type::Text),
     (Field::Ledger, "ledger", Type::Bytes),
     (Field::Id, "id", Type::Text),
@@ -135,6 +144,7 @@ const FIELDS: [(Field, &str, Type); 22] = [
     (Field::PreviousChain, "previousChain", Type::Bytes),
     (Field::Registration, "registration", Type::Text),
     (Field::Facts, "facts", Type::Text),
+    (Field::Audience, "audience", Type::Text),
 ];
 
 /// A field's content.

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use postern_svid::jwt::JwtKeys;
 use postern_svid::{Revocations, Revoked, SpiffeId};
 
 use super::Authority;
@@ -21,6 +22,8 @@ pub struct Trust {
     pub authorities: Vec<Authority>,
     /// Entries of both lists.
     pub revocations: Vec<Revocation>,
+    /// The keys that sign JWT-SVIDs, and those whose tokens have not all ended.
+    pub jwt_keys: JwtKeys,
     /// Leaves issued before are to be renewed at once.
     pub renew_before: Option<SystemTime>,
 }

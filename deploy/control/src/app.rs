@@ -11,6 +11,7 @@ use std::time::Duration;
 use postern_ca::authority::{Authority, AuthorityError, Lives, RootError};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
+use postern_ca::jwt::{self, JwtAuthority, JwtAuthorityError, JwtLives};
 use postern_ca::keys::{self, KeyError};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
@@ -141,6 +142,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     tasks.spawn(accept(identity, door, ready));
     let api = Api {
         issuer: core.issuer.clone(),
+        jwt: core.jwt.clone(),
         store: core.store.clone(),
         holders: core.holders.clone(),
         bundle,
@@ -174,6 +176,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let upkeep = Upkeep {
         authority: core.authority,
         issuer: core.issuer,
+        jwt: core.jwt,
         own: core.own,
         store: core.store,
         holders: core.holders,
@@ -281,6 +284,9 @@ pub enum StartError {
     /// The CA's test of itself.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// The JWT authority.
+    #[error(transparent)]
+    Jwt(#[from] JwtAuthorityError),
     /// A file.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -312,6 +318,7 @@ struct Core {
     store: Arc<Sqlite>,
     authority: Arc<Authority>,
     issuer: Arc<Issuer>,
+    jwt: Option<Arc<JwtAuthority>>,
     own: Arc<Own>,
     holders: Arc<Acknowledgements>,
     metrics: Metrics,
@@ -334,7 +341,7 @@ impl Core {
         let authority = Arc::new(Authority::open(
             config.trust_domain.clone(),
             store.clone(),
-            keys,
+            keys.clone(),
             clock.clone(),
             Lives::with_leaf(config.ttl),
         )?);
@@ -344,6 +351,27 @@ impl Core {
         let policy = LeafPolicy { ttl: config.ttl, test: config.test };
         let issuer =
             Arc::new(Issuer::new(authority.clone(), store.clone(), clock.clone(), policy, metrics.clone())?);
+        let jwt = match &config.jwt {
+            None => {
+                let withdrawn = jwt::withdraw(&authority, store.as_ref(), keys.as_ref(), now)?;
+                if withdrawn > 0 {
+                    tracing::warn!(
+                        keys = withdrawn,
+                        "no `jwt` in the configuration: all JWT keys are withdrawn, and with them all tokens"
+                    );
+                }
+                None
+            }
+            Some(config_of) => Some(Arc::new(JwtAuthority::open(
+                authority.clone(),
+                store.clone(),
+                keys,
+                clock.clone(),
+                JwtLives::with_token(config_of.ttl, config.test),
+                config_of.issuer.clone(),
+                metrics.clone(),
+            )?)),
+        };
         let own = Arc::new(Own::new(issuer.clone(), authority.clone(), clock)?);
         let bundle = authority.bundle().to_pem();
         keys::replace(&config.state_dir.join(BUNDLE), 0o644, bundle.as_bytes())?;
@@ -354,7 +382,7 @@ impl Core {
             issuer.attest_by(attestation);
         }
         let holders = Arc::default();
-        Ok(Self { lock, store, authority, issuer, own, holders, metrics, registry, sources })
+        Ok(Self { lock, store, authority, issuer, jwt, own, holders, metrics, registry, sources })
     }
 }
 

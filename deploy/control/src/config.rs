@@ -1,6 +1,7 @@
 //! `control.yaml`: text becomes types here, once, and every mistake is shown with its place.
 
 mod attestation;
+mod jwt;
 mod keys;
 
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use crate::registrations::Terms;
 
 pub use attestation::{Attestation, TokenIssuer};
+pub use jwt::Jwt;
 pub use keys::Keys;
 
 /// Where the health endpoint listens unless told otherwise.
@@ -45,6 +47,8 @@ pub struct Config {
     pub keys: Keys,
     /// Life of a leaf.
     pub ttl: Duration,
+    /// Whether and how JWT-SVIDs are issued.
+    pub jwt: Option<Jwt>,
     /// Allows lives under five minutes.
     pub test: bool,
     /// Who is believed, and where it is written what they are granted.
@@ -102,6 +106,7 @@ impl Config {
             mesh_admin: MESH_ADMIN.into(),
             keys: Keys::default(),
             ttl: TTL,
+            jwt: None,
             test: false,
             attestation: Attestation::default(),
             root_rotation: Mode::Automatic,
@@ -153,6 +158,7 @@ impl Config {
                 found.push(yaml::at(file, place, message));
             }
         }
+        let jwt = Jwt::of(raw.jwt, raw.test, file, &mut found);
         if raw.state_dir.value.is_empty() {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
@@ -169,6 +175,7 @@ impl Config {
                 mesh_admin,
                 keys,
                 ttl,
+                jwt,
                 test: raw.test,
                 attestation,
                 root_rotation: match raw.rotation.map(|rotation| rotation.root) {
@@ -194,7 +201,7 @@ impl Config {
         }
         match refuse_ttl(self.ttl, self.test) {
             Some(message) => Err(message),
-            None => Ok(()),
+            None => self.jwt.as_ref().map_or(Ok(()), |jwt| jwt.check(self.test)),
         }
     }
 }
@@ -232,6 +239,7 @@ struct Raw {
     mesh_admin: Option<Listener>,
     keys: Option<keys::Raw>,
     svid: Option<Svid>,
+    jwt: Option<jwt::Raw>,
     #[serde(default)]
     test: bool,
     rotation: Option<Rotation>,
@@ -355,6 +363,29 @@ log: {level: info, format: text}
         let short = GOOD.replace("ttl: 1h", "ttl: 20s").replace("test: false", "test: true");
         assert_eq!(parse(&short).unwrap().ttl, Duration::from_secs(20));
         assert!(parse(&short.replace("20s", "4s")).is_err());
+    }
+
+    #[test]
+    fn tokens_are_issued_where_it_is_said() {
+        let with = |section: &str| parse(&format!("{GOOD}jwt: {section}\n")).map(|config| config.jwt);
+        assert_eq!(parse(GOOD).unwrap().jwt, None);
+        assert_eq!(with("{}").unwrap(), Some(Jwt::default()));
+        assert_eq!(with("{enabled: false, ttl: 2m}").unwrap(), None);
+        let issuer = Some("https://issuer.example".to_owned());
+        let all = Jwt { ttl: Duration::from_secs(120), issuer };
+        assert_eq!(with("{ttl: 2m, issuer: \"https://issuer.example\"}").unwrap(), Some(all));
+        for (section, says) in [
+            ("{ttl: 59s}", "at least 60 s"),
+            ("{ttl: 61m}", "at most 60 min"),
+            ("{ttl: 90500ms}", "whole seconds"),
+            ("{issuer: issuer.example}", "not a URL"),
+            ("{issuer: \"https://a b\"}", "not a URL"),
+            ("{tll: 5m}", "did you mean `ttl`"),
+            ("yes", "control.yaml:9:"),
+        ] {
+            let error = with(section).unwrap_err();
+            assert!(error.contains(says) && error.contains("control.yaml:9:"), "{section}: {error}");
+        }
     }
 
     #[test]

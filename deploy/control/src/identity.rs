@@ -6,11 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use postern_ca::bundle::{Acknowledgements, to_proto};
 use postern_ca::issue::{Evidence, Issuer, Proof, Reply, Request as CaRequest};
+use postern_ca::jwt::{JwtAuthority, JwtRequest};
 use postern_ca::lineage::LineageId;
 use postern_ca::metrics::Metrics;
 use postern_ca::proto::identity_server::{Identity, IdentityServer};
 use postern_ca::proto::issue_request::Proof as WireProof;
-use postern_ca::proto::{Directive, IssueRequest, IssueResponse, RenewNow, Report, directive};
+use postern_ca::proto::{
+    Directive, IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, RenewNow, Report, directive,
+};
 use postern_ca::store::{Issued, Sqlite, Store};
 use postern_svid::{Bundle, Clock, PeerSvid, Revoked};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +38,7 @@ const REPORTS: u32 = 20;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) issuer: Arc<Issuer>,
+    pub(crate) jwt: Option<Arc<JwtAuthority>>,
     pub(crate) store: Arc<Sqlite>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
@@ -71,6 +75,38 @@ impl Identity for Api {
             Ok(Ok(reply)) => Ok(Response::new(reply?)),
             Ok(Err(_)) => Err(Status::internal("the CA failed; the control plane's log has the reason")),
             Err(_) => Err(Status::deadline_exceeded("the CA took too long; ask again with the same key")),
+        }
+    }
+
+    async fn issue_jwt(
+        &self,
+        request: Request<IssueJwtRequest>,
+    ) -> Result<Response<IssueJwtResponse>, Status> {
+        let peer = peer_of(&request)?;
+        let svid = peer.svid.ok_or_else(|| Status::unauthenticated("this call needs a client SVID"))?;
+        let jwt = self.jwt.clone().ok_or_else(|| {
+            Status::unimplemented(
+                "this CA issues no JWT-SVIDs: the control plane's configuration has no `jwt`",
+            )
+        })?;
+        let permit = jwt.admit(&svid)?;
+        let message = request.into_inner();
+        let work = task::blocking(move || {
+            let _permit = permit;
+            let IssueJwtRequest { spiffe_id, audience, ttl_seconds } = &message;
+            jwt.issue(JwtRequest { peer: &svid, id: spiffe_id, audience, ttl_seconds: *ttl_seconds })
+        });
+        match tokio::time::timeout(CALL, work).await {
+            Ok(Ok(reply)) => {
+                let reply = reply?;
+                Ok(Response::new(IssueJwtResponse {
+                    token: reply.token,
+                    expires_unix_ms: unix_ms(reply.expires),
+                    ca_time_unix_ms: unix_ms(reply.now),
+                }))
+            }
+            Ok(Err(_)) => Err(Status::internal("the CA failed; the control plane's log has the reason")),
+            Err(_) => Err(Status::deadline_exceeded("the CA took too long; ask again")),
         }
     }
 

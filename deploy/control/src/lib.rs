@@ -24,6 +24,6 @@ mod task;
 mod upkeep;
 
 pub use app::{Running, StartError, main, run, start, start_with};
-pub use config::{Attestation, Config, ConfigError, Keys, Log, LogFormat, LogLevel, TokenIssuer};
+pub use config::{Attestation, Config, ConfigError, Jwt, Keys, Log, LogFormat, LogLevel, TokenIssuer};
 pub use init::{Initialized, init};
 pub use lock::{Lock, LockError};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use postern_ca::authority::{Authority, Turn};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::Issuer;
+use postern_ca::jwt::JwtAuthority;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::{Sqlite, Store};
 use postern_svid::Clock;
@@ -34,6 +35,7 @@ const HEADS: Duration = Duration::from_secs(10);
 pub(crate) struct Upkeep {
     pub(crate) authority: Arc<Authority>,
     pub(crate) issuer: Arc<Issuer>,
+    pub(crate) jwt: Option<Arc<JwtAuthority>>,
     pub(crate) own: Arc<Own>,
     pub(crate) store: Arc<Sqlite>,
     pub(crate) holders: Arc<Acknowledgements>,
@@ -113,6 +115,16 @@ impl Upkeep {
             }
             Err(error) => {
                 tracing::error!(%error, "the issuing CA could not be turned; leaves can be made until its end");
+            }
+        }
+        match self.jwt.as_ref().map(|jwt| jwt.maintain()).transpose() {
+            Ok(turn) => {
+                if let Some(turn) = turn.flatten() {
+                    tracing::info!(?turn, "JWT key");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the JWT keys could not be turned; the present one goes on signing");
             }
         }
         let renewed = self.own.renew_if_due();

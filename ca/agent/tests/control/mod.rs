@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod jwt;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -76,6 +78,10 @@ pub(crate) struct Ca {
     pub(crate) received: AtomicU64,
     /// Streams that were opened.
     pub(crate) streams: AtomicU64,
+    /// What signs tokens.
+    pub(crate) jwt: Mutex<jwt::Signer>,
+    /// Tokens that were asked for.
+    pub(crate) tokens: AtomicU64,
 }
 
 impl Ca {
@@ -93,12 +99,14 @@ impl Ca {
         let issuing_key = KeyPair::generate().unwrap();
         let issuing_der =
             issuing.signed_by(&issuing_key, &Issuer::from_params(&root, &root_key)).unwrap().der().clone();
+        let jwt = jwt::Signer::new("first");
         let bundle = watch::Sender::new(api::Bundle {
             trust_domain: td.as_str().to_owned(),
             sequence: 3,
             root_der: vec![root_der.to_vec()],
             refresh_hint_seconds: 300,
             revocations: None,
+            jwt_keys: jwt.jwks().into_bytes(),
         });
         Arc::new(Self {
             clock,
@@ -120,6 +128,8 @@ impl Ca {
             refuse: Mutex::new(None),
             received: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            jwt: Mutex::new(jwt),
+            tokens: AtomicU64::new(0),
         })
     }
 
@@ -257,6 +267,23 @@ impl Identity for Api {
             renew_after_unix_ms: now + i64::try_from(TTL.as_millis()).unwrap() / 2,
             ca_time_unix_ms: now + 7,
         }))
+    }
+
+    async fn issue_jwt(
+        &self,
+        request: Request<api::IssueJwtRequest>,
+    ) -> Result<Response<api::IssueJwtResponse>, Status> {
+        let ca = &self.0;
+        ca.tokens.fetch_add(1, Ordering::SeqCst);
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
+        let peer = peer.ok_or_else(|| Status::unauthenticated("no SVID"))?;
+        if let Some(status) = ca.refuse.lock().clone() {
+            return Err(status);
+        }
+        let id = ca.other_id.lock().clone().unwrap_or(peer);
+        let (token, expires_unix_ms) = ca.token(&id, &request.into_inner().audience);
+        let ca_time_unix_ms = millis(ca.clock.wall());
+        Ok(Response::new(api::IssueJwtResponse { token, expires_unix_ms, ca_time_unix_ms }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<api::Directive, Status>> + Send>>;

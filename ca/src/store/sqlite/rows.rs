@@ -20,10 +20,7 @@ pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Au
         let state: String = row.get(1)?;
         Ok(Authority {
             kind: if row.get::<_, String>(0)? == "root" { Kind::Root } else { Kind::Issuing },
-            state: State::ALL
-                .into_iter()
-                .find(|one| one.name() == state)
-                .ok_or_else(|| invalid(1, "an unknown state"))?,
+            state: state_of(&state).ok_or_else(|| invalid(1, "an unknown state"))?,
             label: row.get(2)?,
             key_id: row.get(3)?,
             certificate: row.get(4)?,
@@ -366,6 +363,11 @@ fn kind_text(kind: Kind) -> &'static str {
         Kind::Root => "root",
         Kind::Issuing => "issuing",
     }
+}
+
+/// The state of this word.
+pub(super) fn state_of(text: &str) -> Option<State> {
+    State::ALL.into_iter().find(|one| one.name() == text)
 }
 
 pub(super) fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<SpiffeId> {

@@ -5,11 +5,11 @@ use std::path::Path;
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::StoreError;
+use super::{StoreError, jwt};
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -214,6 +214,7 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
         connection.execute_batch(ROTATION)?;
     }
     if version < VERSION {
+        connection.execute_batch(jwt::TABLE)?;
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

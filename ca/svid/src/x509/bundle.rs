@@ -14,6 +14,7 @@ use super::cert::{Facts, Read};
 use super::error::VerifyError;
 use super::lint;
 use super::revoked::{Revocations, Revoked};
+use crate::jwt::JwtKeys;
 use crate::{SpiffeId, TrustDomain};
 
 /// Rotation needs two, a merger of CAs perhaps four. Bundles that grow without end have broken other meshes.
@@ -21,7 +22,8 @@ const MAX_ROOTS: usize = 8;
 /// Of a PEM file, comments included.
 const MAX_PEM: usize = 256 * 1024;
 
-/// The roots of one trust domain, each checked, at least one and at most eight; and what this trust domain has revoked.
+/// The roots of one trust domain, each checked, at least one and at most eight; the keys that it signs
+/// JWT-SVIDs with; and what it has revoked.
 #[derive(Clone)]
 pub struct Bundle {
     trust_domain: TrustDomain,
@@ -31,6 +33,7 @@ pub struct Bundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<Anchor>,
     revocations: Arc<Revocations>,
+    jwt_keys: JwtKeys,
 }
 
 /// A root in the two forms that verification needs.
@@ -89,6 +92,7 @@ impl Bundle {
             roots,
             anchors,
             revocations: Arc::default(),
+            jwt_keys: JwtKeys::default(),
         })
     }
 
@@ -105,6 +109,13 @@ impl Bundle {
             digest([&self.roots_digest[..], &lists[..]].into_iter())
         };
         self.revocations = Arc::new(revocations);
+        self
+    }
+
+    /// This bundle with the keys of its trust domain for JWT-SVIDs, in the place of what it had. Its digest stays, as above.
+    #[must_use]
+    pub fn with_jwt_keys(mut self, keys: JwtKeys) -> Self {
+        self.jwt_keys = keys;
         self
     }
 
@@ -160,6 +171,11 @@ impl Bundle {
     /// What its trust domain no longer stands by.
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
+    }
+
+    /// The keys of its trust domain for JWT-SVIDs.
+    pub const fn jwt_keys(&self) -> &JwtKeys {
+        &self.jwt_keys
     }
 
     pub(super) fn anchors(&self) -> &[Anchor] {

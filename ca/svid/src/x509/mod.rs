@@ -2,6 +2,7 @@
 
 mod bundle;
 mod cert;
+mod document;
 mod error;
 #[cfg(test)]
 mod limbo;
@@ -12,6 +13,7 @@ pub mod tls;
 mod verify;
 
 pub use bundle::{Bundle, BundleError, Bundles};
+pub use document::{Document, DocumentError};
 pub use error::{Culprit, VerifyError};
 pub use revoked::{Revocations, RevocationsError, Revoked};
 pub use svid::{Svid, SvidError};
