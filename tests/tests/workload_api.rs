@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "workload_api/envoy.rs"]
 mod envoy;
+#[path = "workload_api/jwt.rs"]
+mod jwt;
 
 /// What the foreign client got, a line of JSON each.
 fn ask(mesh: &Mesh, name: &str, case: &[&str]) -> Vec<Value> {

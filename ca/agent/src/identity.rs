@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::hurry::Hurry;
+use crate::jwt::Tokens;
 use crate::key::Key;
 use crate::pace::Pace;
 use crate::state::State;
@@ -59,6 +60,10 @@ impl Observer {
         self.0.keyed.subscribe()
     }
 
+    pub(crate) fn live(&self) -> &Live {
+        &self.0
+    }
+
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.0.clock
     }
@@ -74,6 +79,7 @@ pub(crate) struct Live {
     pub(crate) held: Mutex<Held>,
     pub(crate) progress: Mutex<Progress>,
     pub(crate) hurry: Hurry,
+    pub(crate) tokens: Tokens,
     /// One installation at a time: two must not interleave between check and publication.
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
@@ -103,6 +109,7 @@ impl Live {
             held: Mutex::default(),
             progress: Mutex::default(),
             hurry: Hurry::default(),
+            tokens: Tokens::default(),
             turn: tokio::sync::Mutex::default(),
         }
     }

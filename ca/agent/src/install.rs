@@ -167,9 +167,9 @@ fn newer(held: Option<&Bundle>, offered: Bundle) -> Result<Option<Bundle>, Strin
     if new > old {
         return Ok(Some(offered));
     }
-    if held.digest() != offered.digest() {
+    if held.digest() != offered.digest() || held.jwt_keys() != offered.jwt_keys() {
         return Err(format!(
-            "a trust bundle with sequence {new} but other roots or revocations than the one in force is refused"
+            "a trust bundle with sequence {new} but other roots, revocations or JWT keys than the one in force is refused"
         ));
     }
     Ok(None)

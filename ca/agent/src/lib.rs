@@ -15,6 +15,7 @@ mod files;
 mod hurry;
 mod identity;
 mod install;
+mod jwt;
 mod key;
 mod load;
 mod net;

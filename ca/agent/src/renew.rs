@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use postern_svid::jwt::JwtKeys;
 use postern_svid::{Bundle, Revocations, Revoked, SpiffeId, VerifyError};
 use rustls_pki_types::CertificateDer;
 use tokio::time::{sleep, timeout};
@@ -201,7 +202,7 @@ pub(crate) fn bundle(live: &Live, sent: proto::Bundle) -> Result<Bundle, Attempt
     let bundle = bundle.map_err(|error| AttemptError::Answer(error.to_string()))?;
     // An entry that cannot be read refuses the whole bundle: passed over, what it revokes would stay in force here alone.
     let revocations = revocations(sent.revocations.unwrap_or_default()).map_err(AttemptError::Answer)?;
-    Ok(bundle.with_revocations(revocations))
+    Ok(bundle.with_revocations(revocations).with_jwt_keys(jwt_keys(&sent.jwt_keys)))
 }
 
 fn revocations(sent: proto::Revocations) -> Result<Revocations, String> {
@@ -217,6 +218,14 @@ fn revocations(sent: proto::Revocations) -> Result<Revocations, String> {
         .chain(sent.denied_serial.into_iter().map(|serial| Ok(Revoked::Serial(serial))))
         .collect::<Result<Vec<_>, _>>()?;
     Revocations::new(entries).map_err(|error| error.to_string())
+}
+
+/// Roots must land even if these cannot be read: tokens are refused then, and nothing else.
+pub(crate) fn jwt_keys(jwks: &[u8]) -> JwtKeys {
+    JwtKeys::from_jwks(jwks).unwrap_or_else(|error| {
+        warn!("the JWT keys of the trust bundle are left out: {error}");
+        JwtKeys::default()
+    })
 }
 
 /// Whether the same request would be refused again.

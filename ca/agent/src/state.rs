@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::error::StartError;
 use crate::files;
 use crate::key::Key;
+use crate::renew;
 
 const SVID: &str = "svid.pem";
 const BUNDLE: &str = "bundle.pem";
@@ -142,9 +143,10 @@ fn parse_svid(bytes: &[u8]) -> Result<StoredSvid, String> {
 /// Roots and lists in one file, so that no crash can put roots in force without what was revoked of them.
 fn bundle_text(bundle: &Bundle) -> String {
     let mut text = format!(
-        "postern-bundle 1\ntrust-domain: {}\nsequence: {}\n",
+        "postern-bundle 1\ntrust-domain: {}\nsequence: {}\njwt-keys: {}\n",
         bundle.trust_domain(),
-        bundle.sequence()
+        bundle.sequence(),
+        bundle.jwt_keys().to_jwks()
     );
     for entry in bundle.revocations().iter() {
         let (name, content) = match entry {
@@ -193,11 +195,13 @@ fn parse_bundle(bytes: &[u8]) -> Result<Bundle, String> {
         .and_then(|text| text.parse().ok())
         .ok_or("the line sequence is missing or no number")?;
     // The limit on PEM is for roots; the lists above them have their own.
-    let begin = bytes.windows(5).position(|window| window == b"-----").unwrap_or(bytes.len());
+    let begin = bytes.windows(10).position(|window| window == b"-----BEGIN").unwrap_or(bytes.len());
     let (head, pem) = bytes.split_at(begin);
     let bundle = Bundle::from_pem(td, sequence, pem).map_err(|error| error.to_string())?;
     let head = std::str::from_utf8(head).map_err(|_| "it is not text".to_owned())?;
-    Ok(bundle.with_revocations(parse_revocations(head)?))
+    // Of the version before there is no such line.
+    let jwt_keys = renew::jwt_keys(header(bytes, "jwt-keys: ").unwrap_or_default().as_bytes());
+    Ok(bundle.with_revocations(parse_revocations(head)?).with_jwt_keys(jwt_keys))
 }
 
 fn hex(bytes: &[u8]) -> String {

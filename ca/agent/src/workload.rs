@@ -1,4 +1,4 @@
-//! What the workload beside the sidecar, or an Envoy there, gets from us: its SVID with the key, and the trust bundles, over
+//! What the workload beside the sidecar, or an Envoy there, gets from us: its SVID with the key, JWT-SVIDs, and the trust bundles, over
 //! a Unix socket, and every renewal of them.
 //!
 //! The kernel says who asks (`SO_PEERCRED`), and only users and groups that the operator named are answered. Nobody can make
@@ -8,6 +8,7 @@
 mod authority;
 mod connection;
 mod counts;
+mod jwt;
 mod lines;
 mod secrets;
 mod socket;

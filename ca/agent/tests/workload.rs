@@ -146,9 +146,7 @@ async fn who_is_refused_and_with_what() {
     wrong.metadata_mut().insert("workload.spiffe.io", "TRUE".parse().unwrap());
     assert_eq!(caller.x509.fetch_x509_bundles(wrong).await.unwrap_err().code(), Code::InvalidArgument);
     for (path, tells) in [
-        ("/SpiffeWorkloadAPI/FetchJWTSVID", "issues no JWT-SVIDs yet"),
-        ("/SpiffeWorkloadAPI/ValidateJWTSVID", "issues no JWT-SVIDs yet"),
-        ("/SpiffeWorkloadAPI/FetchWITSVID", "FetchX509SVID"),
+        ("/SpiffeWorkloadAPI/FetchWITSVID", "X.509-SVID and JWT-SVID"),
         ("/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets", "StreamSecrets"),
         ("/grpc.health.v1.Health/Check", "SpiffeWorkloadAPI"),
     ] {
@@ -156,7 +154,7 @@ async fn who_is_refused_and_with_what() {
         assert_eq!(status.code(), Code::Unimplemented, "{path}");
         assert!(status.message().contains(tells), "{path}: {status}");
     }
-    assert_eq!(scene.counts.with_result("unimplemented"), 5);
+    assert_eq!(scene.counts.with_result("unimplemented"), 3);
     assert_eq!(scene.counts.with_result("invalid_argument"), 2);
 
     // An SVID that has ended is of no use to anybody; the roots are.

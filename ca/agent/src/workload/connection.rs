@@ -44,7 +44,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 const WORKLOAD_API: &str = "/SpiffeWorkloadAPI/";
 const SDS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
-const NO_JWT: &str = "this CA issues no JWT-SVIDs yet, and so has no JWT bundles; use the X.509-SVID";
 
 pub(super) async fn serve(stream: UnixStream, caller: Caller, shared: Arc<Shared>) {
     let activity = Arc::new(Activity::default());
@@ -159,11 +158,12 @@ fn check(request: &http::Request<Incoming>, path: &str, method: &str, caller: Ca
             )));
         }
         return match method {
-            "FetchX509SVID" | "FetchX509Bundles" => Ok(()),
-            "FetchJWTSVID" | "FetchJWTBundles" | "ValidateJWTSVID" => Err(Status::unimplemented(NO_JWT)),
-            _ => {
-                Err(Status::unimplemented("of the Workload API there are FetchX509SVID and FetchX509Bundles"))
+            "FetchX509SVID" | "FetchX509Bundles" | "FetchJWTSVID" | "FetchJWTBundles" | "ValidateJWTSVID" => {
+                Ok(())
             }
+            _ => Err(Status::unimplemented(
+                "of the Workload API there are the X.509-SVID and JWT-SVID profiles",
+            )),
         };
     }
     match path.strip_prefix(SDS) {

@@ -1,4 +1,4 @@
-//! The Workload API's X.509-SVID profile.
+//! The Workload API: its X.509-SVID profile, and the way to the other (`jwt.rs`).
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -13,10 +13,13 @@ use tonic::{Request, Response, Status};
 use super::Shared;
 use super::connection::{Activity, Busy};
 use super::counts::Place;
+use super::jwt;
 use crate::identity::Keyed;
 use crate::proto::spiffe::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::proto::spiffe::{
-    X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse,
 };
 
 /// The Workload API.
@@ -44,6 +47,31 @@ impl SpiffeWorkloadApi for X509 {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         self.0.current()?;
         self.follow(&request, bundles)
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        let _busy = busy(&request)?;
+        self.0.token(request.into_inner()).await.map(Response::new)
+    }
+
+    type FetchJWTBundlesStream = Messages<JwtBundlesResponse>;
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        self.0.has_jwt_keys()?;
+        self.follow(&request, jwt::bundles)
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        self.0.validate(request.get_ref()).map(Response::new)
     }
 }
 
