@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_svid::{Bundle, PeerSvid, Revocations, Revoked, SpiffeId};
+use postern_svid::{Bundle, PeerSvid, Revocations, Revoked, SpiffeId, TrustDomain};
+use rustls_pki_types::CertificateDer;
 
+use crate::authority::AuthorityError;
 use crate::issue::MAX_TTL;
 use crate::lineage::LineageId;
 use crate::proto;
+use crate::store::{Kind, Store};
 
 /// How often a sidecar without a stream should ask again.
 pub const REFRESH_HINT: Duration = Duration::from_secs(300);
@@ -52,6 +55,14 @@ fn lists(revocations: &Revocations) -> Option<proto::Revocations> {
         }
     }
     Some(lists)
+}
+
+/// The trust bundle as the store has it, whether a control plane runs on it or not.
+pub fn stored(store: &dyn Store, td: &TrustDomain) -> Result<Bundle, AuthorityError> {
+    let trust = store.trust()?;
+    let roots = trust.authorities.into_iter().filter(|row| row.kind == Kind::Root && row.state.is_trusted());
+    let roots = roots.map(|row| CertificateDer::from(row.certificate)).collect();
+    Ok(Bundle::new(td.clone(), trust.sequence, roots)?.with_jwt_keys(trust.jwt_keys))
 }
 
 /// What one sidecar holds, as it said itself and its connection proved.

@@ -3,6 +3,7 @@
 //! Calls block; whoever serves requests calls from a blocking thread. Conditions that a decision rests on (a token not
 //! yet spent, a predecessor still the newest) are checked again inside the transaction that writes.
 
+mod federation;
 mod jwt;
 mod revocation;
 mod sqlite;
@@ -15,6 +16,7 @@ use postern_svid::{Revoked, SpiffeId};
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::token::{TokenHash, TokenRecord};
 
+pub use federation::{Federated, FederationStore};
 pub use jwt::{JwtChange, JwtIssued, JwtKey, JwtState, JwtStore};
 pub(crate) use revocation::lists;
 pub use revocation::{Live, MAX_LISTS, Reason, ReasonError, Revocation, Trust};

@@ -3,6 +3,7 @@
 //! mistyped directory must not become a CA that nobody asks, nor an id bind a directory to its trust domain for good.
 
 mod backup;
+mod bundle;
 mod drill;
 mod init;
 mod keys;
@@ -62,6 +63,11 @@ enum Verb {
     Registration {
         #[command(subcommand)]
         verb: registration::Verb,
+    },
+    /// The trust bundle, for those outside of the mesh.
+    Bundle {
+        #[command(subcommand)]
+        verb: bundle::Verb,
     },
     /// The CAs as a tree, who holds which trust bundle, and what a rotation waits for.
     Status(status::Args),
@@ -158,6 +164,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Backup(args) => backup::backup(args),
         Verb::Init(args) => init::run(args),
         Verb::Keys { verb } => keys::run(verb),
+        Verb::Bundle { verb } => bundle::run(verb),
         Verb::Ledger { verb } => ledger::run(verb),
         Verb::Restore(args) => backup::restore(args),
         Verb::Registration { verb } => registration::run(verb),

@@ -638,11 +638,6 @@ fn mistakes() {
         ),
         (ORDERS.replace("grace: 5s", "grace: 5"), "8:49", ["length of time", ""]),
         (
-            service(&default_service.replace("demo.postern", "x")),
-            "5:13",
-            ["another trust domain", "demo.postern"],
-        ),
-        (
             service(&default_service.replace("ns/shop/sa/o", "postern/control")),
             "5:13",
             ["belong to the mesh", ""],

@@ -256,3 +256,16 @@ fn conditions_on_tokens_that_nobody_issues() {
                  spec: {jwtRules: [{issuer: i, jwksUri: 'https://i/keys'}]}\n";
     assert!(!about_tokens(&[of("Deny"), istio.to_owned()]));
 }
+
+#[test]
+fn services_of_other_trust_domains() {
+    let own = service("orders", "shop", "{port: 80, protocol: http}");
+    assert!(warnings(&[own.clone()]).is_empty());
+    let told = warnings(&[own.replace("spiffe://td/", "spiffe://partner/")]);
+    let [one] = &told[..] else { panic!("{told:#?}") };
+    for word in
+        ["0.yaml:4:18", "another trust domain", "`td`", "while the control plane federates with `partner`"]
+    {
+        assert!(one.contains(word), "{word}: {one}");
+    }
+}

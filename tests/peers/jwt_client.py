@@ -31,7 +31,7 @@ def judged(client, svid, audience, bundles):
     bundle = bundles.get_bundle_for_trust_domain(domain(svid))
     offline = JwtSvid.parse_and_validate(svid.token, bundle, {audience})
     header = jwt.get_unverified_header(svid.token)
-    claims = jwt.decode(svid.token, bundle.get_jwt_authority(header["kid"]), algorithms=["ES256"], audience=audience)
+    claims = jwt.decode(svid.token, bundle.get_jwt_authority(header["kid"]), algorithms=["ES256"], audience=audience, leeway=30)
     return {
         "header": header,
         "claims": claims,
@@ -64,7 +64,7 @@ def rotation():
     with WorkloadApiClient("unix:" + socket) as client:
         handler = client.stream_jwt_bundles(take, lambda error: errors.append(str(error)), retry_connect=False)
         changed.wait(10)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline and not errors:
             svid = client.fetch_jwt_svid({f"audience-{tokens}"}, timeout=10)
             told = judged(client, svid, f"audience-{tokens}", seen[-1])

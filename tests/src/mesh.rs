@@ -17,7 +17,7 @@ use crate::curl::{self, Answer};
 use crate::documents::Documents;
 use crate::loopback::Block;
 use crate::metrics::Metrics;
-use crate::plan::{Plan, SidecarPlan, TRUST_DOMAIN};
+use crate::plan::{Plan, SidecarPlan};
 use crate::process::Process;
 use crate::{foreign, wait, wire};
 
@@ -51,6 +51,7 @@ pub struct ControlPlane {
 #[derive(Debug)]
 pub struct Sidecar {
     plan: SidecarPlan,
+    trust_domain: String,
     control_config: PathBuf,
     config: PathBuf,
     state: PathBuf,
@@ -91,6 +92,7 @@ impl Mesh {
                 let name = &sidecar.name;
                 private(&root.join(name));
                 Sidecar {
+                    trust_domain: plan.trust_domain.clone(),
                     control_config: control_config.clone(),
                     config: write(&format!("{name}.yaml"), &plan.sidecar_yaml(&root, sidecar)),
                     state: root.join(name),
@@ -307,7 +309,7 @@ impl Sidecar {
 
     /// Its SPIFFE id.
     pub fn id(&self) -> String {
-        format!("spiffe://{TRUST_DOMAIN}/ns/shop/sa/{}", self.plan.name)
+        format!("spiffe://{}/ns/shop/sa/{}", self.trust_domain, self.plan.name)
     }
 
     /// Its mesh listener.

@@ -20,6 +20,7 @@ pub struct Plan {
     pub(crate) documents: BTreeMap<String, String>,
     pub(crate) without_services: bool,
     pub(crate) control: String,
+    pub(crate) trust_domain: String,
 }
 
 /// A sidecar to be, and what its workload serves.
@@ -75,6 +76,7 @@ impl Plan {
             documents: BTreeMap::new(),
             without_services: false,
             control: String::new(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
         }
     }
 
@@ -128,6 +130,17 @@ impl Plan {
         self
     }
 
+    /// Another trust domain than [`TRUST_DOMAIN`], for a second mesh beside one.
+    pub fn trust_domain(&mut self, name: &str) -> &mut Self {
+        name.clone_into(&mut self.trust_domain);
+        self
+    }
+
+    /// The address of the control plane.
+    pub fn control_address(&self) -> IpAddr {
+        self.block.address(0)
+    }
+
     /// A line more of the control plane's configuration.
     pub fn control(&mut self, line: &str) -> &mut Self {
         let _ = writeln!(self.control, "{line}");
@@ -162,9 +175,10 @@ impl Plan {
     pub(crate) fn control_yaml(&self, directory: &Path) -> String {
         let address = self.block.address(0);
         format!(
-            "trustDomain: {TRUST_DOMAIN}\nstateDir: {state}\nlisten: {{address: \"{address}:24150\"}}\n\
+            "trustDomain: {domain}\nstateDir: {state}\nlisten: {{address: \"{address}:24150\"}}\n\
              health: {{address: \"{address}:24191\"}}\nmeshAdmin: {{address: \"{address}:24192\"}}\n\
              svid: {{ttl: {ttl}}}\ntest: {test}\n{more}",
+            domain = self.trust_domain,
             more = self.control,
             state = directory.join("control").display(),
             ttl = self.ttl,
@@ -174,13 +188,14 @@ impl Plan {
 
     pub(crate) fn services_yaml(&self) -> String {
         let mut text = String::new();
+        let domain = &self.trust_domain;
         for sidecar in self.sidecars.iter().filter(|sidecar| !sidecar.ports.is_empty()) {
             let name = &sidecar.name;
             let _ = write!(
                 text,
                 "---\napiVersion: postern.dev/v1alpha1\nkind: Service\n\
                  metadata: {{name: {name}, namespace: shop}}\nspec:\n  \
-                 identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\n  ports:\n",
+                 identity: spiffe://{domain}/ns/shop/sa/{name}\n  ports:\n",
             );
             for port in &sidecar.ports {
                 let Port { service, workload, protocol, .. } = port;
@@ -206,13 +221,14 @@ impl Plan {
             })
             .collect();
         let mut text = format!(
-            "identity: spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
-             address: {control}:24150\n  spiffeId: spiffe://{TRUST_DOMAIN}/postern/control\n  \
+            "identity: spiffe://{domain}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
+             address: {control}:24150\n  spiffeId: spiffe://{domain}/postern/control\n  \
              trustBundle: {bundle}\n  joinToken: {token}\n\
              workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
              inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
              health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}{admin_port}}}\ndocuments: {documents}\n\
              workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
+            domain = self.trust_domain,
             inbound = sidecar.inbound,
             state = directory.join(name).display(),
             control = self.block.address(0),

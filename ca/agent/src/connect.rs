@@ -24,8 +24,8 @@ use crate::net;
 use crate::pace::Pace;
 use crate::proto::identity_client::IdentityClient;
 
-/// Larger than any honest answer: eight roots and a chain.
-const MAX_MESSAGE: usize = 256 * 1024;
+/// Larger than any honest answer: the bundles of sixteen other trust domains, of 64 KiB at most each.
+const MAX_MESSAGE: usize = 1_280 * 1_024;
 /// Enough for what a gRPC answer carries.
 const MAX_HEADERS: u32 = 16 * 1024;
 

@@ -9,6 +9,7 @@ use tokio::sync::watch::{self, Receiver};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::federation::{self, Foreigners};
 use crate::hurry::Hurry;
 use crate::jwt::Tokens;
 use crate::key::Key;
@@ -87,6 +88,8 @@ pub(crate) struct Live {
 #[derive(Default)]
 pub(crate) struct Held {
     pub(crate) bundle: Option<Arc<Bundle>>,
+    /// Of other trust domains.
+    pub(crate) foreigners: Foreigners,
     /// Sequence of the bundle in the state directory; behind `bundle` while the disk refuses.
     pub(crate) stored: Option<u64>,
     /// Of a request under way.
@@ -138,7 +141,7 @@ impl Live {
             let mut held = self.held.lock();
             let Some(bundle) = held.bundle.clone().or_else(|| self.configured()) else { return };
             held.generation += 1;
-            let bundles = Bundles::default().with(bundle);
+            let bundles = federation::all(bundle, &held.foreigners);
             Identity { generation: held.generation, svid, bundles, renew_after }
         };
         let identity = Arc::new(identity);

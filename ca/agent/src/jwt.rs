@@ -47,7 +47,11 @@ struct Token {
 
 impl Live {
     /// A token of our id for exactly these audiences.
-    pub(crate) async fn token(&self, identity: &Identity, audience: Vec<String>) -> Result<Arc<str>, Status> {
+    pub(crate) async fn jwt_svid(
+        &self,
+        identity: &Identity,
+        audience: Vec<String>,
+    ) -> Result<Arc<str>, Status> {
         if let Some(token) = self.fresh(identity, &audience) {
             return Ok(token);
         }

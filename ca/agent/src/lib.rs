@@ -11,6 +11,7 @@ mod config;
 mod connect;
 mod descriptor;
 mod error;
+mod federation;
 mod files;
 mod hurry;
 mod identity;

@@ -38,6 +38,7 @@ impl Live {
             // Checked now, though used later: a mistake should show at start-up.
             self.configured_bundle(path)?;
         }
+        self.load_federation();
         let now = self.clock.wall();
         let stored = self.load_svid(now)?;
         let pending = self.state.pending_key()?;

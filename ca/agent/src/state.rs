@@ -24,6 +24,7 @@ use crate::renew;
 
 const SVID: &str = "svid.pem";
 const BUNDLE: &str = "bundle.pem";
+const FEDERATION: &str = "federation.pb";
 const PENDING: &str = "pending-key.pem";
 const LOCK: &str = "lock";
 const MAX_CHAIN: usize = 8;
@@ -89,6 +90,15 @@ impl State {
 
     pub(crate) fn store_bundle(&self, bundle: &Bundle) -> io::Result<()> {
         files::write_private(&self.directory, BUNDLE, bundle_text(bundle).as_bytes())
+    }
+
+    /// What the control plane told of other trust domains, as it came.
+    pub(crate) fn federation(&self) -> Result<Option<Zeroizing<Vec<u8>>>, StartError> {
+        self.read(FEDERATION)
+    }
+
+    pub(crate) fn store_federation(&self, bytes: &[u8]) -> io::Result<()> {
+        files::write_private(&self.directory, FEDERATION, bytes)
     }
 
     pub(crate) fn pending_key(&self) -> Result<Option<Key>, StartError> {

@@ -139,6 +139,7 @@ async fn apply(live: &Live, directive: proto::Directive) {
             live.hurry.tell(spread, Backoff::new().fraction(), live.pace(), live.clock.monotonic());
             return;
         }
+        Some(Kind::Federation(sent)) => return live.federate(sent).await,
         None => {
             debug!("a directive of a kind that this version does not know");
             return;

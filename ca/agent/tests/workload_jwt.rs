@@ -144,7 +144,7 @@ async fn a_key_that_leaves_the_bundle_takes_its_tokens_along() {
             .observer
             .status()
             .last_stream_error
-            .is_some_and(|error| error.contains("other roots or JWT keys"))
+            .is_some_and(|error| error.contains("revocations or JWT keys"))
     })
     .await;
     scene.validate(&other, AUDIENCE).await.unwrap();

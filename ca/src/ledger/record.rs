@@ -39,11 +39,13 @@ pub enum Kind {
     JwtKey = 10,
     /// A JWT-SVID was issued.
     Jwt = 11,
+    /// The bundle of another trust domain came, changed or was taken out.
+    Federation = 12,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Begin,
         Self::Root,
         Self::Issuing,
@@ -56,6 +58,7 @@ impl Kind {
         Self::Allow,
         Self::JwtKey,
         Self::Jwt,
+        Self::Federation,
     ];
 
     /// Its word.
@@ -73,6 +76,7 @@ impl Kind {
             Self::Allow => "allow",
             Self::JwtKey => "jwt_key",
             Self::Jwt => "jwt",
+            Self::Federation => "federation",
         }
     }
 
@@ -110,6 +114,7 @@ pub enum Field {
     Registration = 21,
     Facts = 22,
     Audience = 23,
+    Sequence = 24,
 }
 
 #[derive(Clone, Copy)]
@@ -121,7 +126,7 @@ enum Type {
 }
 
 /// Number, name and type of each field, in order.
-const FIELDS: [(Field, &str, Type); 23] = [
+const FIELDS: [(Field, &str, Type); 24] = [
     (Field::TrustDomain, "trustDomain", Type::Text),
     (Field::Ledger, "ledger", Type::Bytes),
     (Field::Id, "id", Type::Text),
@@ -145,6 +150,7 @@ const FIELDS: [(Field, &str, Type); 23] = [
     (Field::Registration, "registration", Type::Text),
     (Field::Facts, "facts", Type::Text),
     (Field::Audience, "audience", Type::Text),
+    (Field::Sequence, "bundleSequence", Type::Number),
 ];
 
 /// A field's content.

@@ -7,6 +7,7 @@
 //! With a ledger, which the control plane has, what was committed is in its files as well before the call returns.
 
 mod backup;
+mod federation;
 mod jwt;
 mod ledger;
 mod mark;

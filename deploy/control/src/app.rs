@@ -28,6 +28,7 @@ use crate::admin::Admin;
 use crate::attest::{self, Sources};
 use crate::config::{Config, Log, LogFormat, LogLevel};
 use crate::connection::Connection;
+use crate::federation::{Federation, FederationError};
 use crate::health::Health;
 use crate::identity::{Api, CALL};
 use crate::limits::{Limits, Quota};
@@ -93,6 +94,10 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let identity = bind(config.listen, "listen").await?;
     let health_listener = bind(config.health, "health").await?;
     let admin_listener = bind(config.mesh_admin, "meshAdmin").await?;
+    let endpoint = match &config.federation.endpoint {
+        Some(endpoint) => Some(bind(endpoint.address, "federation.listen").await?),
+        None => None,
+    };
     let addresses = Addresses {
         identity: local(&identity, "listen")?,
         health: local(&health_listener, "health")?,
@@ -124,6 +129,11 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         mode: config.root_rotation,
     };
     let limits = Limits::of_this_process();
+    if let Some(listener) = endpoint {
+        let page = core.federation.page(bundle.clone(), &core.own, &tasks);
+        let site = Site::Bundle(Arc::new(page));
+        tasks.spawn(serve(listener, site, limits.site, health.clone(), tasks.clone()));
+    }
     for (listener, site) in
         [(health_listener, Site::Health(health.clone())), (admin_listener, Site::Admin(Arc::new(admin)))]
     {
@@ -138,6 +148,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         strangers: Quota::new(limits.strangers),
         tasks: tasks.clone(),
     };
+    let federated = core.federation.follow(core.store.clone(), clock.clone(), &tasks);
     let (ready, connections) = mpsc::channel(READY);
     tasks.spawn(accept(identity, door, ready));
     let api = Api {
@@ -147,6 +158,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         holders: core.holders.clone(),
         bundle,
         renewal,
+        federated,
         clock: clock.clone(),
         metrics: core.metrics.clone(),
         tasks: tasks.clone(),
@@ -284,6 +296,9 @@ pub enum StartError {
     /// The CA's test of itself.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// Other trust domains.
+    #[error(transparent)]
+    Federation(#[from] FederationError),
     /// The JWT authority.
     #[error(transparent)]
     Jwt(#[from] JwtAuthorityError),
@@ -321,6 +336,7 @@ struct Core {
     jwt: Option<Arc<JwtAuthority>>,
     own: Arc<Own>,
     holders: Arc<Acknowledgements>,
+    federation: Federation,
     metrics: Metrics,
     registry: Registry,
     sources: Sources,
@@ -372,6 +388,7 @@ impl Core {
                 metrics.clone(),
             )?)),
         };
+        let federation = Federation::open(config, store.as_ref(), &mut registry, now)?;
         let own = Arc::new(Own::new(issuer.clone(), authority.clone(), clock)?);
         let bundle = authority.bundle().to_pem();
         keys::replace(&config.state_dir.join(BUNDLE), 0o644, bundle.as_bytes())?;
@@ -382,7 +399,7 @@ impl Core {
             issuer.attest_by(attestation);
         }
         let holders = Arc::default();
-        Ok(Self { lock, store, authority, issuer, jwt, own, holders, metrics, registry, sources })
+        Ok(Self { lock, store, authority, issuer, jwt, own, holders, federation, metrics, registry, sources })
     }
 }
 

@@ -1,6 +1,7 @@
 //! `control.yaml`: text becomes types here, once, and every mistake is shown with its place.
 
 mod attestation;
+mod federation;
 mod jwt;
 mod keys;
 
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use crate::registrations::Terms;
 
 pub use attestation::{Attestation, TokenIssuer};
+pub use federation::{BundleEndpoint, ClientProfile, Federation, Foreign, ServerProfile};
 pub use jwt::Jwt;
 pub use keys::Keys;
 
@@ -49,6 +51,8 @@ pub struct Config {
     pub ttl: Duration,
     /// Whether and how JWT-SVIDs are issued.
     pub jwt: Option<Jwt>,
+    /// Trust domains beside our own.
+    pub federation: Federation,
     /// Allows lives under five minutes.
     pub test: bool,
     /// Who is believed, and where it is written what they are granted.
@@ -107,6 +111,7 @@ impl Config {
             keys: Keys::default(),
             ttl: TTL,
             jwt: None,
+            federation: Federation::default(),
             test: false,
             attestation: Attestation::default(),
             root_rotation: Mode::Automatic,
@@ -159,6 +164,7 @@ impl Config {
             }
         }
         let jwt = Jwt::of(raw.jwt, raw.test, file, &mut found);
+        let federation = Federation::of(raw.federation, trust_domain.as_ref().ok(), file, &mut found);
         if raw.state_dir.value.is_empty() {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
@@ -176,6 +182,7 @@ impl Config {
                 keys,
                 ttl,
                 jwt,
+                federation,
                 test: raw.test,
                 attestation,
                 root_rotation: match raw.rotation.map(|rotation| rotation.root) {
@@ -240,6 +247,7 @@ struct Raw {
     keys: Option<keys::Raw>,
     svid: Option<Svid>,
     jwt: Option<jwt::Raw>,
+    federation: Option<federation::Raw>,
     #[serde(default)]
     test: bool,
     rotation: Option<Rotation>,
@@ -363,6 +371,59 @@ log: {level: info, format: text}
         let short = GOOD.replace("ttl: 1h", "ttl: 20s").replace("test: false", "test: true");
         assert_eq!(parse(&short).unwrap().ttl, Duration::from_secs(20));
         assert!(parse(&short.replace("20s", "4s")).is_err());
+    }
+
+    #[test]
+    fn other_trust_domains() {
+        let with =
+            |section: &str| parse(&format!("{GOOD}federation:\n{section}")).map(|config| config.federation);
+        assert_eq!(parse(GOOD).unwrap().federation, Federation::default());
+        let endpoint = |section: &str| with(section).unwrap().endpoint.unwrap();
+        let spiffe = endpoint("  listen: {address: \"0.0.0.0:24152\"}\n  profile: https_spiffe\n");
+        assert_eq!((spiffe.address.port(), spiffe.profile), (24152, ServerProfile::Spiffe));
+        let web = "  listen: {address: \"[::]:1\"}\n  profile: https_web\n  certificate: a\n  key: b\n";
+        let files = ServerProfile::Web { certificate: "a".into(), key: "b".into() };
+        assert_eq!(endpoint(web).profile, files);
+
+        let foreign = "  trustDomains:\n  - name: partner\n    url: https://partner:1/b\n    profile: https_spiffe\n    \
+                       spiffeId: spiffe://partner/postern/control\n    bootstrapBundle: p.json\n";
+        let read = with(foreign).unwrap();
+        assert_eq!((read.endpoint, read.trust_domains.len()), (None, 1));
+        let one = &read.trust_domains[0];
+        assert!(matches!(&one.profile, ClientProfile::Spiffe(id) if id.path() == "/postern/control"));
+        let plain = "  trustDomains:\n  - {name: partner, url: \"https://partner/b\", profile: https_web}\n";
+        assert_eq!(with(plain).unwrap().trust_domains[0].profile, ClientProfile::Web(None));
+
+        let listen = "  listen: {address: \"0.0.0.0:24152\"}\n";
+        let many: String = (0..17)
+            .map(|n| format!("  - {{name: td{n}, url: \"https://a/b\", profile: https_web}}\n"))
+            .collect();
+        for (section, place, says) in [
+            (listen.to_owned(), "10:", "Name the profile"),
+            (format!("{listen}  profile: https_web\n"), "10:", "needs `certificate` and `key`"),
+            (format!("{listen}  profile: https_spiffe\n  key: b\n"), "12:", "control plane's own SVID"),
+            (format!("{listen}  profile: https\n"), "11:", "https_web"),
+            (web.replace("[::]:1", "24152"), "10:", "not an address"),
+            ("  key: b\n".to_owned(), "10:", "without `listen`"),
+            (foreign.replace("https://", "http://"), "12:", "https alone"),
+            (foreign.replace("https://", "https://me@"), "12:", "name a user"),
+            (foreign.replace("https://partner:1", ""), "12:", "https alone"),
+            (foreign.replace("name: partner", "name: Partner"), "11:", "name:"),
+            (foreign.replace("name: partner", "name: demo.postern"), "11:", "own trust domain"),
+            (foreign.replace("spiffe://partner/", "spiffe://other/"), "14:", "belong to partner"),
+            (foreign.replace("    bootstrapBundle: p.json\n", ""), "14:", "needs bootstrapBundle"),
+            (foreign.replace("https_spiffe", "https_web"), "14:", "proves a host name"),
+            (foreign.replace("bootstrapBundle", "caFile"), "15:", "no public authority"),
+            (format!("{plain}{}", &plain[16..]), "12:", "stands here twice"),
+            (format!("  trustDomains:\n{many}"), "27:", "at most 16"),
+            (plain.replace("profile", "profil"), "11:", "did you mean `profile`"),
+        ] {
+            let error = with(&section).unwrap_err();
+            assert!(
+                error.contains(&format!("control.yaml:{place}")) && error.contains(says),
+                "{section}: {error}"
+            );
+        }
     }
 
     #[test]

@@ -14,7 +14,8 @@ use prometheus_client::registry::Registry;
 use crate::site::{self, Body};
 
 /// Why a connection may be refused; each has its series from the start, so that a first refusal shows as a rise.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
+    "bundle_endpoint",
     "handshake_timeout",
     "handshakes",
     "handshakes_per_source",

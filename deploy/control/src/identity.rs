@@ -12,7 +12,8 @@ use postern_ca::metrics::Metrics;
 use postern_ca::proto::identity_server::{Identity, IdentityServer};
 use postern_ca::proto::issue_request::Proof as WireProof;
 use postern_ca::proto::{
-    Directive, IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, RenewNow, Report, directive,
+    Directive, Federation, IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, RenewNow, Report,
+    directive,
 };
 use postern_ca::store::{Issued, Sqlite, Store};
 use postern_svid::{Bundle, Clock, PeerSvid, Revoked};
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::connection::{Peer, until};
+use crate::federation::Published;
 use crate::rotation::Renewal;
 use crate::task::{self, Tasks};
 
@@ -43,6 +45,8 @@ pub(crate) struct Api {
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
     pub(crate) renewal: watch::Receiver<Renewal>,
+    /// Bundles of other trust domains.
+    pub(crate) federated: Published,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -51,7 +55,7 @@ pub(crate) struct Api {
 impl Api {
     /// As a gRPC service with its limits.
     pub(crate) fn service(self) -> IdentityServer<Self> {
-        IdentityServer::new(self).max_decoding_message_size(MESSAGE).max_encoding_message_size(1 << 20)
+        IdentityServer::new(self).max_decoding_message_size(MESSAGE).max_encoding_message_size(5 << 18)
     }
 }
 
@@ -229,10 +233,12 @@ impl Watch {
     ) -> Option<Status> {
         let mut bundle = self.api.bundle.clone();
         let mut renewal = self.api.renewal.clone();
+        let mut federated = self.api.federated.clone();
         // The first ones go out at once.
         bundle.mark_changed();
         renewal.mark_changed();
-        let mut listening = true;
+        federated.mark_changed();
+        let (mut listening, mut following) = (true, true);
         loop {
             let look = until(self.svid.not_after(), self.api.clock.as_ref());
             tokio::select! {
@@ -254,6 +260,15 @@ impl Watch {
                         let spread_ms = u32::try_from(wish.spread.as_millis()).unwrap_or(u32::MAX);
                         send(directives, directive::Directive::RenewNow(RenewNow { spread_ms })).await?;
                     }
+                }
+                changed = federated.changed(), if following => {
+                    // Nobody is followed, or we are stopping.
+                    if changed.is_err() {
+                        following = false;
+                        continue;
+                    }
+                    let bundles = federated.borrow_and_update().values().map(|one| to_proto(one)).collect();
+                    send(directives, directive::Directive::Federation(Federation { bundles })).await?;
                 }
                 report = reports.message(), if listening => match report {
                     Ok(Some(report)) => {

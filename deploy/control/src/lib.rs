@@ -10,6 +10,7 @@ mod app;
 mod attest;
 mod config;
 mod connection;
+mod federation;
 mod health;
 mod identity;
 mod init;
@@ -24,6 +25,9 @@ mod task;
 mod upkeep;
 
 pub use app::{Running, StartError, main, run, start, start_with};
-pub use config::{Attestation, Config, ConfigError, Jwt, Keys, Log, LogFormat, LogLevel, TokenIssuer};
+pub use config::{
+    Attestation, BundleEndpoint, ClientProfile, Config, ConfigError, Federation, Foreign, Jwt, Keys, Log,
+    LogFormat, LogLevel, ServerProfile, TokenIssuer,
+};
 pub use init::{Initialized, init};
 pub use lock::{Lock, LockError};

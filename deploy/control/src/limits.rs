@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const CONNECTIONS: usize = 10_000;
 /// Handshakes at a time: each costs a signature, and two processors do some thousands a second.
 const HANDSHAKES: usize = 512;
-/// Connections to the health and the mesh admin endpoint, each: probes and a scraper or two.
+/// Connections to the health, the mesh admin and the bundle endpoint, each: probes and a scraper or two.
 const SITE: usize = 128;
 /// Descriptors of the store, the listeners, the runtime, and room for tools such as a debugger.
 const OURS: usize = 200;
@@ -29,7 +29,7 @@ pub(crate) struct Limits {
     pub(crate) handshakes: Share,
     /// Connections whose peer has shown no certificate.
     pub(crate) strangers: Share,
-    /// Connections to the health endpoint, and as many to mesh admin.
+    /// Connections to the health endpoint, and as many to mesh admin and to the bundle endpoint.
     pub(crate) site: Share,
 }
 
@@ -141,7 +141,7 @@ mod tests {
         for files in [64, 128, 256, 512, 1_024, 4_096, 20_000, 1_048_576, usize::MAX] {
             let limits = Limits::of(files);
             // The store, three listeners, the runtime and the standard streams take about twenty.
-            assert!(limits.connections + 2 * limits.site.all + 24 <= files, "{files}: {limits:?}");
+            assert!(limits.connections + 3 * limits.site.all + 24 <= files, "{files}: {limits:?}");
             let unproven = limits.handshakes.all + limits.strangers.all;
             assert!(unproven <= limits.connections * 3 / 4, "{files}: {limits:?}");
             for share in [limits.handshakes, limits.strangers, limits.site] {

@@ -20,6 +20,8 @@ pub(crate) struct Own {
     authority: Arc<Authority>,
     clock: Arc<dyn Clock>,
     tls: Arc<ArcSwap<ServerConfig>>,
+    /// The same certificate for the bundle endpoint, where nobody is asked for one.
+    anybody: Arc<ArcSwap<ServerConfig>>,
     held: Mutex<Held>,
 }
 
@@ -36,12 +38,18 @@ impl Own {
     ) -> Result<Self, OwnError> {
         let held = make(&issuer, &authority)?;
         let tls = Arc::new(ArcSwap::new(config(&held.svid, &authority, &clock)?));
-        Ok(Self { issuer, authority, clock, tls, held: Mutex::new(held) })
+        let anybody = Arc::new(ArcSwap::new(config_for_anybody(&held.svid, &clock)?));
+        Ok(Self { issuer, authority, clock, tls, anybody, held: Mutex::new(held) })
     }
 
     /// The configuration for new connections; open ones keep theirs.
     pub(crate) fn tls(&self) -> Arc<ArcSwap<ServerConfig>> {
         self.tls.clone()
+    }
+
+    /// The same for an endpoint that anybody may read, over HTTP/1.1.
+    pub(crate) fn tls_for_anybody(&self) -> Arc<ArcSwap<ServerConfig>> {
+        self.anybody.clone()
     }
 
     /// Replaces the certificate if its time has come.
@@ -72,6 +80,7 @@ impl Own {
     fn replace(&self, held: &mut Held) -> Result<(), OwnError> {
         let made = make(&self.issuer, &self.authority)?;
         self.tls.store(config(&made.svid, &self.authority, &self.clock)?);
+        self.anybody.store(config_for_anybody(&made.svid, &self.clock)?);
         *held = made;
         Ok(())
     }
@@ -111,4 +120,8 @@ fn make(issuer: &Issuer, authority: &Authority) -> Result<Held, OwnError> {
 
 fn config(svid: &Svid, authority: &Authority, clock: &Arc<dyn Clock>) -> Result<Arc<ServerConfig>, OwnError> {
     tls::server_config_optional_client(svid, &authority.bundles(), clock.clone(), ALPN).map_err(OwnError::Tls)
+}
+
+fn config_for_anybody(svid: &Svid, clock: &Arc<dyn Clock>) -> Result<Arc<ServerConfig>, OwnError> {
+    tls::server_config_any_client(svid, clock.clone(), &[b"http/1.1"]).map_err(OwnError::Tls)
 }

@@ -15,10 +15,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::accept::back_off;
 use crate::admin::Admin;
+use crate::federation::BundlePage;
 use crate::health::Health;
 use crate::limits::Share;
 use crate::net::{TcpListener, TcpStream};
@@ -29,6 +32,8 @@ pub(crate) type Body = Full<Bytes>;
 
 /// From a connection's begin, or from the last answer, to the end of a request's head: a probe sends its one packet at once.
 const HEAD: Duration = Duration::from_secs(2);
+/// For a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For a whole connection: probes open new ones, a scraper may as well.
 const LIFE: Duration = Duration::from_secs(300);
 
@@ -39,6 +44,8 @@ pub(crate) enum Site {
     Health(Arc<Health>),
     /// The mesh admin endpoint.
     Admin(Arc<Admin>),
+    /// The bundle endpoint, over TLS.
+    Bundle(Arc<BundlePage>),
 }
 
 impl Site {
@@ -47,6 +54,7 @@ impl Site {
         match self {
             Self::Health(_) => "health",
             Self::Admin(_) => "mesh_admin",
+            Self::Bundle(_) => "bundle_endpoint",
         }
     }
 }
@@ -118,6 +126,23 @@ pub(crate) fn metrics(text: String) -> Response<Body> {
 }
 
 async fn connection(stream: TcpStream, site: Site, tasks: Tasks) {
+    let Site::Bundle(page) = &site else { return converse(stream, site, tasks).await };
+    let shaking = TlsAcceptor::from(page.tls.load_full()).accept(stream);
+    tokio::select! {
+        () = tasks.stopped() => {}
+        shaken = tokio::time::timeout(HANDSHAKE, shaking) => {
+            // Who fails here, or is late, is not told apart from who never came.
+            if let Ok(Ok(stream)) = shaken {
+                converse(stream, site, tasks.clone()).await;
+            }
+        }
+    }
+}
+
+async fn converse<S>(stream: S, site: Site, tasks: Tasks)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(respond(&site, &request).await) }
@@ -147,10 +172,12 @@ async fn respond(site: &Site, request: &Request<Incoming>) -> Response<Body> {
     match site {
         Site::Health(health) => health.respond(request.uri().path()),
         Site::Admin(admin) => admin.respond(request).await,
+        Site::Bundle(page) => page.respond(request.uri().path()),
     }
 }
 
-fn response(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
+/// An answer of these bytes.
+pub(crate) fn response(status: StatusCode, kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(bytes)));
     *response.status_mut() = status;
     let headers = response.headers_mut();

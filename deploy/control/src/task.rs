@@ -24,6 +24,21 @@ pub(crate) fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
+/// A task that ends with whoever holds it.
+pub(crate) struct Owned(AbortHandle);
+
+impl Owned {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task).abort_handle())
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Runs `work` where it may block.
 pub(crate) fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     tokio::task::spawn_blocking(work)

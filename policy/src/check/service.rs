@@ -207,12 +207,18 @@ fn identity(page: &mut Page<'_>, text: &Sp<String>, external: bool, rules: &Rule
         }
     };
     if !external && !id.is_member_of(&rules.domains.canonical) {
-        page.error_with(
+        // Which trust domains are federated is known to the control plane, and may change while this stands.
+        page.warn(
             text.referenced,
             "this id belongs to another trust domain",
-            format!("services of this mesh have ids of `{}`", rules.domains.canonical),
+            format!(
+                "services of this mesh have ids of `{}`; this one can be called only while the control plane federates with `{}`",
+                rules.domains.canonical,
+                id.trust_domain_name()
+            ),
         );
-    } else if id.is_reserved() {
+    }
+    if id.is_reserved() {
         page.error_with(
             text.referenced,
             "ids under /postern/ belong to the mesh itself",

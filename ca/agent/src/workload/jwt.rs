@@ -30,7 +30,7 @@ impl Shared {
         // The same audiences in another order are the same token.
         audience.sort_unstable();
         audience.dedup();
-        let token = self.observer.live().token(&held.identity, audience).await?;
+        let token = self.observer.live().jwt_svid(&held.identity, audience).await?;
         let svid = Jwtsvid {
             spiffe_id: own.as_str().to_owned(),
             svid: token.as_ref().to_owned(),

@@ -78,6 +78,8 @@ pub(crate) struct Ca {
     pub(crate) received: AtomicU64,
     /// Streams that were opened.
     pub(crate) streams: AtomicU64,
+    /// Bundles of other trust domains.
+    pub(crate) federation: watch::Sender<api::Federation>,
     /// What signs tokens.
     pub(crate) jwt: Mutex<jwt::Signer>,
     /// Tokens that were asked for.
@@ -128,6 +130,7 @@ impl Ca {
             refuse: Mutex::new(None),
             received: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            federation: watch::Sender::new(api::Federation::default()),
             jwt: Mutex::new(jwt),
             tokens: AtomicU64::new(0),
         })
@@ -307,8 +310,12 @@ impl Identity for Api {
         let bundles = bundles.map(api::directive::Directive::Bundle);
         let hurry = tokio_stream::wrappers::WatchStream::from_changes(self.0.hurry.subscribe());
         let hurry = hurry.map(|_| api::directive::Directive::RenewNow(api::RenewNow { spread_ms: 200 }));
-        let directives =
-            bundles.merge(hurry).map(|directive| Ok(api::Directive { directive: Some(directive) }));
+        let federations = tokio_stream::wrappers::WatchStream::new(self.0.federation.subscribe());
+        let federations = federations.map(api::directive::Directive::Federation);
+        let directives = bundles
+            .merge(hurry)
+            .merge(federations)
+            .map(|directive| Ok(api::Directive { directive: Some(directive) }));
         Ok(Response::new(Box::pin(directives)))
     }
 }

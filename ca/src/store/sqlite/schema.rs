@@ -5,11 +5,11 @@ use std::path::Path;
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{StoreError, jwt};
+use super::{StoreError, federation, jwt};
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -213,8 +213,11 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
     if version < 3 {
         connection.execute_batch(ROTATION)?;
     }
-    if version < VERSION {
+    if version < 4 {
         connection.execute_batch(jwt::TABLE)?;
+    }
+    if version < VERSION {
+        connection.execute_batch(federation::TABLE)?;
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

@@ -183,6 +183,8 @@ async fn short_lives() {
     let svid = join(&running, &state, "orders").await;
     let mut client = Client::connect(&running, Some(&svid)).await.unwrap();
     let mut directives = client.watch(tokio_stream::pending()).await.unwrap();
+    // Our bundle, and those of other trust domains.
+    directives.message().await.unwrap().unwrap();
     directives.message().await.unwrap().unwrap();
     let before = served_serial(&running).await;
 

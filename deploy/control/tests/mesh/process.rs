@@ -72,6 +72,8 @@ async fn stopping_is_quick_and_told() {
     let svid = join(&running, &state, "orders").await;
     let mut client = Client::connect(&running, Some(&svid)).await.unwrap();
     let mut directives = client.watch(tokio_stream::pending()).await.unwrap();
+    // Our bundle, and those of other trust domains.
+    directives.message().await.unwrap().unwrap();
     directives.message().await.unwrap().unwrap();
     let began = Instant::now();
     let (status, ()) = tokio::join!(directives.message(), running.shutdown());

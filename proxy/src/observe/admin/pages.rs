@@ -113,6 +113,13 @@ pub(super) fn identity(sidecar: &Sidecar) -> Value {
     let bundle = own.identity.bundles.of_trust_domain(&trust_domain).map(|bundle| {
         json!({ "trustDomain": trust_domain.as_str(), "sequence": bundle.sequence(), "roots": bundle.roots().len() })
     });
+    let others = own.identity.bundles.iter().filter(|bundle| *bundle.trust_domain() != trust_domain);
+    let federated: Vec<Value> = others
+        .map(|bundle| {
+            let (name, roots) = (bundle.trust_domain().as_str(), bundle.roots().len());
+            json!({ "trustDomain": name, "sequence": bundle.sequence(), "roots": roots })
+        })
+        .collect();
     json!({
         "id": svid.id().as_str(),
         "serial": hex(svid.serial()),
@@ -121,6 +128,7 @@ pub(super) fn identity(sidecar: &Sidecar) -> Value {
         "notAfter": rfc3339(svid.not_after()),
         "generation": own.identity.generation,
         "bundle": bundle,
+        "federated": federated,
         "controlPlane": control_plane,
         "workloadApi": workload_api,
     })

@@ -53,6 +53,20 @@ pub fn server_config_optional_client(
     server(svid, ClientVerifier::new(bundles.clone(), false), clock, alpn)
 }
 
+/// For an endpoint that anybody may read: no client is asked for a certificate.
+pub fn server_config_any_client(
+    svid: &Svid,
+    clock: Arc<dyn Clock>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, ConfigError> {
+    let config = ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(ConfigError::Rustls)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key().clone())));
+    Ok(without_resumption(config, alpn))
+}
+
 /// For a dialer: the server must present the SVID of one of `expected`, and no other. The server name given when
 /// connecting is ignored and not sent.
 pub fn client_config(
@@ -142,16 +156,20 @@ fn server(
     clock: Arc<dyn Clock>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, ConfigError> {
-    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
+    let config = ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
         .with_protocol_versions(&[&TLS13])
         .map_err(ConfigError::Rustls)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key().clone())));
+    Ok(without_resumption(config, alpn))
+}
+
+fn without_resumption(mut config: ServerConfig, alpn: &[&[u8]]) -> Arc<ServerConfig> {
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// Why a configuration cannot be made.
