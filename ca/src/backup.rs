@@ -17,7 +17,7 @@ use postern_svid::TrustDomain;
 
 use crate::keys::{self, KeyError, Seal};
 use crate::ledger::{self, LedgerError, Walk};
-use crate::store::{DATABASE, Sqlite, StoreError};
+use crate::store::{DATABASE, Kind, Sqlite, StoreError};
 use archive::Writer;
 
 pub use manifest::Manifest;
@@ -92,15 +92,15 @@ pub enum BackupError {
 }
 
 /// Takes a backup of the CA of `td` in `directory` into the new file `to`, sealed with `seal`. `is_running` says whether a
-/// control plane may be at work there meanwhile, and `in_token` that issuing
-/// CAs' keys may be in a token, which keeps them. Gives what is in it.
+/// control plane may be at work there meanwhile, and `in_token` of which
+/// CAs the keys may be in a token, which keeps them. Gives what is in it.
 pub fn take(
     directory: &Path,
     td: &TrustDomain,
     seal: &Seal,
     to: &Path,
     is_running: bool,
-    in_token: bool,
+    in_token: &[Kind],
     now: SystemTime,
 ) -> Result<Manifest, BackupError> {
     keys::private_dir(directory)?;
@@ -110,7 +110,7 @@ pub fn take(
     // Keys of before and of after: what the snapshot needs is among them.
     let mut found = key_files(directory)?;
     Sqlite::snapshot(directory, td, &snapshot.0)?;
-    let (manifest, needed, head) = manifest::of(&snapshot.0, td, is_running, now)?;
+    let manifest::Snapshot { manifest, needed, head } = manifest::of(&snapshot.0, td, is_running, now)?;
     for file in key_files(directory)? {
         if !found.contains(&file) {
             found.push(file);
@@ -134,8 +134,9 @@ pub fn take(
                 saved.extend(name.rsplit_once('.').map(|(name, _)| name.to_owned()));
             }
         }
-        let missing = needed.into_iter().find(|label| !saved.contains(label));
-        if let Some(missing) = missing.filter(|_| !in_token) {
+        let missing =
+            needed.into_iter().find(|(kind, label)| !in_token.contains(kind) && !saved.contains(label));
+        if let Some((_, missing)) = missing {
             return Err(BackupError::MissingKey(missing));
         }
         ledger_files(directory, &manifest, &mut archive)?;

@@ -75,17 +75,28 @@ impl Manifest {
     }
 }
 
-/// Of a snapshot: what it is, the labels of CAs whose keys it needs, and the ledger's newest head.
+/// What a snapshot says of what belongs with it.
+pub(super) struct Snapshot {
+    pub(super) manifest: Manifest,
+    /// The CAs whose keys it needs.
+    pub(super) needed: Vec<(Kind, String)>,
+    /// The ledger's newest head.
+    pub(super) head: Option<String>,
+}
+
+/// Looks at a snapshot.
 pub(super) fn of(
     snapshot: &Path,
     td: &TrustDomain,
     is_running: bool,
     now: SystemTime,
-) -> Result<(Manifest, Vec<String>, Option<String>), BackupError> {
+) -> Result<Snapshot, BackupError> {
     let seen = Sqlite::look(snapshot, td)?;
     let ledger = seen.ledger;
-    let needed =
-        seen.authorities.iter().filter(|row| row.kind == Kind::Issuing && row.state != State::Retired);
+    // What signs, or will: the key of a root that drains is gone.
+    let signs = |state| matches!(state, State::Prepared | State::Published | State::Active);
+    let needed = seen.authorities.iter().filter(|row| signs(row.state));
+    let needed = needed.map(|row| (row.kind, row.label.clone())).collect();
     let manifest = Manifest {
         trust_domain: td.as_str().to_owned(),
         taken_ms: ledger::ms(now),
@@ -96,5 +107,5 @@ pub(super) fn of(
         ledger_size: ledger.as_ref().map_or(0, |state| state.size),
         ledger_waiting: ledger.as_ref().map_or(0, |state| state.waiting),
     };
-    Ok((manifest, needed.map(|row| row.label.clone()).collect(), ledger.and_then(|state| state.head)))
+    Ok(Snapshot { manifest, needed, head: ledger.and_then(|state| state.head) })
 }

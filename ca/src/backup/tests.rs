@@ -7,7 +7,7 @@ use super::*;
 use crate::issue::IssueError;
 use crate::keys::Source;
 use crate::ledger::{Field, Kind, SEGMENT, Value};
-use crate::store::{MARK, Store, UNFINISHED};
+use crate::store::{self, MARK, Order, OrderVerb, Store, UNFINISHED};
 use crate::testing::{Home, id, key, td};
 
 /// Small enough that a few certificates fill one.
@@ -32,7 +32,7 @@ impl Place {
     }
 
     fn take(&self, home: &Home, name: &str, is_running: bool) -> Manifest {
-        take(&home.path(), &td(), &self.seal, &self.file(name), is_running, false, home.clock.wall()).unwrap()
+        take(&home.path(), &td(), &self.seal, &self.file(name), is_running, &[], home.clock.wall()).unwrap()
     }
 
     fn restore(&self, home: &Home, name: &str, epoch: Epoch) -> Result<Restored, BackupError> {
@@ -65,6 +65,8 @@ fn a_new_epoch_goes_on_above_everything_and_trusts_nothing_of_since() {
         ca.joined(&id("web"));
     }
     ca.store.sign_head(home.clock.wall()).unwrap();
+    let waiting = Order { verb: OrderVerb::Prepare, force: None };
+    ca.store.add_order(waiting, home.clock.wall()).unwrap();
     let manifest = place.take(&home, "backup", true);
     assert!(manifest.is_running && manifest.ledger_size > 20 && manifest.bundle_sequence == 1);
     let root = ca.authority.root();
@@ -81,6 +83,7 @@ fn a_new_epoch_goes_on_above_everything_and_trusts_nothing_of_since() {
     assert_eq!(restored.manifest, manifest);
 
     let store = fresh.store_with_ledger(SHORT).unwrap();
+    assert!(store.open_orders().unwrap().is_empty(), "what an operator had asked for");
     let ca = fresh.ca_on(store.clone());
     assert_eq!(ca.authority.root(), root);
     assert_eq!(ca.authority.bundle().sequence(), 1 << 32);
@@ -214,7 +217,7 @@ fn what_is_no_backup_or_not_whole_leaves_nothing_behind() {
     let (place, home) = (Place::new(), Home::new());
     drop(home.ca_on(home.store_with_ledger(SEGMENT).unwrap()));
     place.take(&home, "good", false);
-    let taken = take(&home.path(), &td(), &place.seal, &place.file("good"), false, false, home.clock.wall());
+    let taken = take(&home.path(), &td(), &place.seal, &place.file("good"), false, &[], home.clock.wall());
     assert!(matches!(taken, Err(BackupError::Key(KeyError::Exists(_)))), "never overwritten");
 
     let good = fs::read(place.file("good")).unwrap();
@@ -254,14 +257,20 @@ fn what_is_no_backup_or_not_whole_leaves_nothing_behind() {
 
 #[test]
 fn a_key_that_the_database_needs_is_missed_when_it_is_saved_and_not_when_it_is_needed() {
-    let (place, home) = (Place::new(), Home::new());
-    let ca = home.ca_on(home.store_with_ledger(SEGMENT).unwrap());
-    let label = ca.store.authorities().unwrap()[1].label.clone();
-    drop(ca);
-    fs::remove_file(home.path().join(format!("{label}.key"))).unwrap();
-    let taken = take(&home.path(), &td(), &place.seal, &place.file("b"), false, false, home.clock.wall());
-    assert!(matches!(taken, Err(BackupError::MissingKey(missing)) if missing == label));
-    assert!(!place.file("b").exists(), "half a backup is none");
+    for (at, kind) in [(0, store::Kind::Root), (1, store::Kind::Issuing)] {
+        let (place, home) = (Place::new(), Home::new());
+        let ca = home.ca_on(home.store_with_ledger(SEGMENT).unwrap());
+        let row = ca.store.authorities().unwrap().swap_remove(at);
+        assert_eq!(row.kind, kind);
+        drop(ca);
+        fs::remove_file(home.path().join(format!("{}.key", row.label))).unwrap();
+        let (file, now) = (place.file("b"), home.clock.wall());
+        let taken = take(&home.path(), &td(), &place.seal, &file, false, &[], now);
+        assert!(matches!(taken, Err(BackupError::MissingKey(missing)) if missing == row.label));
+        assert!(!file.exists(), "half a backup is none");
+        // Unless a token keeps it.
+        take(&home.path(), &td(), &place.seal, &file, false, &[kind], now).unwrap();
+    }
 }
 
 /// Cut anywhere, a database is refused with the way back, and never taken for a new one.

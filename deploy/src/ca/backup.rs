@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use postern_ca::backup::{self, BackupError, Epoch};
 use postern_ca::keys::{KeyError, Seal, Source};
+use postern_ca::store::Kind;
 use postern_control::{Config, Lock, LockError};
 use postern_svid::{Clock as _, SystemClock};
 use serde_json::json;
@@ -93,7 +94,11 @@ pub(super) fn backup(args: BackupArgs) -> ExitCode {
             Err(LockError::InUse(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let in_token = config.keys.token.as_ref().is_some_and(|token| token.issuing);
+        let in_token: &[Kind] = match &config.keys.token {
+            None => &[],
+            Some(token) if token.issuing => &[Kind::Root, Kind::Issuing],
+            Some(_) => &[Kind::Root],
+        };
         let now = SystemClock.wall();
         Ok::<_, Failure>(backup::take(
             directory,

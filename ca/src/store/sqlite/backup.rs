@@ -80,13 +80,14 @@ impl Sqlite {
     }
 
     /// Lets the numbers of a copy go on above all that was ever seen, and voids the join tokens that were not spent when it was
-    /// made: they may have been since. Gives the trust bundle's version and the number of tokens.
+    /// made: they may have been since. What operators had asked for and was not done is not done now. Gives the trust bundle's version and the number of tokens.
     pub(crate) fn begin_epoch(path: &Path, td: &TrustDomain) -> Result<(u64, u64), StoreError> {
         let mut connection = copy(path, td)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let sequence = next_epoch(schema::number(&transaction, "bundle_sequence")?);
         schema::set_number(&transaction, "bundle_sequence", sequence)?;
         let voided = transaction.execute("DELETE FROM token WHERE bound_key IS NULL", [])?;
+        transaction.execute("DELETE FROM request WHERE answered IS NULL", [])?;
         transaction.commit()?;
         Ok((sequence, voided as u64))
     }
