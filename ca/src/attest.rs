@@ -13,6 +13,7 @@ mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
+mod x509pop;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub use registration::{
 };
 pub use template::{BadTemplate, Template};
 pub use tokens::{Cluster, MAX_KUBERNETES_LIFE, MAX_OIDC_LIFE, Provider};
+pub use x509pop::{Machines, Possession, Roots};
 
 /// Everything that is believed at one moment.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Attestation {
     pub kubernetes: Vec<Cluster>,
     /// Whose OIDC tokens are believed.
     pub oidc: Vec<Provider>,
+    /// Whose certificates are believed of those who hold their keys.
+    pub x509pop: Vec<Machines>,
     /// Which facts are granted which ids.
     pub registrations: Arc<Registrations>,
 }

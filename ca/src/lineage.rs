@@ -49,6 +49,8 @@ pub enum Attestor {
     Kubernetes,
     /// With an OIDC provider's token.
     Oidc,
+    /// With the key of a certificate that somebody else gave.
+    X509Pop,
 }
 
 impl Attestor {
@@ -59,6 +61,7 @@ impl Attestor {
             Self::Own => "own",
             Self::Kubernetes => "kubernetes",
             Self::Oidc => "oidc",
+            Self::X509Pop => "x509pop",
         }
     }
 
@@ -74,7 +77,7 @@ impl Attestor {
         Self::ALL.into_iter().find(|a| a.as_str() == text)
     }
 
-    const ALL: [Self; 4] = [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc];
+    const ALL: [Self; 5] = [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc, Self::X509Pop];
 }
 
 /// A lineage as the store holds it.

@@ -21,7 +21,7 @@ pub use decision_log::{DecisionLogConfig, WITHHELD};
 
 use crate::limits::Limits;
 use crate::observe::log;
-use join_token::{JoinToken, Proofs, attestation};
+use join_token::{JoinToken, Proofs, X509Pop, attestation};
 use ports::{Port, Ports};
 
 mod decision_log;
@@ -265,6 +265,7 @@ struct ControlPlane {
     join_token: Option<Spanned<JoinToken>>,
     service_account_token: Option<Spanned<PathBuf>>,
     oidc_token: Option<Spanned<PathBuf>>,
+    x509pop: Option<Spanned<X509Pop>>,
 }
 
 impl ControlPlane {
@@ -273,6 +274,7 @@ impl ControlPlane {
             join_token: self.join_token.as_ref(),
             service_account_token: self.service_account_token.as_ref(),
             oidc_token: self.oidc_token.as_ref(),
+            x509pop: self.x509pop.as_ref(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -260,6 +261,104 @@ fn no_other_token_gets_in() {
     let web = mesh.sidecar("web");
     web.start();
     wait::until("the good one gets in", wait::PATIENCE, || web.log().contains("new SVID in force"));
+}
+
+/// Certificates that OpenSSL made for machines, RSA and P-256: each signs for its own connection, with every renewal.
+#[test]
+fn machines_start_by_certificates_of_their_own_ca() {
+    if !foreign::need(&["openssl"]) {
+        return;
+    }
+    let mut plan = Plan::new();
+    plan.ttl("12s");
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.prepare();
+    let path = |name: &str| mesh.directory().join(name).display().to_string();
+    let run = |arguments: &[&str]| {
+        let made = foreign::run(Command::new("openssl").args(arguments), wait::PATIENCE);
+        assert_eq!(made.code, 0, "openssl {arguments:?}: {}", made.stderr);
+    };
+    let ca = |name: &str| {
+        let (key, pem, subject) =
+            (path(&format!("{name}.key")), path(&format!("{name}.pem")), format!("/CN={name}"));
+        run(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            &key,
+            "-out",
+            &pem,
+            "-subj",
+            &subject,
+            "-days",
+            "2",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+        ]);
+        (key, pem)
+    };
+    let (hall, other) = (ca("hall"), ca("other"));
+    let names = path("names");
+    fs::write(&names, "subjectAltName=DNS:machine.example\n").expect("it is ours");
+    let machine = |name: &str, kind: &[&str], by: &(String, String)| {
+        let (key, csr, pem) = (
+            path(&format!("{name}-vm.key")),
+            path(&format!("{name}-vm.csr")),
+            path(&format!("{name}-vm.pem")),
+        );
+        let subject = format!("/CN={name}");
+        let request = ["req", "-nodes", "-keyout", &key, "-out", &csr, "-subj", &subject];
+        run(&[&request, kind].concat());
+        run(&[
+            "x509", "-req", "-in", &csr, "-CA", &by.1, "-CAkey", &by.0, "-days", "1", "-extfile", &names,
+            "-out", &pem,
+        ]);
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        let sidecar = mesh.sidecar(name);
+        let config = fs::read_to_string(sidecar.config()).expect("the plan wrote it");
+        let by_token = format!("joinToken: {}", sidecar.token().display());
+        let config = config.replace(&by_token, &format!("x509pop: {{certificate: {pem}, key: {key}}}"));
+        fs::write(sidecar.config(), config).expect("it is ours");
+    };
+    machine("web", &["-newkey", "rsa:2048"], &other);
+    machine("orders", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"], &hall);
+    let registrations = path("registrations");
+    fs::create_dir(&registrations).expect("it is new");
+    let registration = "apiVersion: postern.dev/v1alpha1\nkind: Registration\nmetadata: {name: machines}\nspec:\n  \
+        id: spiffe://demo.postern/ns/shop/sa/{x509pop.commonName}\n  \
+        from: [{x509pop: {ca: hall, commonNames: [web, orders], dnsNames: [machine.example]}}]\n";
+    fs::write(format!("{registrations}/machines.yaml"), registration).expect("it is ours");
+    let mut config = fs::read_to_string(mesh.control.config()).expect("the plan wrote it");
+    config.push_str(&format!(
+        "attestation: {{x509pop: [{{ca: hall, bundle: {}}}]}}\nregistrations: {registrations}\n",
+        hall.1
+    ));
+    fs::write(mesh.control.config(), config).expect("it is ours");
+    mesh.control.start();
+    for sidecar in &mesh.sidecars {
+        sidecar.start();
+    }
+    // A certificate of another CA is none, whatever it says.
+    wait::until("web is refused", wait::PATIENCE, || {
+        mesh.sidecar("web").log().contains("the proof was not accepted")
+    });
+    mesh.sidecar("web").kill();
+    machine("web", &["-newkey", "rsa:2048"], &hall);
+    mesh.sidecar("web").start();
+    for sidecar in &mesh.sidecars {
+        sidecar.wait_ready();
+    }
+    let serial = mesh.sidecar("web").serial();
+    wait::until("web renews", wait::PATIENCE, || mesh.sidecar("web").serial() != serial);
+    assert_eq!(mesh.curl("web", &["http://orders.shop/"]).status, 200);
+    let metrics = Metrics::parse(&mesh.control.page("/metrics").expect("it answers").1);
+    assert!(metrics.value(&issued("x509pop")) > 2.5);
 }
 
 #[test]

@@ -46,6 +46,13 @@ pub enum Attestation {
     ServiceAccountToken(PathBuf),
     /// A file with an OIDC provider's token, read again for each use.
     OidcToken(PathBuf),
+    /// A certificate that somebody else's CA gave this machine, and its key; both read again for each use.
+    X509Pop {
+        /// A file with the chain, PEM, its own certificate first.
+        certificate: PathBuf,
+        /// A file with the key, PEM, mode 0600.
+        key: PathBuf,
+    },
 }
 
 impl Attestation {
@@ -53,7 +60,7 @@ impl Attestation {
     pub(crate) const fn is_repeated(&self) -> bool {
         match self {
             Self::JoinToken(_) | Self::JoinTokenDescriptor(_) => false,
-            Self::ServiceAccountToken(_) | Self::OidcToken(_) => true,
+            Self::ServiceAccountToken(_) | Self::OidcToken(_) | Self::X509Pop { .. } => true,
         }
     }
 }

@@ -32,6 +32,8 @@ const MAX_HEADERS: u32 = 16 * 1024;
 /// The generated client over one HTTP/2 connection. Dropping it ends the connection and its tasks.
 pub(crate) struct Connection {
     pub(crate) client: IdentityClient<Channel>,
+    /// What both ends of it alone can derive.
+    pub(crate) channel: postern_svid::Channel,
     _tasks: TaskGuard,
 }
 
@@ -71,6 +73,8 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
         return Err(AttemptError::Connection("it does not speak HTTP/2".to_owned()));
     }
 
+    let channel = postern_svid::Channel::of(stream.get_ref().1)
+        .ok_or_else(|| AttemptError::Connection("its handshake is not over".to_owned()))?;
     let tasks = Tasks::default();
     let guard = TaskGuard(tasks.clone());
     let handshake = Builder::new(tasks.clone())
@@ -95,7 +99,7 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
         .build()
         .map_err(|error| AttemptError::Local(format!("the control plane's address: {error}")))?;
     let client = IdentityClient::with_origin(Channel(sender), origin).max_decoding_message_size(MAX_MESSAGE);
-    Ok(Connection { client, _tasks: guard })
+    Ok(Connection { client, channel, _tasks: guard })
 }
 
 /// hyper's sender in the shape that generated clients call.

@@ -49,6 +49,13 @@ pub enum StartError {
     },
     /// The configured identity lies under `/postern/`.
     ReservedIdentity(SpiffeId),
+    /// The certificate that is to prove who we are, or its key, is unfit.
+    Machine {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// There is no SVID in the state directory, and the token that is to prove who we are cannot be read.
     Proof {
         /// The token's file.
@@ -110,6 +117,11 @@ impl fmt::Display for StartError {
                 "descriptor {descriptor}: {problem}; it must be a pipe or file of this process's user that holds one join token, for example: postern-proxy run --config FILE {descriptor}< TOKENFILE"
             ),
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Machine { path, problem } => write!(
+                f,
+                "{}: {problem}; controlPlane.x509pop names a certificate chain and its key, both PEM, the key's mode 0600",
+                path.display()
+            ),
             Self::Mode { path, mode, allowed } => write!(
                 f,
                 "{}: mode {mode:04o} lets others in; it holds secrets, so run: chmod {allowed:04o} {}",
@@ -213,6 +225,13 @@ impl AttemptError {
             let token = match &config.attestation {
                 Attestation::JoinToken(path) => format!("the join token in {}", path.display()),
                 Attestation::JoinTokenDescriptor(number) => format!("the join token of descriptor {number}"),
+                Attestation::X509Pop { certificate, .. } => {
+                    *shown = format!(
+                        " (the certificate in {} was shown for {id}; a Registration on the control plane must grant it that id)",
+                        certificate.display()
+                    );
+                    return self;
+                }
                 Attestation::ServiceAccountToken(path) | Attestation::OidcToken(path) => {
                     *shown = format!(
                         " (the token in {} was shown for {id}; a Registration on the control plane must grant it that id)",

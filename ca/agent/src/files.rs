@@ -27,17 +27,17 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), StartError> {
     check_mode(path, &meta, 0o700)
 }
 
-/// Reads a token that somebody else keeps fresh and may let others read: kubelet gives projected tokens to a group.
-pub(crate) fn read_token(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    const MAX_TOKEN: u64 = 16 * 1024;
+/// Reads what somebody else keeps fresh and may let others read: kubelet gives projected tokens to a group.
+pub(crate) fn read_public(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    const MAX_PUBLIC: u64 = 16 * 1024;
     // Opening a FIFO would wait for a writer.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_TOKEN).unwrap_or(0) + 1));
-    file.take(MAX_TOKEN + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_TOKEN {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_PUBLIC).unwrap_or(0) + 1));
+    file.take(MAX_PUBLIC + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_PUBLIC {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 16 KiB"));
     }
     Ok(bytes)

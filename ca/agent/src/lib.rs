@@ -21,6 +21,7 @@ mod key;
 mod load;
 mod net;
 mod pace;
+mod possession;
 mod proto;
 mod renew;
 mod state;

@@ -14,6 +14,7 @@ use crate::error::StartError;
 use crate::files;
 use crate::identity::Live;
 use crate::pace;
+use crate::possession::Possession;
 use crate::state::StoredSvid;
 
 /// What vouches for the control plane right now.
@@ -59,7 +60,7 @@ impl Live {
                 self.publish(Arc::new(stored.svid), stored.key, renew_after);
                 Ok(())
             }
-            None => self.token().map(drop),
+            None => self.can_prove(),
         }
     }
 
@@ -130,6 +131,14 @@ impl Live {
             .map_err(|error| StartError::TrustBundle { path: path.to_owned(), error })
     }
 
+    /// Whether there is what proves who we are.
+    pub(crate) fn can_prove(&self) -> Result<(), StartError> {
+        match &self.config.attestation {
+            Attestation::X509Pop { certificate, key } => Possession::load(certificate, key).map(drop),
+            _ => self.token().map(drop),
+        }
+    }
+
     /// The token that proves who we are: read anew from its file, because people, or kubelet, replace it; or as its descriptor
     /// has brought it.
     pub(crate) fn token(&self) -> Result<Zeroizing<String>, StartError> {
@@ -147,8 +156,12 @@ impl Live {
             }
             Attestation::ServiceAccountToken(path) | Attestation::OidcToken(path) => {
                 let unfit = |problem: String| StartError::Proof { path: path.clone(), problem };
-                let bytes = files::read_token(path).map_err(|error| unfit(error.to_string()))?;
+                let bytes = files::read_public(path).map_err(|error| unfit(error.to_string()))?;
                 parse_token(&bytes).map_err(|problem| unfit(problem.to_owned()))
+            }
+            Attestation::X509Pop { certificate, .. } => {
+                let problem = "a certificate is no token".to_owned();
+                Err(StartError::Machine { path: certificate.clone(), problem })
             }
         }
     }
@@ -162,8 +175,11 @@ impl Live {
         }
     }
 
-    /// Whether there is a token that has not been used up yet, as far as this process knows.
-    pub(crate) fn has_fresh_token(&self) -> bool {
+    /// Whether there is a proof that has not been used up yet, as far as this process knows.
+    pub(crate) fn has_fresh_proof(&self) -> bool {
+        if self.config.attestation.is_repeated() {
+            return self.can_prove().is_ok();
+        }
         self.token().is_ok_and(|token| self.held.lock().used_token.as_ref() != Some(&token))
     }
 

@@ -15,6 +15,7 @@ use crate::error::AttemptError;
 use crate::identity::{Identity, Live};
 use crate::install::Issued;
 use crate::pace::Backoff;
+use crate::possession::Possession;
 use crate::proto::{self, issue_request::Proof};
 
 /// A chain is a leaf and what lies between it and the root.
@@ -50,8 +51,8 @@ pub(crate) async fn run(live: &Live) {
                 // both are tried in turn. One whose root has left the bundle is not even asked about: the handshake ends it,
                 // and what was used up before will not help.
                 by_token = proof.is_renewal()
-                    && (refused_for_good(&error) && live.token().is_ok()
-                        || is_disowned(live) && live.has_fresh_token());
+                    && (refused_for_good(&error) && live.can_prove().is_ok()
+                        || is_disowned(live) && live.has_fresh_proof());
                 sleep(wait).await;
             }
         }
@@ -121,17 +122,23 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
         Evidence::Token => None,
     };
     let mut connection = connect::open(live, svid, pace).await?;
+    // The join token, if one is spent.
     let mut sent = None;
     if !evidence.is_renewal() || is_repeated {
         // Only now: the control plane has proven who it is.
-        let token = live.token().map_err(|error| AttemptError::Local(error.to_string()))?;
-        let text = token.as_str().to_owned();
-        request.proof = Some(match live.config.attestation {
-            Attestation::JoinToken(_) | Attestation::JoinTokenDescriptor(_) => Proof::JoinToken(text),
-            Attestation::ServiceAccountToken(_) => Proof::KubernetesToken(text),
-            Attestation::OidcToken(_) => Proof::OidcToken(text),
+        let token = || live.token().map_err(|error| AttemptError::Local(error.to_string()));
+        request.proof = Some(match &live.config.attestation {
+            Attestation::JoinToken(_) | Attestation::JoinTokenDescriptor(_) => {
+                Proof::JoinToken(sent.insert(token()?).as_str().to_owned())
+            }
+            Attestation::ServiceAccountToken(_) => Proof::KubernetesToken(token()?.as_str().to_owned()),
+            Attestation::OidcToken(_) => Proof::OidcToken(token()?.as_str().to_owned()),
+            Attestation::X509Pop { certificate, key } => {
+                let possession = Possession::load(certificate, key);
+                let possession = possession.map_err(|error| AttemptError::Local(error.to_string()))?;
+                Proof::X509pop(possession.prove(&connection.channel, &request)?)
+            }
         });
-        sent = Some(token);
     }
     let answer = timeout(pace.step(), connection.client.issue(request))
         .await
@@ -140,11 +147,11 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             let mut error = AttemptError::from_status(&status);
-            if sent.is_some() {
+            if sent.is_some() || is_repeated {
                 error = error.with_token(&live.config);
             }
             if refused_for_good(&error) {
-                match sent.filter(|_| !is_repeated) {
+                match sent {
                     Some(token) => live.held.lock().used_token = Some(token),
                     None => live.discard_request_key().await,
                 }
@@ -156,7 +163,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
     let (issued, bundle) = read(live, answer, key)?;
     let (serial, not_after) = (issued.svid.serial().to_vec(), issued.svid.not_after());
     live.install(Some(issued), bundle).await?;
-    if sent.is_some() && !is_repeated {
+    if sent.is_some() {
         live.held.lock().used_token = sent;
     }
     live.succeeded(skew);

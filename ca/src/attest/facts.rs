@@ -31,12 +31,26 @@ pub enum FactName {
     OidcIssuer,
     /// The token's `sub`.
     OidcSubject,
+    /// The bundle of roots, by the name that the control plane's configuration gives it.
+    X509Ca,
+    /// SHA-256 of the root that the path ends at, in hexadecimal.
+    X509CaFingerprint,
+    /// SHA-256 of the certificate.
+    X509Fingerprint,
+    /// Its subject, as a text.
+    X509Subject,
+    /// The common name of its subject.
+    X509CommonName,
+    /// A DNS name of it.
+    X509Dns,
+    /// A URI of it.
+    X509Uri,
     /// Another claim: a text, a number or a truth; each item of a list of those.
     OidcClaim(String),
 }
 
 /// The facts with a fixed name: as it stands in selectors, as it stands in templates (without its attestor's), whose it is.
-const NAMES: [(FactName, &str, &str, Attestor); 9] = [
+const NAMES: [(FactName, &str, &str, Attestor); 16] = [
     (FactName::KubernetesCluster, "cluster", "cluster", Attestor::Kubernetes),
     (FactName::KubernetesNamespace, "ns", "namespace", Attestor::Kubernetes),
     (FactName::KubernetesServiceAccount, "sa", "serviceAccount", Attestor::Kubernetes),
@@ -46,6 +60,13 @@ const NAMES: [(FactName, &str, &str, Attestor); 9] = [
     (FactName::OidcProvider, "provider", "provider", Attestor::Oidc),
     (FactName::OidcIssuer, "iss", "issuer", Attestor::Oidc),
     (FactName::OidcSubject, "sub", "subject", Attestor::Oidc),
+    (FactName::X509Ca, "ca", "ca", Attestor::X509Pop),
+    (FactName::X509CaFingerprint, "ca-fingerprint", "caFingerprint", Attestor::X509Pop),
+    (FactName::X509Fingerprint, "fingerprint", "fingerprint", Attestor::X509Pop),
+    (FactName::X509Subject, "subject", "subject", Attestor::X509Pop),
+    (FactName::X509CommonName, "cn", "commonName", Attestor::X509Pop),
+    (FactName::X509Dns, "san-dns", "dnsName", Attestor::X509Pop),
+    (FactName::X509Uri, "san-uri", "uri", Attestor::X509Pop),
 ];
 /// What stands before the name of a claim.
 const CLAIM: &str = "claim";

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use postern_svid::{PeerSvid, SpiffeId};
 
 use super::{IssueError, Issuer, Request};
-use crate::attest::{Facts, Granted};
+use crate::attest::{Facts, Granted, Possession};
 use crate::authz::Denied;
 use crate::csr::VerifiedKey;
 use crate::lineage::{Attestor, Lineage, Refusal, Step};
@@ -19,6 +19,8 @@ pub enum Evidence<'a> {
     Kubernetes(&'a str),
     /// An OIDC provider's token.
     Oidc(&'a str),
+    /// A certificate and a signature by its key.
+    X509Pop(Possession<'a>),
 }
 
 impl Evidence<'_> {
@@ -27,6 +29,7 @@ impl Evidence<'_> {
         match self {
             Self::Kubernetes(_) => Attestor::Kubernetes,
             Self::Oidc(_) => Attestor::Oidc,
+            Self::X509Pop(_) => Attestor::X509Pop,
         }
     }
 }
@@ -74,6 +77,7 @@ impl Issuer {
         let facts = match evidence {
             Evidence::Kubernetes(token) => attestation.kubernetes(token, now),
             Evidence::Oidc(token) => attestation.oidc(token, now),
+            Evidence::X509Pop(shown) => attestation.x509pop(shown, request.csr, request.id, now),
         };
         let facts = facts.map_err(|why| IssueError::NoProof(evidence.attestor(), why))?;
         let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;

@@ -15,6 +15,6 @@ pub use clock::{Clock, SystemClock, TestClock};
 pub use id::{IdError, SpiffeId, TrustDomain};
 #[cfg(feature = "x509")]
 pub use x509::{
-    Bundle, BundleError, Bundles, Culprit, Document, DocumentError, PeerSvid, Revocations, RevocationsError,
-    Revoked, Role, Svid, SvidError, VerifyError, tls, verify, verify_again,
+    Bundle, BundleError, Bundles, Channel, Culprit, Document, DocumentError, PeerSvid, Revocations,
+    RevocationsError, Revoked, Role, Svid, SvidError, VerifyError, tls, verify, verify_again,
 };

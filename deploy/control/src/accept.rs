@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_ca::limits::Buckets;
-use postern_svid::{Clock, tls};
+use postern_svid::{Channel, Clock, tls};
 use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -146,7 +146,8 @@ async fn shake_hands(
             }
         },
     };
-    Some(Connection::new(io, Peer { source, svid }, door.clock.clone(), (place, stranger)))
+    let channel = Channel::of(io.get_ref().1);
+    Some(Connection::new(io, Peer { source, svid, channel }, door.clock.clone(), (place, stranger)))
 }
 
 /// Waits 5 to 100 ms after a failed accept, in random steps: out of descriptors, spinning would take the processor too.

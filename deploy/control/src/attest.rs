@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_ca::attest::{Attestation, Cluster, KeySet, Provider, Registrations};
+use postern_ca::attest::{Attestation, Cluster, KeySet, Machines, Provider, Registrations, Roots};
 use postern_ca::issue::Issuer;
 use postern_policy::{Diagnostics, SourceFile};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -23,7 +23,7 @@ use crate::task::{self, Tasks};
 
 /// How often files are read: twice this after a change it is in force.
 const POLL: Duration = Duration::from_secs(1);
-/// A file of keys longer than this is none.
+/// A file of keys, or of roots, longer than this is none.
 const MAX_KEYS: u64 = 256 * 1_024;
 
 /// What shows how it stands.
@@ -40,11 +40,12 @@ struct Source {
 
 const REGISTRATIONS: &str = "registrations";
 const JWKS: &str = "jwks";
+const ROOTS: &str = "roots";
 
 impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self { registrations: Gauge::default(), refused: Family::default() };
-        for source in [REGISTRATIONS, JWKS] {
+        for source in [REGISTRATIONS, JWKS, ROOTS] {
             drop(metrics.refused.get_or_create(&Source { source }));
         }
         registry.register(
@@ -68,6 +69,7 @@ pub(crate) struct Sources {
     metrics: Metrics,
     clusters: Vec<Watched<Vec<u8>, KeySet>>,
     providers: Vec<Watched<Vec<u8>, KeySet>>,
+    roots: Vec<Watched<Vec<u8>, Roots>>,
     registrations: Watched<Vec<SourceFile>, Arc<Registrations>>,
 }
 
@@ -124,7 +126,8 @@ impl Sources {
     pub(crate) fn new(config: config::Attestation, terms: Terms, metrics: Metrics) -> Self {
         let files = |all: &[TokenIssuer]| all.iter().map(|_| Watched::new()).collect();
         let (clusters, providers) = (files(&config.kubernetes), files(&config.oidc));
-        Self { config, terms, metrics, clusters, providers, registrations: Watched::new() }
+        let roots = config.x509pop.iter().map(|_| Watched::new()).collect();
+        Self { config, terms, metrics, clusters, providers, roots, registrations: Watched::new() }
     }
 
     /// Whether there is anything to keep up.
@@ -142,6 +145,12 @@ impl Sources {
             let reading = read_bounded(path, MAX_KEYS).map_err(unread);
             changed |= keys.take(&what, reading, |text| KeySet::parse(text));
         }
+        for (machines, roots) in self.config.x509pop.iter().zip(&mut self.roots) {
+            let path = &machines.bundle;
+            let what = format!("roots of {} ({})", machines.name, path.display());
+            let reading = read_bounded(path, MAX_KEYS).map_err(unread);
+            changed |= roots.take(&what, reading, |pem| Roots::parse(pem));
+        }
         if let Some(directory) = &self.config.registrations {
             let said = |found: Diagnostics| found.to_string();
             let reading = registrations::read_directory(directory).map_err(said);
@@ -154,6 +163,7 @@ impl Sources {
         let refused = |all: &[Watched<Vec<u8>, KeySet>]| all.iter().filter(|keys| keys.is_refused).count();
         let keys = refused(&self.clusters) + refused(&self.providers);
         self.shown(JWKS, keys);
+        self.shown(ROOTS, self.roots.iter().filter(|roots| roots.is_refused).count());
         self.shown(REGISTRATIONS, usize::from(self.registrations.is_refused));
         changed.then(|| self.in_force())
     }
@@ -166,6 +176,9 @@ impl Sources {
         }
         if self.clusters.iter().chain(&self.providers).any(|keys| keys.is_refused) {
             codes.push("jwks_refused");
+        }
+        if self.roots.iter().any(|roots| roots.is_refused) {
+            codes.push("roots_refused");
         }
         codes
     }
@@ -189,11 +202,20 @@ impl Sources {
             audience: issuer.audience.clone(),
             keys: keys(watched),
         });
+        let machines = self.config.x509pop.iter().zip(&self.roots).map(|(machines, watched)| Machines {
+            name: machines.name.clone(),
+            roots: watched.good.clone().unwrap_or_default(),
+        });
         let registrations = self.registrations.good.clone().unwrap_or_default();
         let count = registrations.len();
         self.metrics.registrations.set(i64::try_from(count).unwrap_or(i64::MAX));
         tracing::info!(registrations = count, "attestation in force");
-        Attestation { kubernetes: clusters.collect(), oidc: providers.collect(), registrations }
+        Attestation {
+            kubernetes: clusters.collect(),
+            oidc: providers.collect(),
+            x509pop: machines.collect(),
+            registrations,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::registrations::Terms;
 
-pub use attestation::{Attestation, TokenIssuer};
+pub use attestation::{Attestation, Roots, TokenIssuer};
 pub use federation::{BundleEndpoint, ClientProfile, Federation, Foreign, ServerProfile};
 pub use jwt::Jwt;
 pub use keys::Keys;

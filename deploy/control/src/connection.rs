@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use postern_svid::{Clock, PeerSvid};
+use postern_svid::{Channel, Clock, PeerSvid};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) source: SocketAddr,
     /// Its certificate, verified by the handshake.
     pub(crate) svid: Option<Arc<PeerSvid>>,
+    /// What both ends alone can derive.
+    pub(crate) channel: Option<Channel>,
 }
 
 /// A TLS connection that ends itself when its peer's certificate ends or a stranger has had enough time.

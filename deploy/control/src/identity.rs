@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use postern_ca::attest::Possession;
 use postern_ca::bundle::{Acknowledgements, to_proto};
 use postern_ca::issue::{Evidence, Issuer, Proof, Reply, Request as CaRequest};
 use postern_ca::jwt::{JwtAuthority, JwtRequest};
@@ -171,6 +172,16 @@ fn proof<'m>(peer: &'m Peer, message: &'m IssueRequest) -> Result<Proof<'m>, Sta
         }
         (Some(WireProof::KubernetesToken(token)), _) => Evidence::Kubernetes(token),
         (Some(WireProof::OidcToken(token)), _) => Evidence::Oidc(token),
+        (Some(WireProof::X509pop(shown)), _) => {
+            let channel = peer.channel.as_ref();
+            let channel = channel.ok_or_else(|| Status::internal("the connection has no secret to sign"))?;
+            Evidence::X509Pop(Possession {
+                chain: &shown.chain_der,
+                scheme: shown.scheme,
+                signature: &shown.signature,
+                channel,
+            })
+        }
     };
     let renews = match (message.predecessor_serial.is_empty(), svid) {
         (true, _) => None,

@@ -27,7 +27,7 @@ mod upkeep;
 pub use app::{Running, StartError, main, run, start, start_with};
 pub use config::{
     Attestation, BundleEndpoint, ClientProfile, Config, ConfigError, Federation, Foreign, Jwt, Keys, Log,
-    LogFormat, LogLevel, ServerProfile, TokenIssuer,
+    LogFormat, LogLevel, Roots, ServerProfile, TokenIssuer,
 };
 pub use init::{Initialized, init};
 pub use lock::{Lock, LockError};

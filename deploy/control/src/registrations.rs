@@ -48,6 +48,8 @@ pub struct Names {
     pub clusters: Vec<String>,
     /// OIDC providers.
     pub providers: Vec<String>,
+    /// Bundles of roots for x509pop.
+    pub roots: Vec<String>,
 }
 
 /// Checks a set of documents: all or nothing.
@@ -131,7 +133,7 @@ impl Set<'_> {
         };
         if spec.from.value.is_empty() {
             let found = piece.at(&spec.from, "an empty `from` fits nobody");
-            self.report(found.with_help("write at least one of k8s, oidc"));
+            self.report(found.with_help("write at least one of k8s, oidc, x509pop"));
         }
         let mut from = Vec::new();
         for one in &spec.from.value {
@@ -171,9 +173,9 @@ impl Set<'_> {
     }
 
     fn clause(&mut self, piece: &Piece<'_>, one: &Spanned<From>) -> Option<Clause> {
-        let From { k8s, oidc } = &one.value;
-        match (k8s, oidc) {
-            (Some(k8s), None) => {
+        let From { k8s, oidc, x509pop } = &one.value;
+        match (k8s, oidc, x509pop) {
+            (Some(k8s), None, None) => {
                 let known = self.terms.names.as_ref().map(|names| names.clusters.clone());
                 let cluster = self.known(piece, &k8s.cluster, known, "cluster", "attestation.kubernetes");
                 let mut wants = vec![
@@ -189,7 +191,7 @@ impl Set<'_> {
                 }
                 Some(Clause { attestor: Attestor::Kubernetes, wants })
             }
-            (None, Some(oidc)) => {
+            (None, Some(oidc), None) => {
                 let known = self.terms.names.as_ref().map(|names| names.providers.clone());
                 let provider = self.known(piece, &oidc.provider, known, "provider", "attestation.oidc");
                 let mut wants = vec![(FactName::OidcProvider, vec![provider?])];
@@ -205,9 +207,32 @@ impl Set<'_> {
                 }
                 Some(Clause { attestor: Attestor::Oidc, wants })
             }
-            (None, None) | (Some(_), Some(_)) => {
+            (None, None, Some(machine)) => {
+                let known = self.terms.names.as_ref().map(|names| names.roots.clone());
+                let ca = self.known(piece, &machine.ca, known, "bundle of roots", "attestation.x509pop");
+                let mut wants = vec![(FactName::X509Ca, vec![ca?])];
+                for (name, list) in [
+                    (FactName::X509CommonName, &machine.common_names),
+                    (FactName::X509Subject, &machine.subjects),
+                    (FactName::X509Dns, &machine.dns_names),
+                    (FactName::X509Uri, &machine.uris),
+                    (FactName::X509Fingerprint, &machine.fingerprints),
+                ] {
+                    if let Some(list) = list {
+                        wants.push((name, self.patterns(piece, list)));
+                    }
+                }
+                if wants.len() == 1 {
+                    let found = piece.at(one, "whoever has a certificate of this CA would fit");
+                    self.report(found.with_help(
+                        "say whose: commonNames, subjects, dnsNames, uris or fingerprints; [\"*\"] for any",
+                    ));
+                }
+                Some(Clause { attestor: Attestor::X509Pop, wants })
+            }
+            _ => {
                 let found = piece.at(one, "each item of `from` is of one attestor");
-                self.report(found.with_help("write one of k8s, oidc; several items for several"));
+                self.report(found.with_help("write one of k8s, oidc, x509pop; several items for several"));
                 None
             }
         }

@@ -1,5 +1,5 @@
 //! What proves the workload, one of: `controlPlane.joinToken`, a file's path or the descriptor that the process is started with;
-//! `serviceAccountToken` and `oidcToken`, paths of files that others keep fresh.
+//! `serviceAccountToken` and `oidcToken`, paths of files that others keep fresh; `x509pop`, a certificate and its key.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -50,6 +50,15 @@ pub(super) struct Proofs<'r> {
     pub(super) join_token: Option<&'r Spanned<JoinToken>>,
     pub(super) service_account_token: Option<&'r Spanned<PathBuf>>,
     pub(super) oidc_token: Option<&'r Spanned<PathBuf>>,
+    pub(super) x509pop: Option<&'r Spanned<X509Pop>>,
+}
+
+/// A certificate that somebody else's CA gave the machine, and its key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct X509Pop {
+    certificate: PathBuf,
+    key: PathBuf,
 }
 
 /// What proves the workload to the control plane. `beside` is where it is missed.
@@ -59,32 +68,34 @@ pub(super) fn attestation(
     beside: &Spanned<String>,
     wrong: &mut Diagnostics,
 ) -> Option<Attestation> {
-    const ONE: &str = "write one of joinToken, serviceAccountToken and oidcToken";
-    match *proofs {
-        Proofs { join_token: Some(token), service_account_token: None, oidc_token: None } => {
-            Some(by_join_token(file, token, wrong))
-        }
-        Proofs { join_token: None, service_account_token: Some(path), oidc_token: None } => {
-            Some(Attestation::ServiceAccountToken(path.value.clone()))
-        }
-        Proofs { join_token: None, service_account_token: None, oidc_token: Some(path) } => {
-            Some(Attestation::OidcToken(path.value.clone()))
-        }
-        Proofs { join_token: None, service_account_token: None, oidc_token: None } => {
-            wrong.push(
-                yaml::at(file, beside, "nothing proves the workload to the control plane").with_help(ONE),
-            );
-            None
-        }
-        Proofs { service_account_token, oidc_token, .. } => {
-            let message = "two things are to prove the workload";
-            if let Some(path) = oidc_token.or(service_account_token) {
-                wrong.push(yaml::at(file, path, message).with_help(ONE));
-            }
-            None
-        }
+    const ONE: &str = "write one of joinToken, serviceAccountToken, oidcToken and x509pop";
+    let Proofs { join_token, service_account_token, oidc_token, x509pop } = *proofs;
+    let given = [
+        join_token.map(|token| yaml::at(file, token, TWO)),
+        service_account_token.map(|path| yaml::at(file, path, TWO)),
+        oidc_token.map(|path| yaml::at(file, path, TWO)),
+        x509pop.map(|both| yaml::at(file, both, TWO)),
+    ];
+    let mut given = given.into_iter().flatten();
+    if given.next().is_none() {
+        wrong.push(yaml::at(file, beside, "nothing proves the workload to the control plane").with_help(ONE));
+        return None;
     }
+    if let Some(second) = given.next() {
+        wrong.push(second.with_help(ONE));
+        return None;
+    }
+    let by_token = join_token.map(|token| by_join_token(file, token, wrong));
+    by_token
+        .or_else(|| service_account_token.map(|path| Attestation::ServiceAccountToken(path.value.clone())))
+        .or_else(|| oidc_token.map(|path| Attestation::OidcToken(path.value.clone())))
+        .or_else(|| {
+            let X509Pop { certificate, key } = &x509pop?.value;
+            Some(Attestation::X509Pop { certificate: certificate.clone(), key: key.clone() })
+        })
 }
+
+const TWO: &str = "two things are to prove the workload";
 
 fn by_join_token(file: &SourceFile, token: &Spanned<JoinToken>, wrong: &mut Diagnostics) -> Attestation {
     match &token.value {
@@ -144,6 +155,7 @@ mod tests {
             join_token: Option<Spanned<JoinToken>>,
             service_account_token: Option<Spanned<PathBuf>>,
             oidc_token: Option<Spanned<PathBuf>>,
+            x509pop: Option<Spanned<X509Pop>>,
         }
         let parse = |text: &str| {
             let text = format!("address: a:1\n{text}").into_bytes();
@@ -153,6 +165,7 @@ mod tests {
                 join_token: raw.join_token.as_ref(),
                 service_account_token: raw.service_account_token.as_ref(),
                 oidc_token: raw.oidc_token.as_ref(),
+                x509pop: raw.x509pop.as_ref(),
             };
             let mut wrong = Diagnostics::new();
             attestation(&file, &proofs, &raw.address, &mut wrong).ok_or_else(|| wrong.to_string())
@@ -160,6 +173,8 @@ mod tests {
         assert!(matches!(parse("serviceAccountToken: /t\n"), Ok(Attestation::ServiceAccountToken(_))));
         assert!(matches!(parse("oidcToken: /t\n"), Ok(Attestation::OidcToken(_))));
         assert!(matches!(parse("joinToken: /t\n"), Ok(Attestation::JoinToken(_))));
+        assert!(matches!(parse("x509pop: {certificate: /c, key: /k}\n"), Ok(Attestation::X509Pop { .. })));
+        assert!(parse("x509pop: {certificate: /c}\n").unwrap_err().contains("`key` is missing"));
         for (text, place) in [
             ("", "sidecar.yaml:1:10"),
             ("joinToken: /t\nserviceAccountToken: /u\n", "sidecar.yaml:3:22"),

@@ -7,6 +7,7 @@ mod error;
 #[cfg(test)]
 mod limbo;
 mod lint;
+mod possession;
 mod revoked;
 mod svid;
 pub mod tls;
@@ -15,6 +16,7 @@ mod verify;
 pub use bundle::{Bundle, BundleError, Bundles};
 pub use document::{Document, DocumentError};
 pub use error::{Culprit, VerifyError};
+pub use possession::Channel;
 pub use revoked::{Revocations, RevocationsError, Revoked};
 pub use svid::{Svid, SvidError};
 pub use verify::{PeerSvid, verify, verify_again};

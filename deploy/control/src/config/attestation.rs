@@ -16,6 +16,8 @@ pub struct Attestation {
     pub kubernetes: Vec<TokenIssuer>,
     /// OIDC providers whose tokens are believed.
     pub oidc: Vec<TokenIssuer>,
+    /// CAs whose certificates are believed of those who hold their keys.
+    pub x509pop: Vec<Roots>,
     /// The directory of registrations; without it nothing is granted by attestation.
     pub registrations: Option<PathBuf>,
 }
@@ -33,11 +35,21 @@ pub struct TokenIssuer {
     pub jwks: PathBuf,
 }
 
+/// Roots of somebody else's CA.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Roots {
+    /// Their name, by which registrations call them.
+    pub name: String,
+    /// The file with them, PEM; read again when it changes.
+    pub bundle: PathBuf,
+}
+
 impl Attestation {
     /// The names that registrations may use.
     pub fn names(&self) -> Names {
         let names = |all: &[TokenIssuer]| all.iter().map(|one| one.name.clone()).collect();
-        Names { clusters: names(&self.kubernetes), providers: names(&self.oidc) }
+        let roots = self.x509pop.iter().map(|one| one.name.clone()).collect();
+        Names { clusters: names(&self.kubernetes), providers: names(&self.oidc), roots }
     }
 }
 
@@ -48,6 +60,15 @@ pub(super) struct Raw {
     kubernetes: Vec<Cluster>,
     #[serde(default)]
     oidc: Vec<Provider>,
+    #[serde(default)]
+    x509pop: Vec<Machines>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Machines {
+    ca: Spanned<String>,
+    bundle: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -110,11 +131,25 @@ pub(super) fn check(
             found.push(yaml::at(file, &provider.issuer, "another provider has this issuer already"));
         }
     }
+    let mut x509pop: Vec<Roots> = Vec::new();
+    for Machines { ca, bundle } in &raw.x509pop {
+        if ca.value.is_empty() || x509pop.iter().any(|other| other.name == ca.value) {
+            found.push(yaml::at(file, ca, "a name of its own is missing, by which registrations call it"));
+        }
+        if bundle.value.is_empty() {
+            found.push(yaml::at(file, bundle, "bundle: name a file of roots in PEM"));
+        }
+        x509pop.push(Roots { name: ca.value.clone(), bundle: PathBuf::from(&bundle.value) });
+    }
     if let Some(written) = registrations.filter(|written| written.value.is_empty()) {
         found.push(yaml::at(file, written, "registrations: name a directory"));
     }
-    let believed =
-        raw.kubernetes.first().map(|one| &one.cluster).or_else(|| raw.oidc.first().map(|one| &one.provider));
+    let believed = raw
+        .kubernetes
+        .first()
+        .map(|one| &one.cluster)
+        .or_else(|| raw.oidc.first().map(|one| &one.provider))
+        .or_else(|| raw.x509pop.first().map(|one| &one.ca));
     if let (Some(believed), None) = (believed, registrations) {
         let missing =
             yaml::at(file, believed, "nothing is granted to whoever is believed: `registrations` is missing");
@@ -125,6 +160,7 @@ pub(super) fn check(
     Attestation {
         kubernetes,
         oidc,
+        x509pop,
         registrations: registrations.map(|written| PathBuf::from(&written.value)),
     }
 }
@@ -182,6 +218,8 @@ attestation:
   - {cluster: eu, issuer: https://k, jwks: {file: eu.json}}
   oidc:
   - {provider: ci, issuer: https://ci.example, audience: shop, jwks: {file: ci.json}}
+  x509pop:
+  - {ca: hall, bundle: hall.pem}
 registrations: registrations
 ";
 
@@ -213,8 +251,10 @@ registrations: registrations
                 "control.yaml:7:",
                 "twice",
             ),
+            ("ca: hall", "ca: ''", "control.yaml:10:", "name of its own"),
+            ("bundle: hall.pem", "bundle: ''", "control.yaml:10:", "PEM"),
             ("registrations: registrations\n", "", "control.yaml:6:", "`registrations` is missing"),
-            ("registrations: registrations\n", "registrations: ''\n", "control.yaml:9:", "directory"),
+            ("registrations: registrations\n", "registrations: ''\n", "control.yaml:11:", "directory"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let error = parse(&GOOD.replacen(from, to, 1)).unwrap_err();

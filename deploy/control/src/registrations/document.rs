@@ -41,6 +41,7 @@ pub(super) struct Spec {
 pub(super) struct From {
     pub(super) k8s: Option<Kubernetes>,
     pub(super) oidc: Option<Oidc>,
+    pub(super) x509pop: Option<Machine>,
 }
 
 #[derive(Deserialize)]
@@ -59,4 +60,15 @@ pub(super) struct Oidc {
     pub(super) provider: Spanned<String>,
     pub(super) subjects: Option<List>,
     pub(super) claims: Option<BTreeMap<String, List>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Machine {
+    pub(super) ca: Spanned<String>,
+    pub(super) common_names: Option<List>,
+    pub(super) subjects: Option<List>,
+    pub(super) dns_names: Option<List>,
+    pub(super) uris: Option<List>,
+    pub(super) fingerprints: Option<List>,
 }

@@ -22,12 +22,24 @@ spec:
       provider: ci
       subjects: [\"repo:acme/shop:*\"]
       claims: {environment: [production]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: Registration
+metadata: {name: machines}
+spec:
+  id: spiffe://td/vm/{x509pop.commonName}
+  from:
+  - x509pop: {ca: hall, commonNames: [db-*]}
 ";
 
 fn terms() -> Terms {
     Terms {
         trust_domain: TrustDomain::parse("td").unwrap(),
-        names: Some(Names { clusters: vec!["eu".into()], providers: vec!["ci".into()] }),
+        names: Some(Names {
+            clusters: vec!["eu".into()],
+            providers: vec!["ci".into()],
+            roots: vec!["hall".into()],
+        }),
         least: Duration::from_secs(300),
     }
 }
@@ -40,7 +52,7 @@ fn parse(text: &str) -> Result<Registrations, String> {
 #[test]
 fn the_documented_documents() {
     let all = parse(GOOD).unwrap();
-    assert_eq!(all.len(), 2);
+    assert_eq!(all.len(), 3);
     let pod = Facts::new(Attestor::Kubernetes)
         .with(FactName::KubernetesCluster, "eu")
         .with(FactName::KubernetesNamespace, "shop")
@@ -86,6 +98,8 @@ fn mistakes_have_a_place_and_a_way_out() {
         ("serviceAccounts", "serviceAccount", "shop.yaml:7:", "did you mean `serviceAccounts`"),
         ("ttl: 15m", "ttl: 1m", "shop.yaml:8:", "300 s at least"),
         ("- k8s:", "- oidc: {provider: ci, subjects: [a]}\n    k8s:", "shop.yaml:7:5", "of one attestor"),
+        ("ca: hall", "ca: hull", "shop.yaml:27:", "did you mean `hall`"),
+        (", commonNames: [db-*]", "", "shop.yaml:27:", "whoever has a certificate"),
         ("provider: ci", "provider: cl", "shop.yaml:17:", "did you mean `ci`"),
         (
             "      subjects: [\"repo:acme/shop:*\"]\n      claims: {environment: [production]}\n",

@@ -36,6 +36,9 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         Attestation::JoinTokenDescriptor(descriptor) => ("joinToken", json!({ "descriptor": descriptor })),
         Attestation::ServiceAccountToken(path) => ("serviceAccountToken", json!(path)),
         Attestation::OidcToken(path) => ("oidcToken", json!(path)),
+        Attestation::X509Pop { certificate, key } => {
+            ("x509pop", json!({ "certificate": certificate, "key": key }))
+        }
     };
     let format = match config.log.format {
         LogFormat::Text => "text",
