@@ -13,6 +13,7 @@ mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
+mod unix;
 mod x509pop;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub use registration::{
 };
 pub use template::{BadTemplate, Template};
 pub use tokens::{Cluster, MAX_KUBERNETES_LIFE, MAX_OIDC_LIFE, Provider};
+pub use unix::Process;
 pub use x509pop::{Machines, Possession, Roots};
 
 /// Everything that is believed at one moment.

@@ -197,7 +197,13 @@ impl Issuer {
     pub fn issue(&self, request: Request<'_>) -> Result<Reply, IssueError> {
         let began = self.clock.monotonic();
         let proof = request.proof.name();
-        let result = self.steps(request);
+        let result = self.steps(request).and_then(|reply| match request.proof {
+            Proof::Attested(evidence, _) => {
+                let held = evidence.still_holds();
+                held.map(|()| reply).map_err(|why| IssueError::NoProof(evidence.attestor(), why))
+            }
+            Proof::JoinToken(_) | Proof::Svid(_) => Ok(reply),
+        });
         self.metrics.seconds.observe(self.clock.monotonic().duration_since(began).as_secs_f64());
         match &result {
             Ok(_) => {

@@ -51,6 +51,8 @@ pub enum Attestor {
     Oidc,
     /// With the key of a certificate that somebody else gave.
     X509Pop,
+    /// As a process of this machine, of which the kernel tells.
+    Unix,
 }
 
 impl Attestor {
@@ -62,6 +64,7 @@ impl Attestor {
             Self::Kubernetes => "kubernetes",
             Self::Oidc => "oidc",
             Self::X509Pop => "x509pop",
+            Self::Unix => "unix",
         }
     }
 
@@ -77,7 +80,8 @@ impl Attestor {
         Self::ALL.into_iter().find(|a| a.as_str() == text)
     }
 
-    const ALL: [Self; 5] = [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc, Self::X509Pop];
+    const ALL: [Self; 6] =
+        [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc, Self::X509Pop, Self::Unix];
 }
 
 /// A lineage as the store holds it.

@@ -105,7 +105,7 @@ impl Metrics {
         for reason in JwtIssueError::REASONS {
             drop(metrics.jwt_rejected.get_or_create(&Reason { reason }));
         }
-        for proof in ["join_token", "kubernetes", "oidc", "own", "svid", "x509pop"] {
+        for proof in ["join_token", "kubernetes", "oidc", "own", "svid", "unix", "x509pop"] {
             drop(metrics.issued.get_or_create(&Proven { proof }));
         }
         let ca = registry.sub_registry_with_prefix("postern_ca");

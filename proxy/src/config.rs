@@ -21,7 +21,7 @@ pub use decision_log::{DecisionLogConfig, WITHHELD};
 
 use crate::limits::Limits;
 use crate::observe::log;
-use join_token::{JoinToken, Proofs, X509Pop, attestation};
+use join_token::{JoinToken, Process, Proofs, X509Pop, attestation};
 use ports::{Port, Ports};
 
 mod decision_log;
@@ -179,7 +179,7 @@ impl Config {
             wrong.push(yaml::at(file, level, text));
         }
         listeners::check(file, &raw, &mut wrong);
-        control_plane(file, &raw.control_plane.address, &mut wrong);
+        control_plane(file, &raw.control_plane, &mut wrong);
         let (
             Some(identity),
             Some(control_plane_id),
@@ -266,6 +266,7 @@ struct ControlPlane {
     service_account_token: Option<Spanned<PathBuf>>,
     oidc_token: Option<Spanned<PathBuf>>,
     x509pop: Option<Spanned<X509Pop>>,
+    peer_process: Option<Spanned<Process>>,
 }
 
 impl ControlPlane {
@@ -275,6 +276,7 @@ impl ControlPlane {
             service_account_token: self.service_account_token.as_ref(),
             oidc_token: self.oidc_token.as_ref(),
             x509pop: self.x509pop.as_ref(),
+            process: self.peer_process.as_ref(),
         }
     }
 }
@@ -364,7 +366,23 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
     limits
 }
 
-fn control_plane(file: &SourceFile, address: &Spanned<String>, wrong: &mut Diagnostics) {
+fn control_plane(file: &SourceFile, raw: &ControlPlane, wrong: &mut Diagnostics) {
+    let address = &raw.address;
+    if let Some(path) = address.value.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            wrong.push(
+                yaml::at(file, address, "a socket's path begins with `/`")
+                    .with_help("write unix:/run/postern-control/identity.sock"),
+            );
+        }
+        return;
+    }
+    if let Some(process) = &raw.peer_process {
+        wrong.push(
+            yaml::at(file, process, "the kernel tells of this process over a Unix socket alone")
+                .with_help("write controlPlane.address as unix:PATH, the control plane's listenUnix"),
+        );
+    }
     let parts = address.value.rsplit_once(':');
     let is_good = parts.is_some_and(|(host, port)| {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);

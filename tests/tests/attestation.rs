@@ -361,6 +361,56 @@ fn machines_start_by_certificates_of_their_own_ca() {
     assert!(metrics.value(&issued("x509pop")) > 2.5);
 }
 
+/// On one machine no secret is needed: the kernel says who connects.
+#[test]
+fn processes_of_this_machine_start_by_what_the_kernel_says() {
+    let mut plan = Plan::new();
+    plan.ttl("12s");
+    plan.sidecar("web");
+    plan.document("policy.yaml", POLICY);
+    let mesh = plan.prepare();
+    let socket = mesh.directory().join("identity.sock");
+    let registrations = mesh.directory().join("registrations");
+    fs::create_dir(&registrations).expect("it is new");
+    let register = |uid: u32| {
+        let text = format!(
+            "apiVersion: postern.dev/v1alpha1\nkind: Registration\nmetadata: {{name: local}}\nspec:\n  \
+             id: spiffe://demo.postern/ns/shop/sa/web\n  from: [{{unix: {{uids: [{uid}]}}}}]\n"
+        );
+        replace(&registrations.join("local.yaml"), &text);
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    register(own + 1);
+    let mut config = fs::read_to_string(mesh.control.config()).expect("the plan wrote it");
+    config.push_str(&format!(
+        "listenUnix: {}\nregistrations: {}\n",
+        socket.display(),
+        registrations.display()
+    ));
+    fs::write(mesh.control.config(), config).expect("it is ours");
+    let web = mesh.sidecar("web");
+    let config = fs::read_to_string(web.config()).expect("the plan wrote it");
+    let config = config.replace(&format!("joinToken: {}", web.token().display()), "peerProcess: {}").replace(
+        &format!("address: {}:24150", mesh.control.address()),
+        &format!("address: unix:{}", socket.display()),
+    );
+    fs::write(web.config(), config).expect("it is ours");
+    mesh.control.start();
+    web.start();
+    wait::until("another user's is refused", wait::PATIENCE, || {
+        web.log().contains("no registration grants it")
+    });
+    register(own);
+    web.wait_ready();
+    let serial = web.serial();
+    wait::until("it renews", wait::PATIENCE, || web.serial() != serial);
+    let metrics = Metrics::parse(&mesh.control.page("/metrics").expect("it answers").1);
+    assert!(metrics.value(&issued("unix")) > 1.5);
+    // What is left of a control plane that was killed makes way.
+    mesh.control.kill();
+    mesh.control.start();
+}
+
 #[test]
 fn the_operator_asks_what_is_registered() {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");

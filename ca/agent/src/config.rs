@@ -1,6 +1,6 @@
 //! What an agent must be told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use postern_svid::SpiffeId;
 
@@ -9,7 +9,7 @@ use crate::error::StartError;
 /// An agent's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the identity API listens: `host:port`, an IPv6 address in brackets.
+    /// Where the identity API listens: `host:port`, an IPv6 address in brackets; or `unix:` and the path of a socket.
     pub control_plane: String,
     /// Who must answer there.
     pub control_plane_id: SpiffeId,
@@ -53,6 +53,8 @@ pub enum Attestation {
         /// A file with the key, PEM, mode 0600.
         key: PathBuf,
     },
+    /// Nothing but this process itself: the kernel tells the control plane of it, over a Unix socket.
+    Process,
 }
 
 impl Attestation {
@@ -60,14 +62,14 @@ impl Attestation {
     pub(crate) const fn is_repeated(&self) -> bool {
         match self {
             Self::JoinToken(_) | Self::JoinTokenDescriptor(_) => false,
-            Self::ServiceAccountToken(_) | Self::OidcToken(_) | Self::X509Pop { .. } => true,
+            Self::ServiceAccountToken(_) | Self::OidcToken(_) | Self::X509Pop { .. } | Self::Process => true,
         }
     }
 }
 
 impl Config {
     pub(crate) fn check(&self) -> Result<(), StartError> {
-        if self.host_and_port().is_none() {
+        if self.socket().is_none() && self.host_and_port().is_none() {
             return Err(StartError::Address(self.control_plane.clone()));
         }
         if self.identity.trust_domain_name() != self.control_plane_id.trust_domain_name() {
@@ -80,6 +82,11 @@ impl Config {
             return Err(StartError::ReservedIdentity(self.identity.clone()));
         }
         Ok(())
+    }
+
+    /// The path of a Unix socket.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        self.control_plane.strip_prefix("unix:").filter(|path| path.starts_with('/')).map(Path::new)
     }
 
     /// The two parts of `control_plane`, brackets removed.

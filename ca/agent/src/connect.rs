@@ -50,18 +50,21 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
         Anchor::Pinned(pin) => tls::client_config_pinned(pin, expected, live.clock.clone(), &[b"h2"]),
     }
     .map_err(|error| AttemptError::Local(error.to_string()))?;
-    let (host, port) = config
-        .host_and_port()
-        .ok_or_else(|| AttemptError::Local("the control plane's address is no host:port".to_owned()))?;
-
-    let tcp = timeout(pace.step(), net::connect(host, port))
+    let connecting = async {
+        match (config.socket(), config.host_and_port()) {
+            (Some(path), _) => net::connect_unix(path).await,
+            (None, Some((host, port))) => net::connect(host, port).await,
+            (None, None) => Err(io::Error::other("the address is no host:port")),
+        }
+    };
+    let socket = timeout(pace.step(), connecting)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
         .map_err(|error| AttemptError::Connect(config.control_plane.clone(), error))?;
     // Neither checked nor sent: the id decides.
     let name = ServerName::try_from("control-plane.invalid")
         .map_err(|_| AttemptError::Local("the placeholder name is no DNS name".to_owned()))?;
-    let stream = timeout(pace.step(), TlsConnector::from(tls).connect(name, tcp))
+    let stream = timeout(pace.step(), TlsConnector::from(tls).connect(name, socket))
         .await
         .map_err(|_| AttemptError::Timeout("TLS handshake"))?
         .map_err(|error| {
@@ -94,7 +97,8 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
     });
     let origin = http::Uri::builder()
         .scheme("https")
-        .authority(config.control_plane.as_str())
+        // Of a socket's path no authority can be made, and nobody reads this one.
+        .authority(config.socket().map_or(config.control_plane.as_str(), |_| "control-plane.invalid"))
         .path_and_query("/")
         .build()
         .map_err(|error| AttemptError::Local(format!("the control plane's address: {error}")))?;

@@ -105,7 +105,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Address(text) => write!(
                 f,
-                "the control plane's address {text:?} is not host:port (for example 10.0.0.5:24150 or [::1]:24150)"
+                "the control plane's address {text:?} is not host:port (for example 10.0.0.5:24150 or [::1]:24150), nor unix: and the path of a socket"
             ),
             Self::InUse(path) => write!(
                 f,
@@ -225,6 +225,13 @@ impl AttemptError {
             let token = match &config.attestation {
                 Attestation::JoinToken(path) => format!("the join token in {}", path.display()),
                 Attestation::JoinTokenDescriptor(number) => format!("the join token of descriptor {number}"),
+                Attestation::Process => {
+                    *shown = format!(
+                        " (this process, of uid {}, asked for {id}; a Registration on the control plane must grant it that id)",
+                        nix::unistd::geteuid()
+                    );
+                    return self;
+                }
                 Attestation::X509Pop { certificate, .. } => {
                     *shown = format!(
                         " (the certificate in {} was shown for {id}; a Registration on the control plane must grant it that id)",

@@ -135,6 +135,7 @@ impl Live {
     pub(crate) fn can_prove(&self) -> Result<(), StartError> {
         match &self.config.attestation {
             Attestation::X509Pop { certificate, key } => Possession::load(certificate, key).map(drop),
+            Attestation::Process => Ok(()),
             _ => self.token().map(drop),
         }
     }
@@ -159,6 +160,7 @@ impl Live {
                 let bytes = files::read_public(path).map_err(|error| unfit(error.to_string()))?;
                 parse_token(&bytes).map_err(|problem| unfit(problem.to_owned()))
             }
+            Attestation::Process => Err(StartError::Address(self.config.control_plane.clone())),
             Attestation::X509Pop { certificate, .. } => {
                 let problem = "a certificate is no token".to_owned();
                 Err(StartError::Machine { path: certificate.clone(), problem })

@@ -138,6 +138,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
                 let possession = possession.map_err(|error| AttemptError::Local(error.to_string()))?;
                 Proof::X509pop(possession.prove(&connection.channel, &request)?)
             }
+            Attestation::Process => Proof::PeerProcess(proto::PeerProcess {}),
         });
     }
     let answer = timeout(pace.step(), connection.client.issue(request))

@@ -45,12 +45,20 @@ pub enum FactName {
     X509Dns,
     /// A URI of it.
     X509Uri,
+    /// The user of the process that connected, as a number.
+    UnixUid,
+    /// Its group.
+    UnixGid,
+    /// The path of its program.
+    UnixPath,
+    /// SHA-256 of its program, in hexadecimal.
+    UnixSha256,
     /// Another claim: a text, a number or a truth; each item of a list of those.
     OidcClaim(String),
 }
 
 /// The facts with a fixed name: as it stands in selectors, as it stands in templates (without its attestor's), whose it is.
-const NAMES: [(FactName, &str, &str, Attestor); 16] = [
+const NAMES: [(FactName, &str, &str, Attestor); 20] = [
     (FactName::KubernetesCluster, "cluster", "cluster", Attestor::Kubernetes),
     (FactName::KubernetesNamespace, "ns", "namespace", Attestor::Kubernetes),
     (FactName::KubernetesServiceAccount, "sa", "serviceAccount", Attestor::Kubernetes),
@@ -67,6 +75,10 @@ const NAMES: [(FactName, &str, &str, Attestor); 16] = [
     (FactName::X509CommonName, "cn", "commonName", Attestor::X509Pop),
     (FactName::X509Dns, "san-dns", "dnsName", Attestor::X509Pop),
     (FactName::X509Uri, "san-uri", "uri", Attestor::X509Pop),
+    (FactName::UnixUid, "uid", "uid", Attestor::Unix),
+    (FactName::UnixGid, "gid", "gid", Attestor::Unix),
+    (FactName::UnixPath, "path", "path", Attestor::Unix),
+    (FactName::UnixSha256, "sha256", "sha256", Attestor::Unix),
 ];
 /// What stands before the name of a claim.
 const CLAIM: &str = "claim";

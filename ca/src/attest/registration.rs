@@ -170,6 +170,14 @@ impl Registrations {
         self.0.is_empty()
     }
 
+    /// Whether any of them wants this fact.
+    pub fn ask_for(&self, name: &FactName) -> bool {
+        let mut wants =
+            self.0.iter().flat_map(|registration| &registration.from).flat_map(|clause| &clause.wants);
+        wants.any(|(wanted, _)| wanted == name)
+            || self.0.iter().any(|one| one.id.facts().any(|fact| fact == name))
+    }
+
     /// Whether the facts are granted exactly the id asked for; of several registrations that grant it, the first counts.
     pub fn grant(&self, td: &TrustDomain, facts: &Facts, asked: &SpiffeId) -> Option<Granted> {
         self.0.iter().find_map(|registration| {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use postern_svid::{PeerSvid, SpiffeId};
 
 use super::{IssueError, Issuer, Request};
-use crate::attest::{Facts, Granted, Possession};
+use crate::attest::{Facts, Granted, NoProof, Possession, Process};
 use crate::authz::Denied;
 use crate::csr::VerifiedKey;
 use crate::lineage::{Attestor, Lineage, Refusal, Step};
@@ -21,6 +21,8 @@ pub enum Evidence<'a> {
     Oidc(&'a str),
     /// A certificate and a signature by its key.
     X509Pop(Possession<'a>),
+    /// The process at the other end of a Unix socket.
+    Unix(&'a Process),
 }
 
 impl Evidence<'_> {
@@ -30,6 +32,15 @@ impl Evidence<'_> {
             Self::Kubernetes(_) => Attestor::Kubernetes,
             Self::Oidc(_) => Attestor::Oidc,
             Self::X509Pop(_) => Attestor::X509Pop,
+            Self::Unix(_) => Attestor::Unix,
+        }
+    }
+
+    /// What it proves is true of a moment; whether it still is, when a certificate is about to leave.
+    pub(super) fn still_holds(&self) -> Result<(), NoProof> {
+        match self {
+            Self::Unix(process) if !process.is_alive() => Err("the process has ended meanwhile".into()),
+            _ => Ok(()),
         }
     }
 }
@@ -78,6 +89,7 @@ impl Issuer {
             Evidence::Kubernetes(token) => attestation.kubernetes(token, now),
             Evidence::Oidc(token) => attestation.oidc(token, now),
             Evidence::X509Pop(shown) => attestation.x509pop(shown, request.csr, request.id, now),
+            Evidence::Unix(process) => attestation.unix(process),
         };
         let facts = facts.map_err(|why| IssueError::NoProof(evidence.attestor(), why))?;
         let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::connection::{Connection, Peer};
 use crate::health::Health;
 use crate::limits::{Full, Limits, Quota};
-use crate::net::{TcpListener, TcpStream};
+use crate::net::{Listener, Socket, Source};
 use crate::task::Tasks;
 
 /// A handshake takes one round trip and a millisecond; who needs longer is on a bad line or does it on purpose.
@@ -40,7 +40,7 @@ pub(crate) struct Door {
 
 /// Accepts until everything stops. Finished connections go to `ready`.
 pub(crate) async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     door: Door,
     ready: mpsc::Sender<Result<Connection, Infallible>>,
 ) {
@@ -64,17 +64,21 @@ pub(crate) async fn accept(
             },
         };
         let (stream, source) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => {
+                door.health.refused("peer");
+                continue;
+            }
             Err(error) => {
                 back_off(&error).await;
                 continue;
             }
         };
-        if addresses.take(source.ip(), door.clock.monotonic()).is_err() {
+        if addresses.take(source.address.ip(), door.clock.monotonic()).is_err() {
             door.health.refused("rate");
             continue;
         }
-        let handshake = match handshakes.take(source.ip()) {
+        let handshake = match handshakes.take(source.address.ip()) {
             Ok(handshake) => handshake,
             Err(full) => {
                 door.health.refused(match full {
@@ -96,15 +100,12 @@ pub(crate) async fn accept(
 }
 
 async fn shake_hands(
-    stream: TcpStream,
-    source: SocketAddr,
+    stream: Socket,
+    source: Source,
     door: &Door,
     place: OwnedSemaphorePermit,
 ) -> Option<Connection> {
-    // Small answers go out at once.
-    if stream.set_nodelay(true).is_err() {
-        return None;
-    }
+    let Source { address: source, process } = source;
     let acceptor = TlsAcceptor::from(door.tls.load_full());
     let io = tokio::select! {
         () = door.tasks.stopped() => return None,
@@ -147,7 +148,7 @@ async fn shake_hands(
         },
     };
     let channel = Channel::of(io.get_ref().1);
-    Some(Connection::new(io, Peer { source, svid, channel }, door.clock.clone(), (place, stranger)))
+    Some(Connection::new(io, Peer { source, svid, process, channel }, door.clock.clone(), (place, stranger)))
 }
 
 /// Waits 5 to 100 ms after a failed accept, in random steps: out of descriptors, spinning would take the processor too.

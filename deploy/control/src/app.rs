@@ -33,10 +33,11 @@ use crate::health::Health;
 use crate::identity::{Api, CALL};
 use crate::limits::{Limits, Quota};
 use crate::lock::{Lock, LockError};
-use crate::net::TcpListener;
+use crate::net::{Listener, TcpListener};
 use crate::own::{Own, OwnError};
 use crate::rotation::{Renewal, Rotation};
 use crate::site::{Site, serve};
+use crate::socket;
 use crate::task::{self, Tasks};
 use crate::upkeep::{Upkeep, round_of, sign_heads};
 
@@ -98,6 +99,10 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
         Some(endpoint) => Some(bind(endpoint.address, "federation.listen").await?),
         None => None,
     };
+    let unix = config.listen_unix.as_deref().map(|path| {
+        socket::bind(path).map_err(|error| StartError::BindUnix { path: path.to_owned(), error })
+    });
+    let unix = unix.transpose()?;
     let addresses = Addresses {
         identity: local(&identity, "listen")?,
         health: local(&health_listener, "health")?,
@@ -150,7 +155,9 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     };
     let federated = core.federation.follow(core.store.clone(), clock.clone(), &tasks);
     let (ready, connections) = mpsc::channel(READY);
-    tasks.spawn(accept(identity, door, ready));
+    for listener in [Some(Listener::Tcp(identity)), unix.map(Listener::Unix)].into_iter().flatten() {
+        tasks.spawn(accept(listener, door.clone(), ready.clone()));
+    }
     let api = Api {
         issuer: core.issuer.clone(),
         jwt: core.jwt.clone(),
@@ -287,6 +294,14 @@ pub enum StartError {
         field: &'static str,
         /// The address.
         address: SocketAddr,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The Unix socket.
+    #[error("listenUnix: cannot listen on {}: {error}", path.display())]
+    BindUnix {
+        /// Its file.
+        path: PathBuf,
         /// The system's reason.
         error: io::Error,
     },

@@ -41,6 +41,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The identity API.
     pub listen: SocketAddr,
+    /// The identity API for processes of this machine: a Unix socket.
+    pub listen_unix: Option<PathBuf>,
     /// `/live`, `/ready`, `/metrics`.
     pub health: SocketAddr,
     /// The mesh admin endpoint; loopback only.
@@ -106,6 +108,7 @@ impl Config {
             trust_domain,
             state_dir,
             listen,
+            listen_unix: None,
             health: HEALTH.into(),
             mesh_admin: MESH_ADMIN.into(),
             keys: Keys::default(),
@@ -165,6 +168,9 @@ impl Config {
         }
         let jwt = Jwt::of(raw.jwt, raw.test, file, &mut found);
         let federation = Federation::of(raw.federation, trust_domain.as_ref().ok(), file, &mut found);
+        if let Some(path) = raw.listen_unix.as_ref().filter(|path| path.value.is_empty()) {
+            found.push(yaml::at(file, path, "listenUnix: name a file"));
+        }
         if raw.state_dir.value.is_empty() {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
@@ -177,6 +183,7 @@ impl Config {
                 trust_domain,
                 state_dir: PathBuf::from(raw.state_dir.value),
                 listen,
+                listen_unix: raw.listen_unix.map(|path| PathBuf::from(path.value)),
                 health,
                 mesh_admin,
                 keys,
@@ -242,6 +249,7 @@ struct Raw {
     trust_domain: Spanned<String>,
     state_dir: Spanned<String>,
     listen: Listener,
+    listen_unix: Option<Spanned<String>>,
     health: Option<Listener>,
     mesh_admin: Option<Listener>,
     keys: Option<keys::Raw>,

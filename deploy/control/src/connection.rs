@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use postern_ca::attest::Process;
 use postern_svid::{Channel, Clock, PeerSvid};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::limits::Place;
-use crate::net::TcpStream;
+use crate::net::Socket;
 
 /// Whoever has no certificate needs one call of at most five seconds; more time would only serve to hold connections.
 const STRANGER_LIFE: Duration = Duration::from_secs(30);
@@ -35,13 +36,15 @@ pub(crate) struct Peer {
     pub(crate) source: SocketAddr,
     /// Its certificate, verified by the handshake.
     pub(crate) svid: Option<Arc<PeerSvid>>,
+    /// Its process, if it is of this machine.
+    pub(crate) process: Option<Arc<Process>>,
     /// What both ends alone can derive.
     pub(crate) channel: Option<Channel>,
 }
 
 /// A TLS connection that ends itself when its peer's certificate ends or a stranger has had enough time.
 pub(crate) struct Connection {
-    io: TlsStream<TcpStream>,
+    io: TlsStream<Socket>,
     peer: Peer,
     clock: Arc<dyn Clock>,
     /// End of the peer's certificate and [`GOODBYE`]; `None` for a stranger.
@@ -51,7 +54,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(io: TlsStream<TcpStream>, peer: Peer, clock: Arc<dyn Clock>, places: Places) -> Self {
+    pub(crate) fn new(io: TlsStream<Socket>, peer: Peer, clock: Arc<dyn Clock>, places: Places) -> Self {
         let ends = peer.svid.as_ref().map(|svid| svid.not_after() + GOODBYE);
         let first = match ends {
             Some(ends) => until(ends, clock.as_ref()),

@@ -14,13 +14,14 @@ use prometheus_client::registry::Registry;
 use crate::site::{self, Body};
 
 /// Why a connection may be refused; each has its series from the start, so that a first refusal shows as a rise.
-const REFUSALS: [&str; 10] = [
+const REFUSALS: [&str; 11] = [
     "bundle_endpoint",
     "handshake_timeout",
     "handshakes",
     "handshakes_per_source",
     "health",
     "mesh_admin",
+    "peer",
     "rate",
     "strangers",
     "strangers_per_source",

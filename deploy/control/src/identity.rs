@@ -182,6 +182,14 @@ fn proof<'m>(peer: &'m Peer, message: &'m IssueRequest) -> Result<Proof<'m>, Sta
                 channel,
             })
         }
+        (Some(WireProof::PeerProcess(_)), _) => match &peer.process {
+            Some(process) => Evidence::Unix(process),
+            None => {
+                return Err(Status::invalid_argument(
+                    "the kernel tells of processes over the Unix socket alone",
+                ));
+            }
+        },
     };
     let renews = match (message.predecessor_serial.is_empty(), svid) {
         (true, _) => None,

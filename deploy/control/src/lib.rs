@@ -21,6 +21,7 @@ mod own;
 pub mod registrations;
 mod rotation;
 mod site;
+mod socket;
 mod task;
 mod upkeep;
 

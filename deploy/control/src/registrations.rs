@@ -133,7 +133,7 @@ impl Set<'_> {
         };
         if spec.from.value.is_empty() {
             let found = piece.at(&spec.from, "an empty `from` fits nobody");
-            self.report(found.with_help("write at least one of k8s, oidc, x509pop"));
+            self.report(found.with_help("write at least one of k8s, oidc, x509pop, unix"));
         }
         let mut from = Vec::new();
         for one in &spec.from.value {
@@ -173,9 +173,9 @@ impl Set<'_> {
     }
 
     fn clause(&mut self, piece: &Piece<'_>, one: &Spanned<From>) -> Option<Clause> {
-        let From { k8s, oidc, x509pop } = &one.value;
-        match (k8s, oidc, x509pop) {
-            (Some(k8s), None, None) => {
+        let From { k8s, oidc, x509pop, unix } = &one.value;
+        match (k8s, oidc, x509pop, unix) {
+            (Some(k8s), None, None, None) => {
                 let known = self.terms.names.as_ref().map(|names| names.clusters.clone());
                 let cluster = self.known(piece, &k8s.cluster, known, "cluster", "attestation.kubernetes");
                 let mut wants = vec![
@@ -191,7 +191,7 @@ impl Set<'_> {
                 }
                 Some(Clause { attestor: Attestor::Kubernetes, wants })
             }
-            (None, Some(oidc), None) => {
+            (None, Some(oidc), None, None) => {
                 let known = self.terms.names.as_ref().map(|names| names.providers.clone());
                 let provider = self.known(piece, &oidc.provider, known, "provider", "attestation.oidc");
                 let mut wants = vec![(FactName::OidcProvider, vec![provider?])];
@@ -207,7 +207,7 @@ impl Set<'_> {
                 }
                 Some(Clause { attestor: Attestor::Oidc, wants })
             }
-            (None, None, Some(machine)) => {
+            (None, None, Some(machine), None) => {
                 let known = self.terms.names.as_ref().map(|names| names.roots.clone());
                 let ca = self.known(piece, &machine.ca, known, "bundle of roots", "attestation.x509pop");
                 let mut wants = vec![(FactName::X509Ca, vec![ca?])];
@@ -230,9 +230,34 @@ impl Set<'_> {
                 }
                 Some(Clause { attestor: Attestor::X509Pop, wants })
             }
+            (None, None, None, Some(process)) => {
+                let numbers = |list: &Spanned<Vec<u32>>| {
+                    list.value.iter().map(|number| Pattern::Is(number.to_string())).collect::<Vec<_>>()
+                };
+                let mut wants = vec![(FactName::UnixUid, numbers(&process.uids))];
+                if let Some(gids) = &process.gids {
+                    wants.push((FactName::UnixGid, numbers(gids)));
+                }
+                for (name, list) in
+                    [(FactName::UnixPath, &process.paths), (FactName::UnixSha256, &process.sha256)]
+                {
+                    if let Some(list) = list {
+                        wants.push((name, self.patterns(piece, list)));
+                    }
+                }
+                for list in [Some(&process.uids), process.gids.as_ref()].into_iter().flatten() {
+                    if list.value.is_empty() {
+                        let found = piece.at(list, "an empty list fits nothing");
+                        self.report(found.with_help("write numbers, such as [1000]"));
+                    }
+                }
+                Some(Clause { attestor: Attestor::Unix, wants })
+            }
             _ => {
                 let found = piece.at(one, "each item of `from` is of one attestor");
-                self.report(found.with_help("write one of k8s, oidc, x509pop; several items for several"));
+                self.report(
+                    found.with_help("write one of k8s, oidc, x509pop, unix; several items for several"),
+                );
                 None
             }
         }

@@ -51,7 +51,13 @@ pub(super) struct Proofs<'r> {
     pub(super) service_account_token: Option<&'r Spanned<PathBuf>>,
     pub(super) oidc_token: Option<&'r Spanned<PathBuf>>,
     pub(super) x509pop: Option<&'r Spanned<X509Pop>>,
+    pub(super) process: Option<&'r Spanned<Process>>,
 }
+
+/// `peerProcess: {}`: this process itself, of which the kernel tells.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Process {}
 
 /// A certificate that somebody else's CA gave the machine, and its key.
 #[derive(Deserialize)]
@@ -68,13 +74,14 @@ pub(super) fn attestation(
     beside: &Spanned<String>,
     wrong: &mut Diagnostics,
 ) -> Option<Attestation> {
-    const ONE: &str = "write one of joinToken, serviceAccountToken, oidcToken and x509pop";
-    let Proofs { join_token, service_account_token, oidc_token, x509pop } = *proofs;
+    const ONE: &str = "write one of joinToken, serviceAccountToken, oidcToken, x509pop and peerProcess";
+    let Proofs { join_token, service_account_token, oidc_token, x509pop, process } = *proofs;
     let given = [
         join_token.map(|token| yaml::at(file, token, TWO)),
         service_account_token.map(|path| yaml::at(file, path, TWO)),
         oidc_token.map(|path| yaml::at(file, path, TWO)),
         x509pop.map(|both| yaml::at(file, both, TWO)),
+        process.map(|process| yaml::at(file, process, TWO)),
     ];
     let mut given = given.into_iter().flatten();
     if given.next().is_none() {
@@ -93,6 +100,7 @@ pub(super) fn attestation(
             let X509Pop { certificate, key } = &x509pop?.value;
             Some(Attestation::X509Pop { certificate: certificate.clone(), key: key.clone() })
         })
+        .or_else(|| process.map(|_| Attestation::Process))
 }
 
 const TWO: &str = "two things are to prove the workload";
@@ -156,6 +164,7 @@ mod tests {
             service_account_token: Option<Spanned<PathBuf>>,
             oidc_token: Option<Spanned<PathBuf>>,
             x509pop: Option<Spanned<X509Pop>>,
+            peer_process: Option<Spanned<Process>>,
         }
         let parse = |text: &str| {
             let text = format!("address: a:1\n{text}").into_bytes();
@@ -166,6 +175,7 @@ mod tests {
                 service_account_token: raw.service_account_token.as_ref(),
                 oidc_token: raw.oidc_token.as_ref(),
                 x509pop: raw.x509pop.as_ref(),
+                process: raw.peer_process.as_ref(),
             };
             let mut wrong = Diagnostics::new();
             attestation(&file, &proofs, &raw.address, &mut wrong).ok_or_else(|| wrong.to_string())
@@ -174,6 +184,7 @@ mod tests {
         assert!(matches!(parse("oidcToken: /t\n"), Ok(Attestation::OidcToken(_))));
         assert!(matches!(parse("joinToken: /t\n"), Ok(Attestation::JoinToken(_))));
         assert!(matches!(parse("x509pop: {certificate: /c, key: /k}\n"), Ok(Attestation::X509Pop { .. })));
+        assert!(matches!(parse("peerProcess: {}\n"), Ok(Attestation::Process)));
         assert!(parse("x509pop: {certificate: /c}\n").unwrap_err().contains("`key` is missing"));
         for (text, place) in [
             ("", "sidecar.yaml:1:10"),

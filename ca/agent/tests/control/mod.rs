@@ -245,6 +245,7 @@ impl Identity for Api {
             Proof::JoinToken(token) => token,
             Proof::KubernetesToken(token) => format!("kubernetes {token}"),
             Proof::OidcToken(token) => format!("oidc {token}"),
+            Proof::PeerProcess(_) => "process".to_owned(),
             Proof::X509pop(shown) => format!("x509pop {}", shown.scheme),
         });
         let csr = CertificateSigningRequestDer::from(request.csr_der);

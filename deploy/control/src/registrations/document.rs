@@ -42,6 +42,7 @@ pub(super) struct From {
     pub(super) k8s: Option<Kubernetes>,
     pub(super) oidc: Option<Oidc>,
     pub(super) x509pop: Option<Machine>,
+    pub(super) unix: Option<Process>,
 }
 
 #[derive(Deserialize)]
@@ -71,4 +72,13 @@ pub(super) struct Machine {
     pub(super) dns_names: Option<List>,
     pub(super) uris: Option<List>,
     pub(super) fingerprints: Option<List>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Process {
+    pub(super) uids: Spanned<Vec<u32>>,
+    pub(super) gids: Option<Spanned<Vec<u32>>>,
+    pub(super) paths: Option<List>,
+    pub(super) sha256: Option<List>,
 }

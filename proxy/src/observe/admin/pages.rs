@@ -36,6 +36,7 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         Attestation::JoinTokenDescriptor(descriptor) => ("joinToken", json!({ "descriptor": descriptor })),
         Attestation::ServiceAccountToken(path) => ("serviceAccountToken", json!(path)),
         Attestation::OidcToken(path) => ("oidcToken", json!(path)),
+        Attestation::Process => ("peerProcess", json!({})),
         Attestation::X509Pop { certificate, key } => {
             ("x509pop", json!({ "certificate": certificate, "key": key }))
         }
