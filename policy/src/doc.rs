@@ -12,8 +12,8 @@ mod number;
 
 use std::collections::BTreeMap;
 
+use crate::yaml::Spanned;
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::Spanned;
 
 use crate::yaml::Span;
 use number::{port, some_port, some_ports};

@@ -55,6 +55,7 @@ pub mod yaml;
 mod yaml_erased;
 mod yaml_limits;
 mod yaml_pieces;
+mod yaml_spanned;
 mod yaml_words;
 
 pub use break_glass::{BREAK_GLASS, BreakGlass, MAX_OPEN, MAX_REASON, OPENED_BY, REASON};

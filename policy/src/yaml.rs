@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Visitor};
 use serde_saphyr::{Error, Location};
 
-pub use serde_saphyr::Spanned;
+pub use crate::yaml_spanned::Spanned;
 
 pub use crate::yaml_pieces::{Piece, pieces};
 

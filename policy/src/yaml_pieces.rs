@@ -1,7 +1,7 @@
 //! Documents of kinds that other crates read: a file's pieces, each read on its own, every mistake at its place in the file.
 
+use crate::yaml::Spanned;
 use serde::de::DeserializeOwned;
-use serde_saphyr::Spanned;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceFile};
 use crate::load::document;

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::yaml::Spanned;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::Spanned;
 
 use super::{List, Sp};
 

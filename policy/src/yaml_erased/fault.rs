@@ -63,26 +63,38 @@ impl Fault {
 }
 
 impl Error for Fault {
+    #[cold]
+    #[inline(never)]
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::Custom(message.to_string())
     }
 
+    #[cold]
+    #[inline(never)]
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
         Self::InvalidType(found.into(), wanted.to_string())
     }
 
+    #[cold]
+    #[inline(never)]
     fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
         Self::InvalidValue(found.into(), wanted.to_string())
     }
 
+    #[cold]
+    #[inline(never)]
     fn invalid_length(length: usize, wanted: &dyn Expected) -> Self {
         Self::InvalidLength(length, wanted.to_string())
     }
 
+    #[cold]
+    #[inline(never)]
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
         Self::UnknownVariant(variant.to_owned(), known)
     }
 
+    #[cold]
+    #[inline(never)]
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
         Self::UnknownField(field.to_owned(), known)
     }

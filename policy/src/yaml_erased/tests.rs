@@ -1,18 +1,24 @@
-//! Whatever is read, in whatever way it is wrong: the same as without the narrow place.
+//! Whatever is read, in whatever way it is wrong: the same as without the narrow place, and with the reader's own values with
+//! places.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_saphyr::Spanned;
 
 use crate::yaml_limits;
+
+/// The types that are read, with values and places of one kind.
+macro_rules! types {
+    ($($spanned:tt)*) => {
+use super::*;
+use $($spanned)*;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[expect(dead_code, reason = "only printed")]
-struct Whole {
+pub(super) struct Whole {
     name: Spanned<String>,
     port: Option<u16>,
     list: Option<Spanned<Vec<Spanned<Part>>>>,
@@ -25,7 +31,7 @@ struct Whole {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only printed")]
-struct Part {
+pub(super) struct Part {
     a: bool,
     b: Spanned<i64>,
     c: Option<(u8, char)>,
@@ -34,7 +40,7 @@ struct Part {
 
 #[derive(Debug, Deserialize)]
 #[expect(dead_code, reason = "only printed")]
-enum Choice {
+pub(super) enum Choice {
     Plain,
     One(Spanned<u8>),
     Two(u8, String),
@@ -44,7 +50,7 @@ enum Choice {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only printed")]
-enum Loose {
+pub(super) enum Loose {
     Number(i64),
     Text(String),
     Many(Vec<String>),
@@ -53,9 +59,20 @@ enum Loose {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", content = "spec")]
 #[expect(dead_code, reason = "only printed")]
-enum Tagged {
+pub(super) enum Tagged {
     Whole(Box<Whole>),
     Part(Spanned<Part>),
+}
+
+    };
+}
+
+mod ours {
+    types! { crate::yaml::Spanned }
+}
+
+mod theirs {
+    types! { serde_saphyr::Spanned }
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,7 +142,6 @@ const TEXTS: &[&str] = &[
     "<<: {name: x}",
     "kind: Whole\nspec: {name: x, port: 1}",
     "kind: Part\nspec: {a: true, b: x}",
-    "spec: {a: true, b: 1}\nkind: Part",
     "kind: Other\nspec: 1",
     "kind: Part",
     "name: x\n---\nname: y",
@@ -137,43 +153,58 @@ const TEXTS: &[&str] = &[
     "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",
 ];
 
-fn same<T: DeserializeOwned + Debug>() {
+fn same<Ours: DeserializeOwned + Debug, Theirs: DeserializeOwned + Debug>() {
     for text in TEXTS {
-        let plain = serde_saphyr::from_str_with_options::<T>(text, yaml_limits::options());
-        let erased = super::from_str::<T>(text, yaml_limits::options());
-        let of = std::any::type_name::<T>();
+        let plain = serde_saphyr::from_str_with_options::<Theirs>(text, yaml_limits::options());
+        let erased = super::from_str::<Ours>(text, yaml_limits::options());
+        let of = std::any::type_name::<Ours>();
         assert_eq!(format!("{erased:?}"), format!("{plain:?}"), "{text:?} as {of}");
     }
 }
 
+fn same_as_itself<T: DeserializeOwned + Debug>() {
+    same::<T, T>();
+}
+
 #[test]
 fn everything_reads_as_it_does_without() {
-    same::<Whole>();
-    same::<Spanned<Whole>>();
-    same::<Part>();
-    same::<Vec<Part>>();
-    same::<Choice>();
-    same::<Vec<Spanned<Choice>>>();
-    same::<Loose>();
-    same::<Spanned<Loose>>();
-    same::<Tagged>();
-    same::<Newtype>();
-    same::<Option<Newtype>>();
-    same::<String>();
-    same::<Box<str>>();
-    same::<char>();
-    same::<bool>();
-    same::<()>();
-    same::<(u8, u8, u8)>();
-    same::<[String; 2]>();
-    same::<BTreeMap<String, Spanned<String>>>();
-    same::<HashMap<u16, f64>>();
-    same::<Vec<Vec<String>>>();
-    same::<serde::de::IgnoredAny>();
-    same::<serde_json::Value>();
-    same::<(i8, i16, i32)>();
-    same::<(u8, u32, u64)>();
-    same::<i128>();
-    same::<u128>();
-    same::<f32>();
+    use crate::yaml::Spanned as Our;
+    use serde_saphyr::Spanned as Their;
+    same::<ours::Whole, theirs::Whole>();
+    same::<Our<ours::Whole>, Their<theirs::Whole>>();
+    same::<ours::Part, theirs::Part>();
+    same::<Vec<ours::Part>, Vec<theirs::Part>>();
+    same::<ours::Choice, theirs::Choice>();
+    same::<Vec<Our<ours::Choice>>, Vec<Their<theirs::Choice>>>();
+    same::<Our<ours::Loose>, Their<theirs::Loose>>();
+    same::<ours::Tagged, theirs::Tagged>();
+    same::<Our<Our<Option<u8>>>, Their<Their<Option<u8>>>>();
+    same::<BTreeMap<String, Our<String>>, BTreeMap<String, Their<String>>>();
+    same_as_itself::<ours::Loose>();
+    same_as_itself::<Newtype>();
+    same_as_itself::<Option<Newtype>>();
+    same_as_itself::<String>();
+    same_as_itself::<Box<str>>();
+    same_as_itself::<char>();
+    same_as_itself::<bool>();
+    same_as_itself::<()>();
+    same_as_itself::<(u8, u8, u8)>();
+    same_as_itself::<[String; 2]>();
+    same_as_itself::<HashMap<u16, f64>>();
+    same_as_itself::<Vec<Vec<String>>>();
+    same_as_itself::<serde::de::IgnoredAny>();
+    same_as_itself::<serde_json::Value>();
+    same_as_itself::<(i8, i16, i32)>();
+    same_as_itself::<(u8, u32, u64)>();
+    same_as_itself::<i128>();
+    same_as_itself::<u128>();
+    same_as_itself::<f32>();
+}
+
+/// serde reads what stands before the tag into memory, where it has no place any more.
+#[test]
+fn a_value_that_has_lost_its_place_is_refused() {
+    let text = "spec: {a: true, b: 1}\nkind: Part";
+    let error = super::from_str::<ours::Tagged>(text, yaml_limits::options()).unwrap_err().to_string();
+    assert!(error.contains("without its place"), "{error}");
 }
