@@ -275,7 +275,7 @@ impl Place {
         match (self.config, self.state_dir.zip(told)) {
             (Some(config), _) => load(&config)
                 .map(|config| (config.state_dir, config.trust_domain, admin.unwrap_or(config.mesh_admin))),
-            (None, Some((directory, td))) => Ok((directory, td, admin.unwrap_or(MESH_ADMIN.into()))),
+            (None, Some((directory, td))) => Ok((directory, td, admin.unwrap_or_else(|| MESH_ADMIN.into()))),
             // The command line's grammar demands them.
             (None, None) => Err(ExitCode::from(2)),
         }

@@ -12,11 +12,14 @@ use postern_policy::yaml::Span;
 use postern_svid::{Clock, Revoked, SpiffeId, SystemClock};
 use serde_json::json;
 
+use super::mesh_admin::MeshAdmin;
 use super::{Of, failed};
 use crate::say;
 
 /// Longer than any emergency takes: its two steps, a minute each.
 const LONGEST: Duration = Duration::from_secs(200);
+/// A bundle takes a second to everybody who is connected.
+const ACKNOWLEDGED: Duration = Duration::from_secs(15);
 /// Ten years: nobody remembers the reason by then.
 const LONGEST_DENIAL: Duration = Duration::from_secs(3_650 * 86_400);
 
@@ -82,6 +85,8 @@ pub(super) struct TaintArgs {
     /// Answer with a JSON document, without waiting.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    admin: super::Admin,
     #[command(flatten)]
     of: Of,
 }
@@ -174,11 +179,17 @@ pub(super) fn allow_again(whom: Whom) -> ExitCode {
 }
 
 pub(super) fn taint(args: TaintArgs) -> ExitCode {
-    let TaintArgs { ca, reason, no_wait, json, of } = args;
-    let store = match of.store() {
-        Ok(Ok(store)) => store,
-        Ok(Err(error)) => return failed(error),
+    let TaintArgs { ca, reason, no_wait, json, admin, of } = args;
+    let (directory, trust_domain, address) = match of.place.resolve_all(of.trust_domain, admin.admin) {
+        Ok(found) => found,
         Err(code) => return code,
+    };
+    if !super::has_ca(&directory) {
+        return failed(format_args!("{}: no CA has been here yet", directory.display()));
+    }
+    let store = match Sqlite::open(&directory, &trust_domain) {
+        Ok(store) => store,
+        Err(error) => return failed(error),
     };
     let began = Instant::now();
     let tainted = find(&store, &ca).and_then(|row| {
@@ -209,7 +220,7 @@ pub(super) fn taint(args: TaintArgs) -> ExitCode {
     if no_wait {
         return ExitCode::SUCCESS;
     }
-    match watch(&store, &row, after, began) {
+    match watch(&store, MeshAdmin::at(address), &row, after, began) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => failed(format_args!(
             "not finished after {} s; is postern control running? postern ca status shows what it waits for",
@@ -220,7 +231,13 @@ pub(super) fn taint(args: TaintArgs) -> ExitCode {
 }
 
 /// Tells of each step as the control plane takes it. Whether the last one was.
-fn watch(store: &Sqlite, row: &Authority, mut after: u64, began: Instant) -> Result<bool, StoreError> {
+fn watch(
+    store: &Sqlite,
+    admin: MeshAdmin,
+    row: &Authority,
+    mut after: u64,
+    began: Instant,
+) -> Result<bool, StoreError> {
     let entry = Revoked::Authority(row.key_id.clone());
     while began.elapsed() < LONGEST {
         for step in store.journal(after)? {
@@ -229,14 +246,46 @@ fn watch(store: &Sqlite, row: &Authority, mut after: u64, began: Instant) -> Res
             let label = if step.label.is_empty() { "every sidecar" } else { &step.label };
             say(format_args!("{seconds:6.1} s  {label}: {} ({})", step.state, step.reason));
         }
-        if store.trust()?.revocations.iter().any(|one| one.entry == entry) {
-            say(format_args!("{:6.1} s  refused everywhere from here on", began.elapsed().as_secs_f64()));
+        let trust = store.trust()?;
+        if trust.revocations.iter().any(|one| one.entry == entry) {
+            let said = acknowledged(admin, trust.sequence);
+            say(format_args!("{:6.1} s  {said}", began.elapsed().as_secs_f64()));
             return Ok(true);
         }
         #[expect(clippy::disallowed_methods, reason = "nothing else runs in this process")]
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(false)
+}
+
+/// Waits until every connected sidecar has the bundle in force, and says so.
+fn acknowledged(admin: MeshAdmin, sequence: u64) -> String {
+    let began = Instant::now();
+    loop {
+        let sidecars = match admin.page("/v1/workloads") {
+            Ok(page) => page["workloads"].as_array().cloned().unwrap_or_default(),
+            Err(why) => {
+                return format!("out in the trust bundle of version {sequence}; who has it is unknown: {why}");
+            }
+        };
+        let is_behind = |one: &&serde_json::Value| {
+            one["connected"] == true && one["bundleSequence"].as_u64().unwrap_or(0) < sequence
+        };
+        let behind = sidecars.iter().filter(is_behind).count();
+        let connected = sidecars.iter().filter(|one| one["connected"] == true).count();
+        if behind == 0 {
+            return format!(
+                "all {connected} sidecars refuse it: they have the trust bundle of version {sequence}"
+            );
+        }
+        if began.elapsed() > ACKNOWLEDGED {
+            return format!(
+                "out in the trust bundle of version {sequence}; {behind} of {connected} sidecars have not acknowledged it: postern ca who"
+            );
+        }
+        #[expect(clippy::disallowed_methods, reason = "nothing else runs in this process")]
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The CA that is meant; a beginning of its label or key id will do if it is the only one.

@@ -405,7 +405,7 @@ fn whoever_is_denied_gets_nothing_new() {
         allow(&Revoked::Key(key_of));
     }
     // It falls away by itself at its end, and a taint cannot be taken back.
-    deny(by_id.clone());
+    deny(by_id);
     assert_eq!(ca.store.end_revocations(mesh.now() + HOUR / 2).unwrap(), None);
     assert!(ca.store.end_revocations(mesh.now() + HOUR).unwrap().is_some());
     ca.authority.follow().unwrap();
