@@ -180,10 +180,16 @@ impl Authority {
     }
 
     /// Takes up what the store holds, should it be something else than memory does: an operator's work, or a commit whose success
-    /// never reached us. `true` if it was.
-    pub fn follow(&self) -> Result<bool, AuthorityError> {
+    /// never reached us. Tells if a new issuing CA had to be made.
+    pub fn follow(&self) -> Result<Option<Turn>, AuthorityError> {
         let _one = self.turning.lock();
-        self.take_up("found by the control plane", self.clock.wall()).map(|(changed, _)| changed)
+        let (_, made) = self.take_up("found by the control plane", self.clock.wall())?;
+        Ok(made.then_some(Turn::Activated))
+    }
+
+    /// When the first entry of the deny list ends.
+    pub fn next_end(&self) -> Option<SystemTime> {
+        self.view.read().roots.next_end
     }
 
     /// Moves the issuing CA on if its time has come. Cheap when it has not; called often.

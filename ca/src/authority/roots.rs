@@ -40,6 +40,8 @@ pub(super) struct Roots {
     pub(super) bundles: Bundles,
     pub(super) sequence: u64,
     pub(super) renew_before: Option<SystemTime>,
+    /// When the first entry of the deny list ends.
+    pub(super) next_end: Option<SystemTime>,
     /// Rows as they were read, to see whether others are there by now.
     seen: Vec<(String, State, bool)>,
 }
@@ -81,6 +83,7 @@ impl Roots {
             bundles: Bundles::of(bundle),
             sequence: trust.sequence,
             renew_before: trust.renew_before,
+            next_end: trust.revocations.iter().filter_map(|one| one.ends).min(),
             seen: seen(&trust.authorities),
         })
     }

@@ -62,8 +62,7 @@ impl Authority {
     /// Steps that are to come, the most urgent first. Cheap while nothing is in progress.
     pub fn outlook(&self, holders: &[Holder], mode: Mode) -> Result<Vec<Outlook>, AuthorityError> {
         let now = self.clock.wall();
-        let is_idle = Gates::new(&self.view.read().roots, &[], &[], self.lives, now).outlook(mode).is_empty();
-        if is_idle {
+        if self.is_idle(mode, now) {
             return Ok(Vec::new());
         }
         let live = self.store.live(now)?;
@@ -71,10 +70,18 @@ impl Authority {
         Ok(Gates::new(&view.roots, &live, holders, self.lives, now).outlook(mode))
     }
 
+    /// Whether no step is to come, as far as memory knows: the store is not asked.
+    fn is_idle(&self, mode: Mode, now: SystemTime) -> bool {
+        Gates::new(&self.view.read().roots, &[], &[], self.lives, now).outlook(mode).is_empty()
+    }
+
     /// Takes the next step whose gate is open, if there is one.
     pub fn step(&self, holders: &[Holder], mode: Mode) -> Result<Option<Step>, AuthorityError> {
         let _one = self.turning.lock();
         let now = self.clock.wall();
+        if self.is_idle(mode, now) {
+            return Ok(None);
+        }
         self.take_up("found before a step", now)?;
         let steps = self.outlook(holders, mode)?;
         let Some(next) = steps.into_iter().find(|one| one.is_open() && !one.by_operator) else {

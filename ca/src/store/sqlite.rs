@@ -127,8 +127,23 @@ impl Sqlite {
 
     /// A number that changes when another process has written. Costs a look into shared memory, no lock.
     pub fn data_version(&self) -> Result<i64, StoreError> {
+        self.read(|connection| Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?))
+    }
+
+    /// Reads as of one moment, beside whoever writes: it waits for no lock, so it keeps nobody from theirs.
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, result) = sync_channel(1);
-        self.send(Message::Version(answer))?;
+        let read = move |connection: &Connection| {
+            let transaction = connection.unchecked_transaction()?;
+            work(&transaction)
+        };
+        self.send(Message::Look(Box::new(move |connection| {
+            // Nobody waits any more: fine.
+            let _ = answer.send(read(connection));
+        })))?;
         result.recv().map_err(|_| StoreError::Closed)?
     }
 
@@ -144,7 +159,7 @@ impl Sqlite {
 
     /// Orders that wait, oldest first.
     pub fn open_orders(&self) -> Result<Vec<(u64, Order)>, StoreError> {
-        self.call(order::open)
+        self.read(order::open)
     }
 
     /// Says what became of an order.
@@ -255,7 +270,7 @@ impl Store for Sqlite {
 
     fn trust(&self) -> Result<Trust, StoreError> {
         let path = self.path.clone();
-        self.call(move |connection| trust::trust(connection, &path))
+        self.read(move |connection| trust::trust(connection, &path))
     }
 
     fn revoke(&self, entry: Revocation) -> Result<u64, StoreError> {
@@ -289,7 +304,7 @@ impl Store for Sqlite {
 
     fn live(&self, now: SystemTime) -> Result<Vec<Live>, StoreError> {
         let path = self.path.clone();
-        self.call(move |connection| trust::live(connection, &path, now))
+        self.read(move |connection| trust::live(connection, &path, now))
     }
 
     fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError> {

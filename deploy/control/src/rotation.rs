@@ -104,19 +104,30 @@ impl Rotation {
         let changed = seen.version != Some(version);
         seen.version = Some(version);
         if changed {
-            self.authority.follow()?;
+            self.follow()?;
             self.obey()?;
         }
         let now = self.clock.monotonic();
         let pace = if seen.is_urgent { URGENT } else { every };
         if changed || seen.gates.is_none_or(|at| now.saturating_duration_since(at) >= pace) {
             seen.gates = Some(now);
-            self.store.end_revocations(self.clock.wall())?;
-            self.authority.follow()?;
+            // Unless there is something to do the store is left alone: whoever issues waits for it.
+            let wall = self.clock.wall();
+            if self.authority.next_end().is_some_and(|ends| ends <= wall) {
+                self.store.end_revocations(wall)?;
+                self.follow()?;
+            }
             self.steps()?;
             seen.is_urgent = self.outlook()?.iter().any(|step| step.is_emergency);
         }
         self.publish()
+    }
+
+    fn follow(&self) -> Result<(), AuthorityError> {
+        if self.authority.follow()?.is_some() {
+            self.metrics.rotations.inc();
+        }
+        Ok(())
     }
 
     /// Steps that are to come.

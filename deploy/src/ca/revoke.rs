@@ -265,7 +265,9 @@ fn acknowledged(admin: MeshAdmin, sequence: u64) -> String {
         let sidecars = match admin.page("/v1/workloads") {
             Ok(page) => page["workloads"].as_array().cloned().unwrap_or_default(),
             Err(why) => {
-                return format!("out in the trust bundle of version {sequence}; who has it is unknown: {why}");
+                return format!(
+                    "out in the trust bundle of version {sequence}; who has it is unknown: {why}"
+                );
             }
         };
         let is_behind = |one: &&serde_json::Value| {

@@ -18,6 +18,9 @@ type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// Does the work, or learns why it cannot be done; says whether its changes are to stay.
 type Run = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (bool, Finish) + Send>;
 
+/// Reads, and answers by itself.
+type Look = Box<dyn FnOnce(&Connection) + Send>;
+
 /// Work for the next transaction.
 pub(super) struct Job {
     /// Whether it depends on the ledger: refused while that cannot be written, answered after it was.
@@ -30,8 +33,8 @@ pub(super) enum Message {
     Work(Job),
     /// Sign a head of the ledger.
     Head(SystemTime, SyncSender<Result<(), StoreError>>),
-    /// The database's version as other processes change it.
-    Version(SyncSender<Result<i64, StoreError>>),
+    /// A look that takes no lock and waits for no commit.
+    Look(Look),
 }
 
 /// A job for `work`, and where its result comes out.
@@ -69,11 +72,7 @@ impl Thread {
                 match message {
                     Message::Work(job) => jobs.push_back(job),
                     Message::Head(at, answer) => heads.push((at, answer)),
-                    Message::Version(answer) => {
-                        let version =
-                            self.connection.pragma_query_value(None, "data_version", |row| row.get(0));
-                        let _ = answer.send(version.map_err(StoreError::from));
-                    }
+                    Message::Look(look) => look(&self.connection),
                 }
                 next = if jobs.len() < BATCH { messages.try_recv().ok() } else { None };
             }
