@@ -47,7 +47,7 @@ async fn other_trust_domains_come_and_go() {
         .await
         .unwrap();
     assert_eq!(roots(&identity, &partner).unwrap()[0].as_ref(), theirs);
-    assert_eq!(roots(&identity, &ca.td).unwrap(), [ca.root_der.clone()], "nobody speaks for us");
+    assert_eq!(roots(&identity, &ca.td).unwrap(), std::slice::from_ref(&ca.root_der), "nobody speaks for us");
     assert_eq!(identity.bundles.iter().count(), 2);
 
     // A restart without a control plane has them still; a renewal keeps them.

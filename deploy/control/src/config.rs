@@ -417,7 +417,7 @@ log: {level: info, format: text}
             (foreign.replace("https://", "https://me@"), "12:", "name a user"),
             (foreign.replace("https://partner:1", ""), "12:", "https alone"),
             (foreign.replace("name: partner", "name: Partner"), "11:", "name:"),
-            (foreign.replace("name: partner", "name: demo.postern"), "11:", "own trust domain"),
+            (plain.replace("name: partner", "name: demo.postern"), "11:", "own trust domain"),
             (foreign.replace("spiffe://partner/", "spiffe://other/"), "14:", "belong to partner"),
             (foreign.replace("    bootstrapBundle: p.json\n", ""), "14:", "needs bootstrapBundle"),
             (foreign.replace("https_spiffe", "https_web"), "14:", "proves a host name"),

@@ -99,9 +99,8 @@ fn root(key: &Map<String, Value>, index: usize) -> Result<Option<CertificateDer<
         Some(_) => return Ok(None),
         None => return Err(wrong("it has no `kty`")),
     }
-    let one = match key.get("x5c").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([Value::String(one)]) => one,
-        _ => return Err(wrong("`x5c` does not hold exactly one certificate")),
+    let Some([Value::String(one)]) = key.get("x5c").and_then(Value::as_array).map(Vec::as_slice) else {
+        return Err(wrong("`x5c` does not hold exactly one certificate"));
     };
     let der = STANDARD.decode(one).map_err(|_| wrong("its certificate is not base64"))?;
     Ok(Some(CertificateDer::from(der)))
