@@ -260,7 +260,7 @@ fn conditions_on_tokens_that_nobody_issues() {
 #[test]
 fn services_of_other_trust_domains() {
     let own = service("orders", "shop", "{port: 80, protocol: http}");
-    assert!(warnings(&[own.clone()]).is_empty());
+    assert!(warnings(std::slice::from_ref(&own)).is_empty());
     let told = warnings(&[own.replace("spiffe://td/", "spiffe://partner/")]);
     let [one] = &told[..] else { panic!("{told:#?}") };
     for word in
