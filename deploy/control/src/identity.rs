@@ -236,7 +236,7 @@ impl Watch {
         let stopped = self.api.tasks.stopped();
         let ended = tokio::select! {
             ended = self.exchange(&mut reports, &directives) => ended,
-            () = stopped => Some(Status::unavailable("the control plane stops; connect again")),
+            () = stopped => Some(stopping()),
         };
         if let Some(status) = ended {
             tracing::debug!(id = %self.svid.id(), %status, "stream ended");
@@ -265,7 +265,9 @@ impl Watch {
                 biased;
                 changed = bundle.changed() => {
                     // The sender is dropped when the control plane goes.
-                    changed.ok()?;
+                    if changed.is_err() {
+                        return Some(stopping());
+                    }
                     let bundle = bundle.borrow_and_update().clone();
                     if let Some(entry) = self.denied_by(&bundle) {
                         return Some(Status::permission_denied(format!("on the deny list, by {entry}")));
@@ -273,7 +275,9 @@ impl Watch {
                     send(directives, directive::Directive::Bundle(to_proto(&bundle))).await?;
                 }
                 changed = renewal.changed() => {
-                    changed.ok()?;
+                    if changed.is_err() {
+                        return Some(stopping());
+                    }
                     let wish = *renewal.borrow_and_update();
                     if wish.before.is_some_and(|before| self.issued.issued < before) {
                         let spread_ms = u32::try_from(wish.spread.as_millis()).unwrap_or(u32::MAX);
@@ -367,6 +371,10 @@ impl Drop for Open {
 fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>();
     peer.cloned().ok_or_else(|| Status::internal("the connection has no peer"))
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the control plane stops; connect again")
 }
 
 fn expired() -> Status {
