@@ -183,12 +183,18 @@ fn write(sidecar: &Sidecar, config: &DecisionLogConfig, notes: &Receiver<Note>, 
             Note::End { .. } => false,
         };
         let reason = if budget.has_room(is_denial) {
-            if dropped > 0 && sink.write(lines.dropped(sidecar.clock.wall(), dropped).as_bytes()).is_ok() {
-                dropped = 0;
-            }
-            let line = lines.of(&note, sidecar);
-            budget.spend(line.len(), is_denial);
-            match sink.write(line.as_bytes()) {
+            // What was lost is told before what comes next, or that is lost as well.
+            let told = if dropped == 0 {
+                Ok(())
+            } else {
+                sink.write(lines.dropped(sidecar.clock.wall(), dropped).as_bytes()).map(|()| dropped = 0)
+            };
+            let written = told.and_then(|()| {
+                let line = lines.of(&note, sidecar);
+                budget.spend(line.len(), is_denial);
+                sink.write(line.as_bytes())
+            });
+            match written {
                 Ok(()) => {
                     sidecar.metrics.decision_lines.inc();
                     continue;

@@ -182,8 +182,10 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
     wait::until("web is back", Duration::from_secs(60), || get("web") == 200);
     let ledger = done(&mesh, &["ledger", "search", "--kind", "deny"]);
     assert!(ledger.contains("laptop stolen") && ledger.contains(&web), "{ledger}");
-    let ledger = done(&mesh, &["ledger", "search", "--kind", "allow"]);
-    assert!(ledger.contains("under the sofa"), "{ledger}");
+    // What a verb has written, the control plane brings into the files.
+    wait::until("the ledger tells of it", wait::PATIENCE, || {
+        done(&mesh, &["ledger", "search", "--kind", "allow"]).contains("under the sofa")
+    });
 }
 
 /// A pair of sidecars under load, and what is seen meanwhile.

@@ -124,12 +124,10 @@ fn a_chain_that_verified_once_is_revoked_later() {
 /// One sequence stands for one content, and the lists belong to it.
 #[test]
 fn the_digest_covers_the_lists() {
-    let pki = Pki::new();
-    let with = |revoked: Vec<Revoked>| {
-        let bundle = Bundle::new(td(), 1, vec![pki.root_der()]).unwrap();
-        bundle.with_revocations(Revocations::new(revoked).unwrap())
-    };
-    let plain = Bundle::new(td(), 1, vec![pki.root_der()]).unwrap();
+    // Signed once: each signature is another, and so is each certificate.
+    let root = Pki::new().root_der();
+    let plain = Bundle::new(td(), 1, vec![root]).unwrap();
+    let with = |revoked: Vec<Revoked>| plain.clone().with_revocations(Revocations::new(revoked).unwrap());
     assert_eq!(plain.digest(), with(Vec::new()).digest());
     let serial = Revoked::Serial(vec![0x41; 20]);
     let lists = [

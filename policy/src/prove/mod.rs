@@ -126,7 +126,9 @@ impl<'e> Proof<'e> {
         };
         let rules: Vec<&Rule> = worst.rules.iter().map(|rule| &**rule).filter(means).chain([scope]).collect();
         let (ports, methods) = (operations::ports(&rules), operations::methods(&rules));
-        let (hosts, upgrades) = (operations::hosts(&rules), operations::upgrades(&rules));
+        // A request has a host: a Deny under a condition on it would fire at one without, which nobody can send.
+        let is_conditional = real.rules.iter().any(|rule| rule.condition.is_some());
+        let (hosts, upgrades) = (operations::hosts(&rules, is_conditional), operations::upgrades(&rules));
         let handshakes = operations::handshakes(&rules);
         let paths = distinct_paths(&rules)?;
         Ok(Self { real, scope, sources, ports, methods, paths, hosts, upgrades, handshakes, worst })

@@ -54,14 +54,14 @@ pub(super) fn methods(rules: &[&Rule]) -> Vec<CanonMethod> {
     })
 }
 
-/// Hosts that requests are addressed to. `None` where no rule asks for one.
-pub(super) fn hosts(rules: &[&Rule]) -> Vec<Option<CanonHost>> {
+/// Hosts that requests are addressed to. `None` where no rule asks for one, and no condition could.
+pub(super) fn hosts(rules: &[&Rule], is_conditional: bool) -> Vec<Option<CanonHost>> {
     let lists: Vec<&[HostPattern]> = targets(rules)
         .flat_map(|target| [target.hosts.as_deref(), target.not.as_ref().map(|not| not.hosts.as_slice())])
         .flatten()
         .filter(|list| !list.is_empty())
         .collect();
-    if lists.is_empty() {
+    if lists.is_empty() && !is_conditional {
         return vec![None];
     }
     names(&lists).into_iter().map(Some).collect()

@@ -142,6 +142,20 @@ fn claims() {
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
 }
 
+/// A request has a host, which a condition may ask for although no rule does.
+#[test]
+fn a_condition_on_the_host_is_no_breach_by_a_request_without_one() {
+    let rules = "apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: a, namespace: shop}\nspec:\n  \
+                 target: {selector: {app: orders}}\n  action: Allow\n  rules: [{name: all, to: [{ports: [8080]}]}]\n---\n\
+                 apiVersion: postern.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: d, namespace: shop}\nspec:\n  \
+                 target: {selector: {app: orders}}\n  action: Deny\n  rules:\n  - {name: x, when: {cel: \"request.host.endsWith('.x')\"}}\n";
+    let claim = "  - {name: c, always: {from: [{namespaces: [a]}], to: [{paths: [/], methods: [GET], ports: [8080]}]}}\n";
+    let result = prove_by(rules, claim).remove(0);
+    let witness = result.witness.unwrap_or_default();
+    assert!(!result.proven && witness.contains("--host"), "{} {witness}", result.outcome);
+    assert!(!format!("{:?}", result.explanation).contains("d/x"), "{:?}", result.explanation);
+}
+
 /// What depends on words that no class knows is never said to be proven for lack of a request that shows it.
 #[test]
 fn what_is_left_open_is_not_proven() {
