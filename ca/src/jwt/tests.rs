@@ -252,3 +252,19 @@ fn switched_off_takes_every_token_back() {
     assert_eq!(full.reason(), "busy");
     assert!(again.admit(&ca.joined(&id("store"))).is_ok());
 }
+
+/// A control plane that was away when a successor should have been made still gives everybody the time to learn it.
+#[test]
+fn a_late_successor_waits_too() {
+    let home = Home::new();
+    let ca = home.ca();
+    let jwt = open(&home, &ca).unwrap();
+    home.clock.advance(20 * HOUR);
+    assert_eq!(jwt.maintain().unwrap(), Some(JwtTurn::Prepared));
+    let old = key_id(&ask(&jwt, &ca.joined(&id("orders"))).unwrap());
+    home.clock.advance(jwt.lives.propagation - Duration::from_secs(1));
+    assert_eq!(jwt.maintain().unwrap(), None);
+    home.clock.advance(Duration::from_secs(1));
+    assert_eq!(jwt.maintain().unwrap(), Some(JwtTurn::Activated));
+    assert_ne!(key_id(&ask(&jwt, &ca.joined(&id("orders"))).unwrap()), old);
+}
