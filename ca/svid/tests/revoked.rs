@@ -212,3 +212,17 @@ fn errors_say_where_and_what_next() {
         assert_eq!(actual, expected);
     }
 }
+
+/// Bundles come from elsewhere, and what is said of them goes into logs.
+#[test]
+fn what_is_said_of_a_text_that_is_no_pem_is_short() {
+    let long = "A".repeat(5_000);
+    for (text, says) in [
+        (format!("-----BEGIN CERTIFICATE{long}\n"), "begins a section"),
+        (format!("-----BEGIN CERTIFICATE-----\n{long}\n"), "is missing"),
+        (format!("-----BEGIN CERTIFICATE-----\n{long}!\n-----END CERTIFICATE-----\n"), "base64"),
+    ] {
+        let error = Bundle::from_pem(td(), 1, text.as_bytes()).err().unwrap().to_string();
+        assert!(error.contains(says) && error.len() < 120, "{error}");
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::cert::{Facts, Read};
@@ -132,7 +132,7 @@ impl Bundle {
         let roots = CertificateDer::pem_slice_iter(pem)
             .take(MAX_ROOTS + 1)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| BundleError::Pem(error.to_string()))?;
+            .map_err(|error| BundleError::Pem(what_is_no_pem(&error)))?;
         Self::new(trust_domain, sequence, roots)
     }
 
@@ -295,6 +295,18 @@ pub(super) fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
         pem.push_str("-----END CERTIFICATE-----\n");
     }
     pem
+}
+
+/// The library would tell whole lines, byte by byte in numbers.
+fn what_is_no_pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line begins a section and is not `-----BEGIN CERTIFICATE-----`".to_owned()
+        }
+        pem::Error::MissingSectionEnd { .. } => "`-----END CERTIFICATE-----` is missing".to_owned(),
+        pem::Error::Base64Decode(_) => "what stands between BEGIN and END is not base64".to_owned(),
+        _ => "it cannot be read".to_owned(),
+    }
 }
 
 fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> [u8; 32] {
