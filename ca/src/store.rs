@@ -6,6 +6,7 @@
 mod federation;
 mod jwt;
 mod revocation;
+pub mod shared;
 mod sqlite;
 
 use std::path::PathBuf;
