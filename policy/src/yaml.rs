@@ -9,9 +9,9 @@ use std::time::Duration;
 use granit_parser::{Scanner, StrInput, TokenType};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Visitor};
-use serde_saphyr::{Error, Location};
+use serde_saphyr::Error;
 
-pub use crate::yaml_spanned::Spanned;
+pub use crate::yaml_spanned::{Location, Spanned};
 
 pub use crate::yaml_pieces::{Piece, pieces};
 
@@ -111,7 +111,7 @@ fn refuse_tags(text: &Text<'_>, piece: &str, first_line: usize) -> Result<(), Di
 
 fn translate(text: &Text<'_>, first_line: usize, error: &Error) -> Diagnostic {
     let error = error.without_snippet();
-    let location = error.location().unwrap_or(Location::UNKNOWN);
+    let location = error.location().map_or(Location::UNKNOWN, Location::from);
     // What is wrong with what a reference stands for is told where the reference stands.
     let mut cause = error;
     while let Error::AliasError { error, .. } = cause {
@@ -179,15 +179,16 @@ pub(crate) fn located(text: &Text<'_>, first_line: usize, location: Location, me
         _ => Some(text.within(place(&text.file, first_line, location))),
     };
     let Some(place) = place else { return Diagnostic::whole(&text.file, message) };
-    let len = usize::try_from(location.span().len()).unwrap_or(1);
-    Diagnostic::at(&place, text, len, message)
+    Diagnostic::at(&place, text, location.len(), message)
 }
 
 /// The place in the file of a location in one of its documents.
 pub(crate) fn place(file: &Arc<str>, first_line: usize, location: Location) -> Place {
-    let line = usize::try_from(location.line()).unwrap_or(usize::MAX);
-    let column = usize::try_from(location.column()).unwrap_or(usize::MAX);
-    Place { file: file.clone(), line: (first_line - 1).saturating_add(line), column }
+    Place {
+        file: file.clone(),
+        line: (first_line - 1).saturating_add(location.line()),
+        column: location.column(),
+    }
 }
 
 /// "did you mean" and what there is to choose from, as the way out of a word that is not known.

@@ -15,7 +15,9 @@ mod visitor;
 use serde::Deserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
 
-use access::SeedSlot;
+use crate::yaml_spanned::{Location, Placing, WITH_PLACE};
+
+use access::{AnySeed, Placed, SeedSlot, ViaSeed};
 use fault::Fault;
 use visitor::{AnyVisitor, Slot, Via};
 
@@ -26,7 +28,7 @@ pub(crate) fn from_str<T: DeserializeOwned>(
 ) -> Result<T, serde_saphyr::Error> {
     let mut slot = SeedSlot::new(std::marker::PhantomData::<T>);
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        access::ViaSeed(&mut slot).deserialize(reader)
+        ViaSeed(&mut slot).deserialize(reader)
     })?;
     slot.value.ok_or_else(|| Fault::Lost.raise(None))
 }
@@ -69,6 +71,9 @@ enum Ask {
 /// A deserializer without its type.
 trait AnyDeserializer<'de> {
     fn ask(&mut self, ask: Ask, visitor: &mut dyn AnyVisitor<'de>) -> Result<(), Fault>;
+    /// Fills a seed, and gives the place of what it was filled with. Places are many, and each holds as much as ten values: they
+    /// are read on the reader's side.
+    fn placed(&mut self, seed: &mut dyn AnySeed<'de>) -> Result<Location, Fault>;
 }
 
 /// A deserializer, or a part of one, and the error that came out of it.
@@ -132,6 +137,11 @@ impl<'de, D: Deserializer<'de>> AnyDeserializer<'de> for Held<D, D::Error> {
         };
         self.keep(answer)
     }
+
+    fn placed(&mut self, seed: &mut dyn AnySeed<'de>) -> Result<Location, Fault> {
+        let answer = self.take()?.deserialize_newtype_struct(WITH_PLACE, Placing(ViaSeed(seed)));
+        self.keep(answer)
+    }
 }
 
 /// The deserializer that types see.
@@ -189,11 +199,15 @@ impl<'de> Deserializer<'de> for Thin<'_, 'de> {
         self.ask(Ask::UnitStruct(name), v)
     }
 
+    #[inline]
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         name: &'static str,
         v: V,
     ) -> Result<V::Value, Fault> {
+        if name == WITH_PLACE {
+            return v.visit_seq(Placed { from: self.0, place: None });
+        }
         self.ask(Ask::NewtypeStruct(name), v)
     }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::yaml::Location;
 use ipnet::IpNet;
-use serde_saphyr::Location;
 
 use super::access::check_tier;
 use super::target::{self, path_patterns};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::{Page, Test, is_name};
 use crate::doc::{ExpectDoc, Sp};

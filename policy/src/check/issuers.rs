@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::yaml::Location;
 use serde_json::Value;
-use serde_saphyr::Location;
 
 use super::Page;
 use crate::doc::{IssuerDoc, JwksDoc, JwtDefaults, List, Sp, TokenHeaderDoc};

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::access::{Selection, check_target, peers};
 use super::{NamedPorts, Page, Rules, target};
@@ -281,7 +281,7 @@ fn matched(
             ports: ports.clone(),
             not: not.clone(),
         };
-        let written = Sp::new(written, entry.referenced, entry.defined);
+        let written = Sp::new(written, entry.referenced);
         vec![target::target(page, &written, Action::Audit, rules)]
     });
     (from.as_ref().map(|list| peers(page, list, namespace, Action::Audit, rules)), to)

@@ -21,7 +21,7 @@ mod service;
 mod target;
 mod when;
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 pub(crate) use access::{Policy, policy};
 pub(crate) use defaults::{Settled, defaults};

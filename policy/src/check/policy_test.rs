@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
+use crate::yaml::Location;
 use jiff::Timestamp;
 use postern_svid::SpiffeId;
-use serde_saphyr::Location;
 
 use super::egress_case::{self, CallOut};
 use super::expect::{Beside, Expected, expectation};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::Page;
 use crate::doc::List;

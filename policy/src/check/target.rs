@@ -1,6 +1,6 @@
 //! `to`: what.
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::{Page, Rules, opaque};
 use crate::doc::{HeaderDoc, List, NotHeaderDoc, NotToDoc, Sp, ToDoc};

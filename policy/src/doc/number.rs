@@ -95,8 +95,8 @@ impl<T: Field> Visitor<'_> for Whole<T> {
 }
 
 fn bare<T, U>(read: Spanned<Number<T>>, bare: impl Fn(T) -> U) -> Sp<U> {
-    let Spanned { value: Number(value), referenced, defined } = read;
-    Spanned { value: bare(value), referenced, defined }
+    let Spanned { value: Number(value), referenced } = read;
+    Spanned { value: bare(value), referenced }
 }
 
 /// A field that must be there.
@@ -111,10 +111,9 @@ pub(crate) fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 
 /// A list that is written.
 pub(crate) fn some_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<List<u16>>, D::Error> {
-    let Spanned { value, referenced, defined } =
-        Spanned::<Vec<Spanned<Number<Port>>>>::deserialize(deserializer)?;
+    let Spanned { value, referenced } = Spanned::<Vec<Spanned<Number<Port>>>>::deserialize(deserializer)?;
     let value = value.into_iter().map(|read| bare(read, |Port(port)| port)).collect();
-    Ok(Some(Spanned { value, referenced, defined }))
+    Ok(Some(Spanned { value, referenced }))
 }
 
 /// Another number, that must have a value if it is written.

@@ -118,7 +118,7 @@ fn kind(text: &Text<'_>, piece: &str, first_line: usize) -> Result<String, Diagn
         check_version(text, first_line, version, named)?;
     }
     let Some(kind) = kind else {
-        let start = serde_saphyr::Location::UNKNOWN;
+        let start = yaml::Location::UNKNOWN;
         let message = "this document has no `kind`".to_owned();
         return Err(yaml::located(text, first_line, start, message)
             .with_help(format!("known kinds: {}", doc::kinds().collect::<Vec<_>>().join(", "))));

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::document::{Body, body, pieces};
 use super::{MAX_DOCUMENTS, Terms};

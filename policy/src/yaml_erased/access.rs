@@ -1,6 +1,10 @@
 //! Lists, maps and choices, whose parts are asked for one after the other.
 
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
+
+use crate::yaml_spanned::Location;
 
 use super::fault::Fault;
 use super::visitor::{AnyVisitor, Slot, Via};
@@ -118,6 +122,25 @@ impl<'de> SeqAccess<'de> for ThinSeq<'_, 'de> {
 
     fn size_hint(&self) -> Option<usize> {
         self.0.size_hint()
+    }
+}
+
+/// A value with its place as types see it: the value, and then the place's bits.
+pub(super) struct Placed<'a, 'de> {
+    pub(super) from: &'a mut dyn AnyDeserializer<'de>,
+    pub(super) place: Option<Location>,
+}
+
+impl<'de> SeqAccess<'de> for Placed<'_, 'de> {
+    type Error = Fault;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+        if let Some(place) = self.place {
+            return seed.deserialize(place.bits().into_deserializer()).map(Some);
+        }
+        let mut slot = SeedSlot::new(seed);
+        self.place = Some(self.from.placed(&mut slot)?);
+        Ok(slot.value)
     }
 }
 

@@ -2,11 +2,12 @@
 //! places.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Formatter};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
+use crate::yaml::Location;
 use crate::yaml_limits;
 
 /// The types that are read, with values and places of one kind.
@@ -72,7 +73,23 @@ mod ours {
 }
 
 mod theirs {
-    types! { serde_saphyr::Spanned }
+    types! { super::Plain as Spanned }
+}
+
+/// The reader's own, shown as ours.
+struct Plain<T>(serde_saphyr::Spanned<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Plain<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde_saphyr::Spanned::deserialize(deserializer).map(Self)
+    }
+}
+
+impl<T: Debug> Debug for Plain<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let place = Location::from(self.0.referenced);
+        f.debug_struct("Spanned").field("value", &self.0.value).field("referenced", &place).finish()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -169,7 +186,7 @@ fn same_as_itself<T: DeserializeOwned + Debug>() {
 #[test]
 fn everything_reads_as_it_does_without() {
     use crate::yaml::Spanned as Our;
-    use serde_saphyr::Spanned as Their;
+    use Plain as Their;
     same::<ours::Whole, theirs::Whole>();
     same::<Our<ours::Whole>, Their<theirs::Whole>>();
     same::<ours::Part, theirs::Part>();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_saphyr::Location;
+use crate::yaml::Location;
 
 use super::super::doc::{FromHeaderDoc, JwtRuleDoc, RequestAuthenticationSpec};
 use super::token::WORDS;
