@@ -160,6 +160,11 @@ impl Authority {
         self.view.read().roots.renew_before
     }
 
+    /// Whether the issuing CA with this key identifier is another replica's, and trusted: then so is what it has issued.
+    pub fn is_another_replicas(&self, issuer: &[u8]) -> bool {
+        self.view.read().roots.is_another_replicas(issuer)
+    }
+
     /// Whether a leaf of the issuing CA with this key identifier may be handed out once more.
     pub fn stands_by(&self, issuer: &[u8]) -> bool {
         self.view.read().roots.stand_by(issuer)
@@ -183,8 +188,25 @@ impl Authority {
     /// never reached us. Tells if a new issuing CA had to be made.
     pub fn follow(&self) -> Result<Option<Turn>, AuthorityError> {
         let _one = self.turning.lock();
-        let (_, made) = self.take_up("found by the control plane", self.clock.wall())?;
-        Ok(made.then_some(Turn::Activated))
+        let now = self.clock.wall();
+        let (_, made) = self.take_up("found by the control plane", now)?;
+        let mut turned = made.then_some(Turn::Activated);
+        // Another replica has let a new root sign: this one's issuing CA is still under the old one. First a new one, then its
+        // turn.
+        for _ in 0..2 {
+            if !self.view.read().is_astray() {
+                break;
+            }
+            match self.turn(now) {
+                Ok(turn) => turned = turn.or(turned),
+                Err(error) => {
+                    // What else was found is in force all the same, and the next round of maintenance tries again.
+                    tracing::error!(%error, "there is no issuing CA under the new root yet");
+                    break;
+                }
+            }
+        }
+        Ok(turned)
     }
 
     /// When the first entry of the deny list ends.
@@ -195,7 +217,10 @@ impl Authority {
     /// Moves the issuing CA on if its time has come. Cheap when it has not; called often.
     pub fn maintain(&self) -> Result<Option<Turn>, AuthorityError> {
         let _one = self.turning.lock();
-        let now = self.clock.wall();
+        self.turn(self.clock.wall())
+    }
+
+    fn turn(&self, now: SystemTime) -> Result<Option<Turn>, AuthorityError> {
         if self.due(now).is_none() {
             return Ok(None);
         }
@@ -216,8 +241,9 @@ impl Authority {
         let life = not_after.duration_since(not_before).unwrap_or_default();
         let age = now.duration_since(not_before).unwrap_or_default();
         let left = not_after.duration_since(now).unwrap_or_default();
-        let due = age >= life * 2 / 3 || left < self.lives.leaf * 2;
-        match view.slots.prepared {
+        let due = age >= life * 2 / 3 || left < self.lives.leaf * 2 || view.is_astray();
+        match &view.slots.prepared {
+            Some(next) if !view.roots.is_under_active(&next.ca) => Some(Turn::Prepared),
             Some(_) if due => Some(Turn::Activated),
             None if due || age >= life / 2 => Some(Turn::Prepared),
             _ => None,
@@ -257,16 +283,24 @@ impl Authority {
     }
 
     fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
-        let next = {
+        let (next, set) = {
             let view = self.view.read();
+            // One under a root that signs no more was made for nothing.
+            let before = view.slots.prepared.as_ref();
+            let set: Vec<_> = before.map(|one| (one.ca.label.clone(), State::Retired)).into_iter().collect();
             let root = &view.roots.active().ca;
             let signer = root.signer(self.keys.as_ref())?;
-            make_issuing(&self.trust_domain, self.keys.as_ref(), root, &signer, self.lives, now)?
+            let made = make_issuing(&self.trust_domain, self.keys.as_ref(), root, &signer, self.lives, now)?;
+            (made, set)
         };
         check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
         let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];
-        let change = AuthorityChange::new(now, "half of the active one's life is over");
-        self.change(AuthorityChange { add, ..change })?;
+        let reason = if self.view.read().is_astray() {
+            "another root signs"
+        } else {
+            "half of the active one's life is over"
+        };
+        self.change(AuthorityChange { add, set, ..AuthorityChange::new(now, reason) })?;
         Ok(Turn::Prepared)
     }
 
@@ -279,7 +313,12 @@ impl Authority {
         };
         check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
         let set = vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
-        let change = AuthorityChange::new(now, "two thirds of the active one's life are over");
+        let reason = if self.view.read().is_astray() {
+            "another root signs"
+        } else {
+            "two thirds of the active one's life are over"
+        };
+        let change = AuthorityChange::new(now, reason);
         self.change(AuthorityChange { set, ..change })?;
         Ok(Turn::Activated)
     }
@@ -342,6 +381,11 @@ impl View {
 
     fn is_that_of(&self, trust: &Trust) -> bool {
         self.roots.are_those_of(trust) && self.slots.are_those_of(&trust.authorities)
+    }
+
+    /// Whether what signs leaves is not under the root that signs issuing CAs.
+    fn is_astray(&self) -> bool {
+        !self.roots.is_under_active(&self.slots.active.ca)
     }
 
     fn sweep(&self, keys: &dyn KeyStore) {

@@ -3,6 +3,7 @@
 //!
 //! Calls block (the store's disk, the signature): serve them from a blocking thread.
 
+mod adopt;
 mod error;
 mod proof;
 
@@ -21,13 +22,14 @@ use crate::authz;
 use crate::check;
 use crate::csr::{self, VerifiedKey};
 use crate::limits::{Buckets, RetryAfter};
-use crate::lineage::{Attestor, LineageId};
+use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::metrics::{AuthorityKind, Metrics, Proven, Reason};
 use crate::profile::{self, Serial, Validity};
-use crate::store::{Grant, Issued, Store};
+use crate::store::{Grant, Issued, Store, StoreError};
 use crate::token::TokenRecord;
 use proof::{Attested, Next, Renewed};
 
+pub use adopt::from_another_replica;
 pub use error::IssueError;
 pub(crate) use error::busy;
 pub use proof::Evidence;
@@ -180,6 +182,12 @@ impl Issuer {
         *self.attestation.write() = Arc::new(attestation);
     }
 
+    /// The certificate and lineage of a verified peer, if this CA has issued it, here or at another replica.
+    pub fn known(&self, peer: &PeerSvid) -> Result<Option<(Issued, Lineage)>, StoreError> {
+        let found = self.store.certificate(peer.serial())?;
+        Ok(found.or_else(|| from_another_replica(&self.authority, self.store.as_ref(), peer)))
+    }
+
     /// Asks for a place, before anything costs anything.
     pub fn admit(&self, source: IpAddr, peer: Option<&PeerSvid>) -> Result<Permit, IssueError> {
         let now = self.clock.monotonic();
@@ -226,7 +234,9 @@ impl Issuer {
         let now = self.clock.wall();
         self.check_clock(now)?;
         let lineage = LineageId::random().map_err(|_| profile::ProfileError::Random)?;
-        let reply = self.make(&id, &key, self.policy.ttl, now, lineage, Grant::New(Attestor::Own))?;
+        let began = (Attestor::Own, now);
+        let reply =
+            self.make(&id, &key, self.policy.ttl, now, (lineage, began), Grant::New(Attestor::Own))?;
         self.metrics.issued.get_or_create(&Proven { proof: "own" }).inc();
         Ok(reply)
     }
@@ -291,12 +301,17 @@ impl Issuer {
         if let Attested::Facts { granted, .. } = &attested {
             ttl = granted.ttl.map_or(ttl, |most| ttl.min(most.max(self.least())));
         }
+        let random = || LineageId::random().map_err(|_| profile::ProfileError::Random);
         let lineage = match &attested {
-            Attested::Svid(renewed) | Attested::Facts { renews: Some(renewed), .. } => renewed.lineage.id,
-            Attested::Token(TokenRecord { bound: Some(bound), .. }) => bound.lineage,
-            Attested::Token(_) | Attested::Facts { .. } => {
-                LineageId::random().map_err(|_| profile::ProfileError::Random)?
+            Attested::Svid(Renewed { lineage, .. })
+            | Attested::Facts { renews: Some(Renewed { lineage, .. }), .. } => {
+                (lineage.id, (lineage.attestor, lineage.attested))
             }
+            Attested::Token(TokenRecord { bound: Some(bound), created, .. }) => {
+                (bound.lineage, (Attestor::JoinToken, *created))
+            }
+            Attested::Token(_) => (random()?, (Attestor::JoinToken, now)),
+            Attested::Facts { facts, .. } => (random()?, (facts.attestor(), now)),
         };
         self.make(id, &key, ttl, now, lineage, grant)
     }
@@ -342,7 +357,7 @@ impl Issuer {
         key: &VerifiedKey,
         ttl: Duration,
         now: SystemTime,
-        lineage: LineageId,
+        (lineage, (attestor, attested)): (LineageId, (Attestor, SystemTime)),
         grant: Grant,
     ) -> Result<Reply, IssueError> {
         // It ends with its root at the latest.
@@ -357,7 +372,10 @@ impl Issuer {
                 return Err(IssueError::NoTime);
             }
         }
-        let serial = Serial::random()?;
+        let serial = match self.store.replica() {
+            Some(_) => adopt::telling(attestor, attested)?,
+            None => Serial::random()?,
+        };
         let leaf = profile::leaf(id, key, issuing.signer(), validity, serial)?;
         let chain = vec![leaf, issuing.certificate().clone()];
         check::leaf(&chain, id, key, &self.authority.bundles(), now)?;

@@ -157,6 +157,11 @@ impl JwtAuthority {
     pub fn maintain(&self) -> Result<Option<JwtTurn>, JwtAuthorityError> {
         let _one = self.turning.lock();
         let now = self.clock.wall();
+        if !self.store.leads() {
+            // The replica that leads turns them; this one signs with what it finds.
+            self.follow_store()?;
+            return Ok(None);
+        }
         if self.due(now).is_none() {
             return Ok(None);
         }

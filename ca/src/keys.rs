@@ -51,6 +51,15 @@ pub trait KeyStore: Send + Sync + 'static {
     fn remove(&self, name: &str) -> Result<(), KeyError>;
     /// The names of all keys there are.
     fn names(&self) -> Result<Vec<String>, KeyError>;
+    /// The key `name` as it rests, sealed; `None` if it rests otherwise, or not here.
+    fn sealed(&self, _name: &str) -> Result<Option<Vec<u8>>, KeyError> {
+        Ok(None)
+    }
+    /// Takes a key over that another store of the same seal gave away as [`sealed`](Self::sealed), under the same, new name;
+    /// `false` if keys do not rest sealed here.
+    fn take_sealed(&self, _name: &str, _sealed: &[u8]) -> Result<bool, KeyError> {
+        Ok(false)
+    }
 }
 
 /// The keys in `directory`, which [`private_dir`] has checked: sealed with the secret from `seal`, if there is one. A key in the

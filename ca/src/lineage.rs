@@ -25,6 +25,16 @@ impl LineageId {
     }
 }
 
+impl LineageId {
+    /// One that was printed.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        u128::from_str_radix(text, 16).ok().map(|number| Self(number.to_be_bytes()))
+    }
+}
+
 impl fmt::Debug for LineageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -80,7 +90,17 @@ impl Attestor {
         Self::ALL.into_iter().find(|a| a.as_str() == text)
     }
 
-    const ALL: [Self; 6] =
+    /// As it stands in serial numbers.
+    pub(crate) fn number(self) -> u8 {
+        Self::ALL.iter().zip(0..).find(|(one, _)| **one == self).map_or(0, |(_, number)| number)
+    }
+
+    pub(crate) fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// A later one comes last: serial numbers have the numbers.
+    pub(crate) const ALL: [Self; 6] =
         [Self::JoinToken, Self::Own, Self::Kubernetes, Self::Oidc, Self::X509Pop, Self::Unix];
 }
 

@@ -68,6 +68,12 @@ pub struct Metrics {
     pub jwt_issued: Counter,
     /// Requests for them refused.
     pub jwt_rejected: Family<Reason, Counter>,
+    /// 1 while this replica leads; always 0 without others.
+    pub leads: Gauge,
+    /// Writes to the shared store that were refused because the lease had ended.
+    pub fenced: Counter,
+    /// 1 while the shared store answers; 0 without one.
+    pub shared_store: Gauge,
     /// For how long no signed head has covered the newest record.
     pub ledger_head_age: Gauge<f64, AtomicU64>,
 }
@@ -96,6 +102,9 @@ impl Metrics {
             ]),
             jwt_issued: Counter::default(),
             jwt_rejected: Family::default(),
+            leads: Gauge::default(),
+            fenced: Counter::default(),
+            shared_store: Gauge::default(),
             ledger_head_age: Gauge::default(),
         };
         // From the start, at zero: a rate over a series that appears with its first event misses that event.
@@ -162,6 +171,13 @@ impl Metrics {
             Unit::Seconds,
             metrics.ledger_head_age.clone(),
         );
+        ca.register("replica_leads", "Whether this replica leads", metrics.leads.clone());
+        ca.register(
+            "fenced_writes",
+            "Writes to the shared store refused, for the lease had ended",
+            metrics.fenced.clone(),
+        );
+        ca.register("shared_store_answers", "Whether the shared store answers", metrics.shared_store.clone());
         metrics
     }
 }

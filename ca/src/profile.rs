@@ -70,6 +70,11 @@ impl Serial {
         Ok(Self(bytes))
     }
 
+    /// One whose content tells something; as unlike any other as its random part is.
+    pub(crate) fn of(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     /// Big-endian, as it stands in the certificate.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0

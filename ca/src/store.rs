@@ -5,6 +5,7 @@
 
 mod federation;
 mod jwt;
+mod replica;
 mod revocation;
 pub mod shared;
 mod sqlite;
@@ -19,6 +20,9 @@ use crate::token::{TokenHash, TokenRecord};
 
 pub use federation::{Federated, FederationStore};
 pub use jwt::{JwtChange, JwtIssued, JwtKey, JwtState, JwtStore};
+pub use replica::{
+    Behind, ControlStore, Edit, Edited, ReplicaKeys, Replicated, STALE, Standing, Summary, is_replica_name,
+};
 pub(crate) use revocation::lists;
 pub use revocation::{Live, MAX_LISTS, Reason, ReasonError, Revocation, Trust};
 pub use sqlite::{Answer, DATABASE, JournalEntry, MARK, Order, OrderVerb, Seen, Sqlite, UNFINISHED};
@@ -78,6 +82,18 @@ pub trait Store: Send + Sync + 'static {
     fn prune(&self, before: SystemTime) -> Result<u64, StoreError>;
     /// Proves that something can be written durably now, or fails within seconds.
     fn probe(&self, now: SystemTime) -> Result<(), StoreError>;
+    /// This replica's name, if others may share its trust.
+    fn replica(&self) -> Option<&str> {
+        None
+    }
+    /// Whether steps that happen by themselves are taken here. Among replicas one leads.
+    fn leads(&self) -> bool {
+        true
+    }
+    /// What the other replicas said last of their sidecars.
+    fn others(&self) -> Vec<Summary> {
+        Vec::new()
+    }
 }
 
 /// A root or issuing CA.
@@ -103,6 +119,8 @@ pub struct Authority {
     pub sequence: u64,
     /// When somebody said that it is not to be trusted any more.
     pub tainted: Option<SystemTime>,
+    /// Of an issuing CA: the replica that has its key, if that is another one.
+    pub replica: Option<String>,
 }
 
 impl Authority {
@@ -230,6 +248,17 @@ pub enum Grant {
     },
     /// A new lineage that began in this way, not with a token.
     New(Attestor),
+    /// A lineage goes on that another replica began, or took over from a third.
+    Adopted {
+        /// The certificate that renews.
+        from: Box<Issued>,
+        /// How the lineage began.
+        attestor: Attestor,
+        /// When.
+        attested: SystemTime,
+        /// What was attested again, if something was.
+        basis: Option<Basis>,
+    },
     /// Attested facts that a registration grants the id.
     Attested {
         /// For the ledger.
@@ -284,6 +313,50 @@ pub enum StoreError {
     /// The file or its directory is not fit.
     #[error("{0}")]
     File(String),
+    /// Another replica leads, and has not handed over in time.
+    #[error("{} leads, and has not handed over in time; is it stopped? Nothing was changed: ask again", name_of(.0))]
+    Busy(String),
+    /// The lease has ended: another replica may have gone on.
+    #[error(
+        "the lease {0} had ended when this was to be written: another replica may lead by now. Nothing was changed: ask again"
+    )]
+    Fenced(String),
+    /// The replicas have another CA than this database.
+    #[error(
+        "the replicas share another CA than this state directory has ({0}). Use an empty state directory for this replica, or another prefix in the shared store for this CA"
+    )]
+    OtherCa(String),
+    /// It is another replica's.
+    #[error(
+        "this state directory is the replica {found}'s, not {wanted}'s: each replica has its own. Name the right one (replica, stateDir)"
+    )]
+    OtherReplica {
+        /// Whose it is.
+        found: String,
+        /// Who asked.
+        wanted: String,
+    },
+    /// The control plane did not do what it was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// Another process runs under this replica's name.
+    #[error(
+        "another control plane runs as the replica {0}, with another state directory. Each has a name of its own (replica); if the other's state was lost, wait {1} s"
+    )]
+    SameName(String, u64),
+    /// What replicas share.
+    #[error(transparent)]
+    Shared(#[from] shared::SharedError),
+    /// What is shared is older than what this replica has seen.
+    #[error(
+        "the shared store was put back to an older state: it has the trust bundle of version {shared}, and this replica has seen {held}. Nothing is taken from it, and the bundle is frozen. Put a newer snapshot of it back, or let this replica write what it has: postern ca replicas put-back (docs/replicas.md)"
+    )]
+    SharedRolledBack {
+        /// What it has.
+        shared: u64,
+        /// What was seen.
+        held: u64,
+    },
     /// The ledger cannot be written, or is not what was written.
     #[error("the ledger: {0}")]
     Ledger(String),
@@ -335,7 +408,16 @@ pub enum StoreError {
         /// Who asked.
         wanted: String,
     },
+    /// Only the running control plane of a replica may change what is shared, and it did not answer.
+    #[error(
+        "this is one replica of several, and what they share is changed by its running control plane, which has not answered; is postern control running? Nothing was changed, or its log says so"
+    )]
+    Unanswered,
     /// The store is shutting down, or its writer has died.
     #[error("the store is closed")]
     Closed,
+}
+
+fn name_of(replica: &str) -> String {
+    if replica.is_empty() { "another replica".to_owned() } else { format!("the replica {replica}") }
 }

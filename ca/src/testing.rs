@@ -10,9 +10,10 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::authority::{Authority, AuthorityError, Lives};
 use crate::issue::{IssueError, Issuer, LeafPolicy, Proof, Reply, Request};
-use crate::keys::KeyFiles;
+use crate::keys::{self, KeyFiles, KeyStore, Source};
 use crate::metrics::Metrics;
-use crate::store::{Sqlite, Store, StoreError};
+use crate::store::shared::Memory;
+use crate::store::{ReplicaKeys, Replicated, Sqlite, Store, StoreError};
 use crate::token::{Token, TokenRecord};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
@@ -128,6 +129,122 @@ impl Ca {
     }
 
     /// A first certificate, as its holder's connection would show it.
+    pub(crate) fn joined(&self, id: &SpiffeId) -> PeerSvid {
+        peer(&self.join(id, &self.token(id), &key()).unwrap())
+    }
+}
+
+/// Replicas that share one store, and a clock.
+pub(crate) struct Mesh {
+    pub(crate) clock: TestClock,
+    pub(crate) shared: Arc<Memory>,
+    dir: tempfile::TempDir,
+}
+
+impl Mesh {
+    pub(crate) fn new() -> Self {
+        let clock = TestClock::at(start());
+        let shared = Arc::new(Memory::new(Arc::new(clock.clone())));
+        let dir = tempfile::tempdir().unwrap();
+        keys::write_private(&dir.path().join("seal"), "0123456789abcdef".repeat(4).as_bytes()).unwrap();
+        Self { clock, shared, dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn keys(&self, name: &str) -> Arc<dyn KeyStore> {
+        keys::private_dir(&self.path(name)).unwrap();
+        let seal = Source::KeyFile(self.dir.path().join("seal"));
+        Arc::from(keys::open(&self.path(name), Some(&seal)).unwrap())
+    }
+
+    pub(crate) fn store(&self, name: &str) -> Result<Arc<Replicated>, StoreError> {
+        self.store_at(name, name)
+    }
+
+    /// The replica `name` on another's directory.
+    pub(crate) fn store_at(&self, name: &str, place: &str) -> Result<Arc<Replicated>, StoreError> {
+        let keys = self.keys(place);
+        let metrics = Metrics::new(&mut Registry::default());
+        let (path, now) = (self.path(place), self.clock.wall());
+        let local =
+            Sqlite::open_with_ledger(&path, &td(), keys.as_ref(), metrics.clone(), 1 << 20, now).unwrap();
+        let (clock, shared) = (Arc::new(self.clock.clone()), self.shared.clone());
+        Replicated::open(name, Arc::new(local), shared, keys, td(), clock, metrics).map(Arc::new)
+    }
+
+    pub(crate) fn replica(&self, name: &str) -> Replica {
+        let store = self.store(name).unwrap();
+        let keys: Arc<dyn KeyStore> = Arc::new(ReplicaKeys::new(self.keys(name), self.shared.clone()));
+        let clock = Arc::new(self.clock.clone());
+        let lives = Lives::with_leaf(HOUR);
+        let authority = Authority::open(td(), store.clone(), keys.clone(), clock.clone(), lives).unwrap();
+        let authority = Arc::new(authority);
+        let metrics = Metrics::new(&mut Registry::default());
+        let policy = LeafPolicy { ttl: HOUR, test: false };
+        let issuer = Issuer::new(authority.clone(), store.clone(), clock, policy, metrics).unwrap();
+        Replica { store, authority, issuer, keys, clock: self.clock.clone() }
+    }
+
+    /// Two of them, the first of which has handed the lease over to the second.
+    pub(crate) fn two(&self) -> (Replica, Replica) {
+        let a = self.replica("a");
+        // As its own thread does when another wants it.
+        a.store.resign();
+        let b = self.replica("b");
+        a.follow();
+        (a, b)
+    }
+}
+
+/// A replica that runs.
+pub(crate) struct Replica {
+    pub(crate) store: Arc<Replicated>,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) issuer: Issuer,
+    pub(crate) keys: Arc<dyn KeyStore>,
+    clock: TestClock,
+}
+
+impl Replica {
+    /// As the control plane does all the time.
+    pub(crate) fn follow(&self) {
+        self.store.follow(Duration::ZERO).unwrap();
+        self.authority.follow().unwrap();
+    }
+
+    pub(crate) fn token(&self, id: &SpiffeId) -> String {
+        let token = Token::random().unwrap();
+        let now = self.clock.wall();
+        let (hash, expires) = (token.hash(), now + Duration::from_secs(600));
+        self.store
+            .add_token(TokenRecord { hash, id: id.clone(), created: now, expires, bound: None })
+            .unwrap();
+        token.reveal().to_owned()
+    }
+
+    pub(crate) fn join(&self, id: &SpiffeId, token: &str, key: &KeyPair) -> Result<Reply, IssueError> {
+        self.issuer.issue(Request {
+            csr: &csr(key),
+            id: id.as_str(),
+            ttl_seconds: 0,
+            predecessor: &[],
+            proof: Proof::JoinToken(token),
+        })
+    }
+
+    pub(crate) fn renew(&self, peer: &PeerSvid, key: &KeyPair) -> Result<Reply, IssueError> {
+        self.issuer.issue(Request {
+            csr: &csr(key),
+            id: peer.id().as_str(),
+            ttl_seconds: 0,
+            predecessor: peer.serial(),
+            proof: Proof::Svid(peer),
+        })
+    }
+
     pub(crate) fn joined(&self, id: &SpiffeId) -> PeerSvid {
         peer(&self.join(id, &self.token(id), &key()).unwrap())
     }

@@ -92,6 +92,7 @@ impl Ca {
             since: self.validity.not_before,
             sequence: 0,
             tainted: None,
+            replica: None,
         }
     }
 

@@ -116,6 +116,7 @@ impl ExistingRoot {
             since: now,
             sequence: 0,
             tainted: None,
+            replica: None,
         };
         let change = AuthorityChange::new(now, "an existing root, from files");
         store.change_authorities(AuthorityChange { add: vec![row], publishes: true, ..change })?;

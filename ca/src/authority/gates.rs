@@ -19,7 +19,7 @@ use super::roots::{Root, Roots};
 use super::rotation::Mode;
 use crate::bundle::{Holder, REFRESH_HINT};
 use crate::lineage::LineageId;
-use crate::store::{Live, State};
+use crate::store::{Live, State, Summary};
 
 /// Between publishing a root and letting it sign, at most: three to five times the refresh hint, for who polls
 /// (SPIFFE Trust Domain and Bundle, 4.1), and not less than a quarter of an hour.
@@ -135,6 +135,7 @@ pub(super) struct Gates<'a> {
     roots: &'a Roots,
     sidecars: Vec<Sidecar<'a>>,
     own: Option<&'a Live>,
+    others: &'a [Summary],
     lives: Lives,
     now: SystemTime,
 }
@@ -162,12 +163,13 @@ impl<'a> Gates<'a> {
         roots: &'a Roots,
         live: &'a [Live],
         holders: &'a [Holder],
+        others: &'a [Summary],
         lives: Lives,
         now: SystemTime,
     ) -> Self {
         let mut by_lineage: BTreeMap<LineageId, Vec<&Live>> = BTreeMap::new();
-        let (own, others): (Vec<&Live>, Vec<&Live>) = live.iter().partition(|leaf| leaf.is_own);
-        for leaf in others {
+        let (own, sidecars): (Vec<&Live>, Vec<&Live>) = live.iter().partition(|leaf| leaf.is_own);
+        for leaf in sidecars {
             by_lineage.entry(leaf.lineage).or_default().push(leaf);
         }
         let holders: BTreeMap<_, _> = holders.iter().map(|holder| (holder.lineage, holder)).collect();
@@ -177,7 +179,7 @@ impl<'a> Gates<'a> {
         });
         let sidecars = sidecars.collect();
         let own = own.into_iter().max_by_key(|leaf| leaf.issued);
-        Self { roots, sidecars, own, lives, now }
+        Self { roots, sidecars, own, others, lives, now }
     }
 
     /// All steps that are to come, the most urgent first.
@@ -251,6 +253,7 @@ impl<'a> Gates<'a> {
                 Some(_) => None,
             })
             .collect();
+        self.others_know(&mut step, next.sequence);
         if is_emergency {
             step.no_later_than(next.since + self.patience(), self.now);
         } else {
@@ -278,6 +281,7 @@ impl<'a> Gates<'a> {
         };
         step.laggards = self.sidecars.iter().filter(needs).map(behind).collect();
         step.laggards.extend(self.own_under(&below));
+        self.others_hold_none(&mut step, &below);
         // Whoever renewed just before its peer did opens its next connection, to the peer's new leaf, at its next renewal.
         let leaf = self.lives.leaf;
         let drained = root.since + leaf + leaf / 4 + MARGIN.min(leaf / 4);
@@ -304,7 +308,8 @@ impl<'a> Gates<'a> {
             last = last.max(Some(sidecar.newest.issued));
         }
         step.laggards.extend(self.own_under(below));
-        if step.laggards.is_empty()
+        self.others_hold_none(&mut step, below);
+        if step.is_open()
             && let Some(turned) = turned
         {
             // Told since all use what they renewed to?
@@ -328,6 +333,55 @@ impl<'a> Gates<'a> {
             lineage: None,
             why: "the control plane's own has not been renewed",
         })
+    }
+
+    /// Waits for the sidecars of the other replicas to know version `sequence` of the bundle.
+    fn others_know(&self, step: &mut Outlook, sequence: u64) {
+        for said in self.heard_of(step) {
+            if said.bundle_sequence < sequence {
+                step.waits
+                    .push(format!("the replica {} sends out version {}", said.replica, said.bundle_sequence));
+            }
+            let named = step.laggards.len();
+            step.laggards.extend(said.laggards(sequence).map(|(id, lineage)| Laggard {
+                id,
+                lineage,
+                why: "at another replica, has not acknowledged the bundle with the new root",
+            }));
+            let more = said.behind(sequence).saturating_sub((step.laggards.len() - named) as u64);
+            if more > 0 {
+                step.waits.push(format!("{more} more sidecars of the replica {}", said.replica));
+            }
+        }
+    }
+
+    /// Waits for the other replicas to know of no valid certificate of these issuing CAs.
+    fn others_hold_none(&self, step: &mut Outlook, below: &BTreeSet<&[u8]>) {
+        for said in self.heard_of(step) {
+            let count = said.leaves_of(below.iter().copied());
+            if count > 0 {
+                step.waits.push(format!("{count} certificates at the replica {}", said.replica));
+            }
+        }
+    }
+
+    /// Replicas that tell how things are with them. One that has gone silent is waited for until all that it may have issued has
+    /// ended.
+    fn heard_of(&self, step: &mut Outlook) -> Vec<&'a Summary> {
+        let (fresh, silent): (Vec<_>, Vec<_>) = self
+            .others
+            .iter()
+            .filter(|said| !said.is_over(self.now))
+            .partition(|said| said.is_fresh(self.now));
+        for said in silent {
+            let age = self.now.duration_since(said.at()).unwrap_or_default().as_secs();
+            step.waits.push(format!(
+                "the replica {}, not heard of for {age} s: its sidecars' certificates, at most {} s more",
+                said.replica,
+                said.leaf_seconds.saturating_sub(age).max(1)
+            ));
+        }
+        fresh
     }
 
     fn settle(&self) -> Duration {

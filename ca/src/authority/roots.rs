@@ -31,6 +31,8 @@ pub(super) struct Issuer {
     pub(super) tainted: Option<SystemTime>,
     /// Whether it is on the taint list.
     pub(super) is_listed: bool,
+    /// Whether its key is another replica's.
+    pub(super) is_elsewhere: bool,
 }
 
 /// The roots of one trust domain.
@@ -72,6 +74,7 @@ impl Roots {
                 key_id: ca.key_id,
                 root: ca.issuer,
                 tainted: row.tainted,
+                is_elsewhere: row.replica.is_some(),
             });
         }
         let bundle = Bundle::new(td.clone(), trust.sequence, trusted)?
@@ -120,6 +123,17 @@ impl Roots {
     pub(super) fn issuers_of(&self, root: &Root) -> BTreeSet<&[u8]> {
         let below = self.issuers.iter().filter(|one| one.root == root.ca.key_id);
         below.map(|one| one.key_id.as_slice()).collect()
+    }
+
+    /// Whether the root that signs now has signed this issuing CA.
+    pub(super) fn is_under_active(&self, issuing: &Ca) -> bool {
+        issuing.issuer == self.active().ca.key_id
+    }
+
+    /// Whether this issuing CA is another replica's, and to be trusted.
+    pub(super) fn is_another_replicas(&self, issuer: &[u8]) -> bool {
+        let is_it = |one: &Issuer| one.key_id == issuer && one.is_elsewhere && !one.is_listed;
+        self.issuers.iter().any(is_it) && self.stand_by(issuer)
     }
 
     /// Whether leaves of this issuing CA are handed out again when they are asked for once more.

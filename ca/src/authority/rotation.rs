@@ -66,20 +66,21 @@ impl Authority {
             return Ok(Vec::new());
         }
         let live = self.store.live(now)?;
+        let others = self.store.others();
         let view = self.view.read();
-        Ok(Gates::new(&view.roots, &live, holders, self.lives, now).outlook(mode))
+        Ok(Gates::new(&view.roots, &live, holders, &others, self.lives, now).outlook(mode))
     }
 
     /// Whether no step is to come, as far as memory knows: the store is not asked.
     fn is_idle(&self, mode: Mode, now: SystemTime) -> bool {
-        Gates::new(&self.view.read().roots, &[], &[], self.lives, now).outlook(mode).is_empty()
+        Gates::new(&self.view.read().roots, &[], &[], &[], self.lives, now).outlook(mode).is_empty()
     }
 
     /// Takes the next step whose gate is open, if there is one.
     pub fn step(&self, holders: &[Holder], mode: Mode) -> Result<Option<Step>, AuthorityError> {
         let _one = self.turning.lock();
         let now = self.clock.wall();
-        if self.is_idle(mode, now) {
+        if self.is_idle(mode, now) || !self.store.leads() {
             return Ok(None);
         }
         self.take_up("found before a step", now)?;
@@ -107,9 +108,10 @@ impl Authority {
         let now = self.clock.wall();
         self.take_up("found before a step", now)?;
         let live = self.store.live(now).map_err(AuthorityError::from)?;
+        let others = self.store.others();
         let gated = {
             let view = self.view.read();
-            let gates = Gates::new(&view.roots, &live, holders, self.lives, now);
+            let gates = Gates::new(&view.roots, &live, holders, &others, self.lives, now);
             match verb {
                 OrderVerb::Prepare => {
                     if let Some(next) = view.roots.next() {

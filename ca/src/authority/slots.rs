@@ -95,8 +95,10 @@ impl<'a> Found<'a> {
     }
 }
 
+/// Ours: another replica's are its own business.
 fn live(rows: &[Row]) -> impl Iterator<Item = &Row> {
-    rows.iter().filter(|row| row.kind == Kind::Issuing && row.state != State::Retired)
+    let is_ours = |row: &&Row| row.kind == Kind::Issuing && row.replica.is_none();
+    rows.iter().filter(is_ours).filter(|row| row.state != State::Retired)
 }
 
 /// Those of them that may sign.

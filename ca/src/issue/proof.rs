@@ -55,6 +55,8 @@ pub(super) enum Attested {
 /// The certificate that renews, and its lineage.
 pub(super) struct Renewed {
     step: Step,
+    /// Whether it is the first certificate of the lineage that this replica gives.
+    is_adopted: bool,
     pub(super) predecessor: Issued,
     pub(super) lineage: Lineage,
 }
@@ -127,14 +129,16 @@ impl Issuer {
         if named != peer.serial() {
             return Err(IssueError::Predecessor);
         }
-        let found = self.store.certificate(peer.serial())?;
+        let found = self.known(peer)?;
         let (predecessor, lineage) =
             found.ok_or(IssueError::Unauthenticated("a certificate that this store never issued"))?;
+        let is_adopted = self.authority.is_another_replicas(&predecessor.issuer)
+            && self.store.lineage(lineage.id)?.is_none();
         if predecessor.id != *peer.id() || lineage.spiffe_id != *peer.id() {
             return Err(IssueError::Unauthenticated("the store knows this serial number under another id"));
         }
         match lineage.judge(&predecessor.serial, repeated, now) {
-            Ok(step) => Ok(Renewed { step, predecessor, lineage }),
+            Ok(step) => Ok(Renewed { step, is_adopted, predecessor, lineage }),
             Err(refusal) => {
                 if refusal == Refusal::Fork {
                     self.store.mark_forked(lineage.id, now)?;
@@ -170,7 +174,7 @@ impl Issuer {
             return Err(IssueError::Key("it is a CA's"));
         }
         match attested {
-            Attested::Token(TokenRecord { bound: Some(bound), .. }) => {
+            Attested::Token(TokenRecord { bound: Some(bound), hash, .. }) => {
                 if bound.key != fingerprint {
                     return Err(IssueError::Unauthenticated("the join token is spent, by another key"));
                 }
@@ -178,6 +182,8 @@ impl Issuer {
                 let newest =
                     lineage.as_ref().map(|l| self.store.certificate(&l.newest)).transpose()?.flatten();
                 match (lineage, newest) {
+                    // Spent at another replica, whose answer did not arrive: whoever has the key gets it here.
+                    (None, _) if self.store.replica().is_some() => Ok(Next::Make(Grant::Token(*hash))),
                     (Some(lineage), _) if lineage.forked.is_some() => {
                         Err(IssueError::Lineage(Refusal::Forked))
                     }
@@ -222,7 +228,7 @@ impl Issuer {
         now: SystemTime,
         grant: impl FnOnce(Vec<u8>, Vec<u8>) -> Grant,
     ) -> Result<Next, IssueError> {
-        let Renewed { step, predecessor, lineage } = renewed;
+        let Renewed { step, is_adopted, predecessor, lineage } = renewed;
         match self.store.key_owner(key)? {
             Some(owner)
                 if *step == Step::Again && owner.serial == lineage.newest && self.is_good(&owner, now) =>
@@ -230,7 +236,19 @@ impl Issuer {
                 Ok(Next::Answer(owner))
             }
             Some(_) => Err(IssueError::Key("it was certified before; make a new one for each renewal")),
-            None => Ok(Next::Make(grant(predecessor.serial.clone(), lineage.newest.clone()))),
+            None => {
+                let grant = grant(predecessor.serial.clone(), lineage.newest.clone());
+                if !is_adopted {
+                    return Ok(Next::Make(grant));
+                }
+                let basis = match grant {
+                    Grant::Attested { basis, .. } => Some(basis),
+                    _ => None,
+                };
+                let (attestor, attested) = (lineage.attestor, lineage.attested);
+                let from = Box::new(predecessor.clone());
+                Ok(Next::Make(Grant::Adopted { from, attestor, attested, basis }))
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use postern_svid::{Bundles, PeerSvid, Revoked, SpiffeId};
 use serde_json::{Map, Value};
 
 use super::{JwtAuthority, JwtIssueError};
+use crate::issue::from_another_replica;
 use crate::metrics::Reason;
 use crate::store::JwtIssued;
 
@@ -125,7 +126,9 @@ impl JwtAuthority {
             return Err(JwtIssueError::Revoked("the connection's certificate is denied, or its CA tainted"));
         }
         let unknown = JwtIssueError::Unauthenticated("this CA does not know the connection's certificate");
-        let Some((issued, lineage)) = self.store.certificate(peer.serial())? else { return Err(unknown) };
+        let found = self.store.certificate(peer.serial())?;
+        let found = found.or_else(|| from_another_replica(&self.authority, self.store.as_ref(), peer));
+        let Some((issued, lineage)) = found else { return Err(unknown) };
         if issued.id != *peer.id() {
             return Err(unknown);
         }

@@ -58,6 +58,26 @@ impl KeyStore for SealedFiles {
     fn names(&self) -> Result<Vec<String>, KeyError> {
         named(&self.directory, SEALED)
     }
+
+    fn sealed(&self, name: &str) -> Result<Option<Vec<u8>>, KeyError> {
+        if !self.names()?.iter().any(|known| known == name) {
+            return Ok(None);
+        }
+        let sealed = read_private(&path(&self.directory, name), MAX_KEY_FILE + OVERHEAD as u64)?;
+        Ok(Some(sealed.to_vec()))
+    }
+
+    fn take_sealed(&self, name: &str, sealed: &[u8]) -> Result<bool, KeyError> {
+        let path = path(&self.directory, name);
+        if !is_key(&self.seal.open(&path, name, sealed)?) {
+            return Err(KeyError::NoKey(path));
+        }
+        match write_private(&path, sealed) {
+            // Another thread has just taken it over.
+            Ok(()) | Err(KeyError::Exists(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 pub(super) fn path(directory: &Path, name: &str) -> PathBuf {

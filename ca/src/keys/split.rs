@@ -62,6 +62,14 @@ impl KeyStore for Split {
         self.token.remove(name).and_then(|()| self.files.remove(name))
     }
 
+    fn sealed(&self, name: &str) -> Result<Option<Vec<u8>>, KeyError> {
+        if self.is_in_token(name) { Ok(None) } else { self.files.sealed(name) }
+    }
+
+    fn take_sealed(&self, name: &str, sealed: &[u8]) -> Result<bool, KeyError> {
+        if self.is_in_token(name) { Ok(false) } else { self.files.take_sealed(name, sealed) }
+    }
+
     fn names(&self) -> Result<Vec<String>, KeyError> {
         let mut names = self.token.names()?;
         names.extend(self.files.names()?);

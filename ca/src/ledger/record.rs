@@ -115,6 +115,7 @@ pub enum Field {
     Facts = 22,
     Audience = 23,
     Sequence = 24,
+    Adopted = 25,
 }
 
 #[derive(Clone, Copy)]
@@ -126,7 +127,7 @@ enum Type {
 }
 
 /// Number, name and type of each field, in order.
-const FIELDS: [(Field, &str, Type); 24] = [
+const FIELDS: [(Field, &str, Type); 25] = [
     (Field::TrustDomain, "trustDomain", Type::Text),
     (Field::Ledger, "ledger", Type::Bytes),
     (Field::Id, "id", Type::Text),
@@ -151,6 +152,7 @@ const FIELDS: [(Field, &str, Type); 24] = [
     (Field::Facts, "facts", Type::Text),
     (Field::Audience, "audience", Type::Text),
     (Field::Sequence, "bundleSequence", Type::Number),
+    (Field::Adopted, "adoptedFrom", Type::Bytes),
 ];
 
 /// A field's content.
@@ -380,7 +382,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_read_has_one_encoding(
-            fields in prop::collection::vec((1_u8..24, prop::collection::vec(any::<u8>(), 0..12)), 0..6),
+            fields in prop::collection::vec((1_u8..26, prop::collection::vec(any::<u8>(), 0..12)), 0..6),
         ) {
             let mut body = Draft::new(Kind::Token).encode(3, 4);
             for (tag, content) in &fields {

@@ -278,7 +278,8 @@ fn what_was_before_the_ledger_is_imported() {
              ALTER TABLE authority DROP COLUMN sequence; ALTER TABLE authority DROP COLUMN tainted;
              DROP TABLE ledger; DROP TABLE outbox; DROP INDEX issued_unrecorded;
              ALTER TABLE authority DROP COLUMN record; ALTER TABLE lineage DROP COLUMN record;
-             ALTER TABLE token DROP COLUMN record; ALTER TABLE issued DROP COLUMN record; DROP TABLE jwt_key; DROP TABLE federated; PRAGMA user_version = 1;",
+             ALTER TABLE token DROP COLUMN record; ALTER TABLE issued DROP COLUMN record; DROP TABLE jwt_key; DROP TABLE federated;
+             ALTER TABLE authority DROP COLUMN replica; PRAGMA user_version = 1;",
         )
         .unwrap();
     let store = home.store_with_ledger(SMALL).unwrap();

@@ -13,6 +13,7 @@ mod ledger;
 mod mark;
 mod order;
 mod outbox;
+mod replica;
 mod rows;
 mod schema;
 mod thread;
@@ -33,7 +34,8 @@ use postern_svid::{Revoked, TrustDomain};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{
-    Authority, AuthorityChange, Counts, Grant, Issued, Live, Reason, Revocation, Store, StoreError, Trust,
+    Authority, AuthorityChange, Counts, Edit, Grant, Issued, Live, Reason, Revocation, Store, StoreError,
+    Trust,
 };
 use crate::keys::{self, KeyStore};
 use crate::ledger::State;
@@ -69,6 +71,8 @@ pub struct Sqlite {
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The mark lags behind the database; the next commit writes it.
     mark_lags: AtomicBool,
+    /// What is written through it belongs to several replicas, and this is not the process that may: it asks that one.
+    asks: bool,
 }
 
 impl Sqlite {
@@ -77,7 +81,10 @@ impl Sqlite {
     /// What is written through it is recorded for the ledger, and comes into its files when a control plane runs.
     pub fn open(directory: &Path, td: &TrustDomain) -> Result<Self, StoreError> {
         let (path, connection) = prepared(directory, td)?;
-        Self::start(path, td, connection, None)
+        let asks = replica::is_shared(&connection)?;
+        let mut store = Self::start(path, td, connection, None)?;
+        store.asks = asks;
+        Ok(store)
     }
 
     /// The same for the control plane, of which there is one at a time: it writes the ledger, in segments of at most `segment` bytes.
@@ -109,7 +116,14 @@ impl Sqlite {
             })
             .map_err(|error| StoreError::File(format!("starting the store's thread: {error}")))?;
         let (jobs, writer) = (Mutex::new(Some(jobs)), Mutex::new(Some(writer)));
-        Ok(Self { path, trust_domain: td.clone(), jobs, writer, mark_lags: AtomicBool::new(false) })
+        Ok(Self {
+            path,
+            trust_domain: td.clone(),
+            jobs,
+            writer,
+            mark_lags: AtomicBool::new(false),
+            asks: false,
+        })
     }
 
     /// Signs a head of the ledger, unless the newest covers it all. Nothing without a ledger.
@@ -274,6 +288,10 @@ impl Store for Sqlite {
     }
 
     fn revoke(&self, entry: Revocation) -> Result<u64, StoreError> {
+        if self.asks {
+            let edited = self.ask(Edit::Revoke(entry))?;
+            return edited.sequence.map_or_else(|| self.bundle_sequence(), Ok);
+        }
         let path = self.path.clone();
         let sequence = self.recorded(move |connection| trust::revoke(connection, &path, &entry))?;
         self.note_progress();
@@ -281,6 +299,9 @@ impl Store for Sqlite {
     }
 
     fn allow_again(&self, entry: Revoked, reason: Reason, at: SystemTime) -> Result<Option<u64>, StoreError> {
+        if self.asks {
+            return Ok(self.ask(Edit::AllowAgain { entry, reason })?.sequence);
+        }
         let allowed =
             self.recorded(move |connection| trust::allow_again(connection, &entry, reason.as_str(), at))?;
         self.note_progress();
@@ -297,6 +318,9 @@ impl Store for Sqlite {
     }
 
     fn taint(&self, label: String, reason: Reason, at: SystemTime) -> Result<bool, StoreError> {
+        if self.asks {
+            return Ok(self.ask(Edit::Taint { label, reason })?.is_new);
+        }
         let noted = self.recorded(move |connection| trust::taint(connection, &label, reason.as_str(), at))?;
         self.note_progress();
         Ok(noted)
@@ -319,6 +343,9 @@ impl Store for Sqlite {
     }
 
     fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+        if self.asks {
+            return self.ask(Edit::Token(token)).map(drop);
+        }
         self.recorded(move |connection| rows::add_token(connection, &token))
     }
 

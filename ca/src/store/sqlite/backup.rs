@@ -8,7 +8,7 @@ use std::path::Path;
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{BUSY, DATABASE, Sqlite, mark, outbox, prepared, rows, schema};
+use super::{BUSY, DATABASE, Sqlite, mark, outbox, prepared, replica, rows, schema};
 use crate::keys::{self, KeyError};
 use crate::ledger::State;
 use crate::store::{Authority, StoreError};
@@ -63,7 +63,8 @@ impl Sqlite {
                 keys::write_private(&to.join(name), &key).map_err(file)?;
             }
         }
-        Ok(())
+        // What is tried on a copy concerns nobody else.
+        replica::leave(&self::copy(&database, td)?)
     }
 
     /// What the database at `path`, a copy that nobody else uses, knows.

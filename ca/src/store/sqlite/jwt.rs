@@ -58,7 +58,7 @@ pub(super) fn published(connection: &Connection, path: &Path) -> Result<jwt::Jwt
     jwt::JwtKeys::new(public).map_err(damaged)
 }
 
-fn keys(connection: &Connection, path: &Path) -> Result<Vec<JwtKey>, StoreError> {
+pub(super) fn keys(connection: &Connection, path: &Path) -> Result<Vec<JwtKey>, StoreError> {
     let mut statement = connection
         .prepare_cached("SELECT label, key_id, point, state, made, since FROM jwt_key ORDER BY number")?;
     let rows = statement.query_map([], |row| {
@@ -74,7 +74,7 @@ fn keys(connection: &Connection, path: &Path) -> Result<Vec<JwtKey>, StoreError>
     rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
 }
 
-fn apply(connection: &Connection, change: &JwtChange) -> Result<(), StoreError> {
+pub(super) fn apply(connection: &Connection, change: &JwtChange) -> Result<(), StoreError> {
     let at = change.at;
     if let Some(new) = &change.add {
         connection.execute(

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
 use super::rows::{ms, number};
-use crate::store::Reason;
+use crate::store::{Edit, Edited, Reason};
 
 /// Requests that wait at most: nobody has more to ask of roots.
 const MAX_OPEN: i64 = 32;
@@ -55,12 +55,17 @@ pub struct Answer {
     pub text: String,
 }
 
-pub(super) fn add(connection: &Connection, order: &Order, at: SystemTime) -> Result<u64, StoreError> {
+fn room(connection: &Connection) -> Result<(), StoreError> {
     let open: i64 =
         connection.query_row("SELECT count(*) FROM request WHERE answered IS NULL", [], |row| row.get(0))?;
     if open >= MAX_OPEN {
         return Err(StoreError::Conflict("many requests wait for the control plane already; is it running?"));
     }
+    Ok(())
+}
+
+pub(super) fn add(connection: &Connection, order: &Order, at: SystemTime) -> Result<u64, StoreError> {
+    room(connection)?;
     let reason = order.force.as_ref().map(Reason::as_str);
     connection.execute(
         "INSERT INTO request (at, verb, forced, reason) VALUES (?1, ?2, ?3, ?4)",
@@ -69,9 +74,49 @@ pub(super) fn add(connection: &Connection, order: &Order, at: SystemTime) -> Res
     Ok(connection.last_insert_rowid().unsigned_abs())
 }
 
+/// Writes down an edit of what replicas share.
+pub(super) fn add_edit(connection: &Connection, edit: &Edit) -> Result<u64, StoreError> {
+    room(connection)?;
+    connection.execute(
+        "INSERT INTO request (at, verb, forced, edit) VALUES (0, 'edit', 0, ?1)",
+        params![edit.encode()],
+    )?;
+    Ok(connection.last_insert_rowid().unsigned_abs())
+}
+
+/// The number of an edit, and the edit or why it cannot be read.
+pub(super) type OpenEdit = (u64, Result<Edit, String>);
+
+/// Edits that wait, oldest first.
+pub(super) fn open_edits(connection: &Connection) -> Result<Vec<OpenEdit>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, edit FROM request WHERE answered IS NULL AND edit IS NOT NULL ORDER BY number LIMIT 32",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let (number, text): (i64, String) = (row.get(0)?, row.get(1)?);
+        Ok((number.unsigned_abs(), Edit::decode(&text)))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The answer to an edit.
+pub(super) fn of_edit(done: &Result<Edited, StoreError>) -> Answer {
+    match done {
+        Ok(edited) => Answer { ok: true, text: serde_json::to_string(edited).unwrap_or_default() },
+        Err(error) => Answer { ok: false, text: error.to_string() },
+    }
+}
+
+pub(super) fn read_edit(answer: &Answer) -> Result<Edited, StoreError> {
+    if !answer.ok {
+        return Err(StoreError::Refused(answer.text.clone()));
+    }
+    serde_json::from_str(&answer.text).map_err(|error| StoreError::Refused(error.to_string()))
+}
+
 pub(super) fn open(connection: &Connection) -> Result<Vec<(u64, Order)>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT number, verb, reason FROM request WHERE answered IS NULL ORDER BY number LIMIT 32",
+        "SELECT number, verb, reason FROM request WHERE answered IS NULL AND edit IS NULL ORDER BY number LIMIT 32",
     )?;
     let rows = statement.query_map([], |row| {
         let (verb, reason): (String, Option<String>) = (row.get(1)?, row.get(2)?);

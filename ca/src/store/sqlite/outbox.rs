@@ -273,6 +273,16 @@ pub(super) fn issued(issued: &Issued, grant: &Grant) -> Draft {
         Grant::Lineage { predecessor, .. } => {
             draft.text(Field::Proof, "lineage").bytes(Field::Predecessor, predecessor)
         }
+        Grant::Adopted { from, basis, .. } => {
+            let draft = draft.bytes(Field::Predecessor, &from.serial).bytes(Field::Adopted, &from.issuer);
+            match basis {
+                None => draft.text(Field::Proof, "lineage"),
+                Some(Basis { attestor, registration, facts }) => draft
+                    .text(Field::Proof, attestor.as_str())
+                    .text(Field::Registration, registration)
+                    .text(Field::Facts, facts),
+            }
+        }
         Grant::Attested { basis: Basis { attestor, registration, facts }, renews } => {
             let draft = draft
                 .text(Field::Proof, attestor.as_str())

@@ -13,7 +13,7 @@ use crate::token::{Bound, TokenHash, TokenRecord};
 
 pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Authority>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT kind, state, label, key_id, certificate, not_before, not_after, since, sequence, tainted
+        "SELECT kind, state, label, key_id, certificate, not_before, not_after, since, sequence, tainted, replica
          FROM authority ORDER BY number",
     )?;
     let rows = statement.query_map([], |row| {
@@ -29,6 +29,7 @@ pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Au
             since: time(row, 7)?,
             sequence: row.get::<_, i64>(8)?.unsigned_abs(),
             tainted: row.get::<_, Option<i64>>(9)?.map(from_ms),
+            replica: row.get(10)?,
         })
     })?;
     rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
@@ -173,6 +174,9 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
             }
             begin_lineage(connection, issued, Attestor::JoinToken)?;
         }
+        Grant::Adopted { from, attestor, attested, .. } => {
+            adopt(connection, issued, from, *attestor, *attested)?
+        }
         Grant::New(attestor) => begin_lineage(connection, issued, *attestor)?,
         Grant::Attested { basis, renews: None } => begin_lineage(connection, issued, basis.attestor)?,
         Grant::Lineage { predecessor, newest }
@@ -187,6 +191,17 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
         }
     }
     let record = outbox::append(connection, issued.issued, outbox::issued(issued, grant))?;
+    insert(connection, issued, record)?;
+    if let Grant::Adopted { from, .. } = grant {
+        // For who presents it once more. The record above names it.
+        insert(connection, from, record)?;
+    }
+    let last = schema::number(connection, "last_issued_ms")?;
+    schema::set_number(connection, "last_issued_ms", last.max(ms(issued.issued).unsigned_abs()))?;
+    schema::set_number(connection, "issued", schema::number(connection, "issued")?.saturating_add(1))
+}
+
+fn insert(connection: &Connection, issued: &Issued, record: u64) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO issued (serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate, record)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
@@ -204,9 +219,30 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
             number(record)
         ],
     )?;
-    let last = schema::number(connection, "last_issued_ms")?;
-    schema::set_number(connection, "last_issued_ms", last.max(ms(issued.issued).unsigned_abs()))?;
-    schema::set_number(connection, "issued", schema::number(connection, "issued")?.saturating_add(1))
+    Ok(())
+}
+
+/// A lineage whose certificate `from` another replica has issued goes on here.
+fn adopt(
+    connection: &Connection,
+    issued: &Issued,
+    from: &Issued,
+    attestor: Attestor,
+    attested: SystemTime,
+) -> Result<(), StoreError> {
+    let begun = connection.execute(
+        "INSERT INTO lineage (id, spiffe_id, attestor, attested, newest, parent) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (id) DO NOTHING",
+        params![
+            issued.lineage.0,
+            issued.id.as_str(),
+            attestor.as_str(),
+            ms(attested),
+            issued.serial,
+            from.serial
+        ],
+    )?;
+    if begun == 1 { Ok(()) } else { Err(StoreError::Conflict("the lineage was taken over meanwhile")) }
 }
 
 pub(super) fn mark_forked(
@@ -358,7 +394,7 @@ fn journal(
     Ok(())
 }
 
-fn kind_text(kind: Kind) -> &'static str {
+pub(super) fn kind_text(kind: Kind) -> &'static str {
     match kind {
         Kind::Root => "root",
         Kind::Issuing => "issuing",

@@ -9,7 +9,7 @@ use super::{StoreError, federation, jwt};
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -134,6 +134,13 @@ CREATE TABLE request (
 CREATE INDEX request_open ON request (number) WHERE answered IS NULL;
 ";
 
+/// What version 6 added: of each issuing CA the replica that has it, unless that is this one; and what an operator's request is
+/// about, where one replica cannot carry it out alone.
+const REPLICAS: &str = "
+ALTER TABLE authority ADD COLUMN replica TEXT;
+ALTER TABLE request ADD COLUMN edit TEXT;
+";
+
 /// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
 pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
     let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
@@ -190,6 +197,18 @@ pub(super) fn number(connection: &Connection, name: &str) -> Result<u64, StoreEr
     Ok(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0))
 }
 
+/// A single text; `None` if it was never written.
+pub(super) fn text(connection: &Connection, name: &str) -> Result<Option<String>, StoreError> {
+    let value = connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0));
+    Ok(value.optional()?)
+}
+
+/// Writes a single text.
+pub(super) fn set_text(connection: &Connection, name: &str, value: &str) -> Result<(), StoreError> {
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
+    Ok(())
+}
+
 /// Writes a single number.
 pub(super) fn set_number(connection: &Connection, name: &str, value: u64) -> Result<(), StoreError> {
     let value = i64::try_from(value).map_err(|_| StoreError::Conflict("a number beyond 2^63"))?;
@@ -216,8 +235,11 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
     if version < 4 {
         connection.execute_batch(jwt::TABLE)?;
     }
-    if version < VERSION {
+    if version < 5 {
         connection.execute_batch(federation::TABLE)?;
+    }
+    if version < VERSION {
+        connection.execute_batch(REPLICAS)?;
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

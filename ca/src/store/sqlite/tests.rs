@@ -36,6 +36,7 @@ fn root(label: &str) -> Authority {
         since: start(),
         sequence: 0,
         tainted: None,
+        replica: None,
     }
 }
 

@@ -70,10 +70,21 @@ pub(super) fn allow_again(
     if matches!(entry, Revoked::Authority(_)) || !is_there(connection, entry)? {
         return Ok(None);
     }
+    forget(connection, entry, reason, at)?;
+    raise_sequence(connection).map(Some)
+}
+
+/// Deletes an entry, and writes the record of that.
+pub(super) fn forget(
+    connection: &Connection,
+    entry: &Revoked,
+    reason: &str,
+    at: SystemTime,
+) -> Result<(), StoreError> {
     let (kind, value) = key(entry);
     outbox::append(connection, at, outbox::allowed(entry, reason))?;
     connection.execute("DELETE FROM revocation WHERE kind = ?1 AND value = ?2", params![kind, value])?;
-    raise_sequence(connection).map(Some)
+    Ok(())
 }
 
 pub(super) fn end_revocations(

@@ -39,6 +39,7 @@ pub struct PeerSvid {
     not_before: SystemTime,
     not_after: SystemTime,
     issuer_key_id: Vec<u8>,
+    key: [u8; 32],
 }
 
 impl PeerSvid {
@@ -67,10 +68,17 @@ impl PeerSvid {
         &self.issuer_key_id
     }
 
+    /// SHA-256 over the leaf's public key (SubjectPublicKeyInfo).
+    pub const fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
     /// From a leaf that has passed the lint, which demands the authority key id.
     pub(super) fn from_leaf(id: SpiffeId, facts: Facts) -> Self {
+        let key = facts.key_digest();
         Self {
             id,
+            key,
             serial: facts.serial,
             not_before: facts.not_before,
             not_after: facts.not_after,
