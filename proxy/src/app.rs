@@ -202,6 +202,7 @@ fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
     let config = &sidecar.config;
     let agent = postern_agent::Config {
         control_plane: config.control_plane.clone(),
+        replicas: config.control_plane_replicas.clone(),
         control_plane_id: config.control_plane_id.clone(),
         trust: config.trust.clone(),
         identity: config.identity.clone(),

@@ -42,6 +42,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `host:port` of the identity API.
     pub control_plane: String,
+    /// Other replicas of it.
+    pub control_plane_replicas: Vec<String>,
     /// Who must answer there.
     pub control_plane_id: SpiffeId,
     /// What proves it.
@@ -199,6 +201,7 @@ impl Config {
             service_account,
             state_dir: raw.state_dir,
             control_plane: raw.control_plane.address.value,
+            control_plane_replicas: raw.control_plane.replicas.into_iter().map(|one| one.value).collect(),
             control_plane_id,
             trust,
             attestation,
@@ -259,6 +262,8 @@ struct Log {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ControlPlane {
     address: Spanned<String>,
+    #[serde(default)]
+    replicas: Vec<Spanned<String>>,
     spiffe_id: Spanned<String>,
     trust_bundle: Option<PathBuf>,
     root_sha256: Option<Spanned<String>>,
@@ -366,8 +371,30 @@ fn limits(file: &SourceFile, raw: &BTreeMap<String, Spanned<String>>, wrong: &mu
     limits
 }
 
+/// More would be tried in turn for longer than anybody waits.
+const MOST_REPLICAS: usize = 8;
+
 fn control_plane(file: &SourceFile, raw: &ControlPlane, wrong: &mut Diagnostics) {
-    let address = &raw.address;
+    control_plane_address(file, &raw.address, raw, wrong);
+    for (at, replica) in raw.replicas.iter().enumerate() {
+        control_plane_address(file, replica, raw, wrong);
+        let earlier = raw.replicas[..at].iter().chain([&raw.address]);
+        if earlier.into_iter().any(|one| one.value == replica.value) {
+            wrong.push(yaml::at(file, replica, "this address is there already"));
+        }
+        if at == MOST_REPLICAS {
+            let message = format!("at most {MOST_REPLICAS} replicas beside controlPlane.address");
+            wrong.push(yaml::at(file, replica, message));
+        }
+    }
+}
+
+fn control_plane_address(
+    file: &SourceFile,
+    address: &Spanned<String>,
+    raw: &ControlPlane,
+    wrong: &mut Diagnostics,
+) {
     if let Some(path) = address.value.strip_prefix("unix:") {
         if !path.starts_with('/') {
             wrong.push(

@@ -11,6 +11,8 @@ use crate::error::StartError;
 pub struct Config {
     /// Where the identity API listens: `host:port`, an IPv6 address in brackets; or `unix:` and the path of a socket.
     pub control_plane: String,
+    /// Where else: other replicas of the same control plane, in the same form.
+    pub replicas: Vec<String>,
     /// Who must answer there.
     pub control_plane_id: SpiffeId,
     /// What vouches for the control plane until its own bundle is held.
@@ -69,8 +71,10 @@ impl Attestation {
 
 impl Config {
     pub(crate) fn check(&self) -> Result<(), StartError> {
-        if self.socket().is_none() && self.host_and_port().is_none() {
-            return Err(StartError::Address(self.control_plane.clone()));
+        for address in self.addresses() {
+            if socket(address).is_none() && host_and_port(address).is_none() {
+                return Err(StartError::Address(address.to_owned()));
+            }
         }
         if self.identity.trust_domain_name() != self.control_plane_id.trust_domain_name() {
             return Err(StartError::TrustDomains {
@@ -84,20 +88,30 @@ impl Config {
         Ok(())
     }
 
-    /// The path of a Unix socket.
-    pub(crate) fn socket(&self) -> Option<&Path> {
-        self.control_plane.strip_prefix("unix:").filter(|path| path.starts_with('/')).map(Path::new)
+    /// Everywhere that the identity API may be.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.control_plane).chain(&self.replicas).map(String::as_str)
     }
 
-    /// The two parts of `control_plane`, brackets removed.
-    pub(crate) fn host_and_port(&self) -> Option<(&str, u16)> {
-        let (host, port) = self.control_plane.rsplit_once(':')?;
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest.strip_suffix(']')?,
-            None if host.contains(':') => return None,
-            None => host,
-        };
-        (!host.is_empty()).then_some((host, port))
+    /// How many addresses there are.
+    pub(crate) const fn places(&self) -> usize {
+        1 + self.replicas.len()
     }
+}
+
+/// The path of a Unix socket.
+pub(crate) fn socket(address: &str) -> Option<&Path> {
+    address.strip_prefix("unix:").filter(|path| path.starts_with('/')).map(Path::new)
+}
+
+/// The two parts of an address, brackets removed.
+pub(crate) fn host_and_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    (!host.is_empty()).then_some((host, port))
 }

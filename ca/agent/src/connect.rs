@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
+use tracing::debug;
 
+use crate::config::{host_and_port, socket};
 use crate::error::AttemptError;
 use crate::identity::Live;
 use crate::load::Anchor;
@@ -34,13 +36,46 @@ pub(crate) struct Connection {
     pub(crate) client: IdentityClient<Channel>,
     /// What both ends of it alone can derive.
     pub(crate) channel: postern_svid::Channel,
+    /// Which address answered.
+    pub(crate) place: usize,
     _tasks: TaskGuard,
 }
 
-/// Dials, proves the control plane's id in the handshake and speaks HTTP/2. Not one byte of a request is written before
-/// the handshake has succeeded. With `svid` the caller proves its own id as well.
+/// Connects to the replica of the control plane that answered last, or to the next one that does. With `svid` the caller proves
+/// its own id as well.
 pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result<Connection, AttemptError> {
+    let mut turn = 0;
+    loop {
+        let place = live.place();
+        let tried = open_at(live, place, svid, pace).await;
+        turn += 1;
+        match tried {
+            Err(error) if turn < live.config.places() => {
+                debug!("the next replica of the control plane is tried: {error}");
+                live.go_elsewhere(place);
+            }
+            other => {
+                if other.is_err() {
+                    live.go_elsewhere(place);
+                }
+                return other;
+            }
+        }
+    }
+}
+
+/// Dials, proves the control plane's id in the handshake and speaks HTTP/2. Not one byte of a request is written before
+/// the handshake has succeeded.
+async fn open_at(
+    live: &Live,
+    place: usize,
+    svid: Option<&Svid>,
+    pace: Pace,
+) -> Result<Connection, AttemptError> {
     let config = &live.config;
+    let address = config.addresses().nth(place).unwrap_or(&config.control_plane);
+    // A replica that hangs must leave time for the others.
+    let step = pace.step_at(config.places());
     let expected = std::slice::from_ref(&config.control_plane_id);
     let anchor = live.anchor().map_err(|error| AttemptError::Local(error.to_string()))?;
     let tls = match anchor {
@@ -51,26 +86,26 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
     }
     .map_err(|error| AttemptError::Local(error.to_string()))?;
     let connecting = async {
-        match (config.socket(), config.host_and_port()) {
+        match (socket(address), host_and_port(address)) {
             (Some(path), _) => net::connect_unix(path).await,
             (None, Some((host, port))) => net::connect(host, port).await,
             (None, None) => Err(io::Error::other("the address is no host:port")),
         }
     };
-    let socket = timeout(pace.step(), connecting)
+    let stream = timeout(step, connecting)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
-        .map_err(|error| AttemptError::Connect(config.control_plane.clone(), error))?;
+        .map_err(|error| AttemptError::Connect(address.to_owned(), error))?;
     // Neither checked nor sent: the id decides.
     let name = ServerName::try_from("control-plane.invalid")
         .map_err(|_| AttemptError::Local("the placeholder name is no DNS name".to_owned()))?;
-    let stream = timeout(pace.step(), TlsConnector::from(tls).connect(name, socket))
+    let stream = timeout(step, TlsConnector::from(tls).connect(name, stream))
         .await
         .map_err(|_| AttemptError::Timeout("TLS handshake"))?
         .map_err(|error| {
             let by_roots = matches!(tls::refusal(&error), "untrusted" | "expired");
             let bundle = live.stored_bundle().filter(|_| by_roots);
-            AttemptError::Handshake { address: config.control_plane.clone(), error, bundle }
+            AttemptError::Handshake { address: address.to_owned(), error, bundle }
         })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(AttemptError::Connection("it does not speak HTTP/2".to_owned()));
@@ -87,7 +122,7 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
         .keep_alive_while_idle(true)
         .max_header_list_size(MAX_HEADERS)
         .handshake(TokioIo::new(stream));
-    let (sender, connection) = timeout(pace.step(), handshake)
+    let (sender, connection) = timeout(step, handshake)
         .await
         .map_err(|_| AttemptError::Timeout("HTTP/2 preface"))?
         .map_err(|error| AttemptError::Connection(error.to_string()))?;
@@ -98,12 +133,12 @@ pub(crate) async fn open(live: &Live, svid: Option<&Svid>, pace: Pace) -> Result
     let origin = http::Uri::builder()
         .scheme("https")
         // Of a socket's path no authority can be made, and nobody reads this one.
-        .authority(config.socket().map_or(config.control_plane.as_str(), |_| "control-plane.invalid"))
+        .authority(socket(address).map_or(address, |_| "control-plane.invalid"))
         .path_and_query("/")
         .build()
         .map_err(|error| AttemptError::Local(format!("the control plane's address: {error}")))?;
     let client = IdentityClient::with_origin(Channel(sender), origin).max_decoding_message_size(MAX_MESSAGE);
-    Ok(Connection { client, channel, _tasks: guard })
+    Ok(Connection { client, channel, place, _tasks: guard })
 }
 
 /// hyper's sender in the shape that generated clients call.

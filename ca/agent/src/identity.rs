@@ -1,6 +1,7 @@
 //! What the agent holds and publishes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -81,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) progress: Mutex<Progress>,
     pub(crate) hurry: Hurry,
     pub(crate) tokens: Tokens,
+    /// The address of the control plane that answered last.
+    place: AtomicUsize,
     /// One installation at a time: two must not interleave between check and publication.
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
@@ -113,8 +116,20 @@ impl Live {
             progress: Mutex::default(),
             hurry: Hurry::default(),
             tokens: Tokens::default(),
+            place: AtomicUsize::new(0),
             turn: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Which address of the control plane to try.
+    pub(crate) fn place(&self) -> usize {
+        self.place.load(Ordering::Relaxed) % self.config.places()
+    }
+
+    /// From now on the next one, unless another has changed it already.
+    pub(crate) fn go_elsewhere(&self, from: usize) {
+        let next = (from + 1) % self.config.places();
+        let _ = self.place.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     pub(crate) fn subscribe(&self) -> Receiver<Option<Arc<Identity>>> {

@@ -39,6 +39,12 @@ impl Pace {
         (self.life / 8).clamp(Duration::from_secs(1), LONGEST_STEP)
     }
 
+    /// The same at one of several addresses, which are tried in turn.
+    pub(crate) fn step_at(self, places: usize) -> Duration {
+        let places = u32::try_from(places.max(1)).unwrap_or(u32::MAX);
+        (self.step() / places).max(Duration::from_secs(1)).min(self.step())
+    }
+
     /// Between two PINGs on an idle stream.
     pub(crate) fn ping(self) -> Duration {
         (self.life / 8).clamp(Duration::from_millis(500), LONGEST_PING)

@@ -36,7 +36,7 @@ pub(crate) async fn run(live: &Live) {
         }
         let hurried = live.hurry.take();
         let proof = proof(live, by_token);
-        match attempt(live, &proof).await {
+        match anywhere(live, &proof).await {
             Ok(()) => {
                 backoff.reset();
                 live.hurry.renewed(live.clock.monotonic());
@@ -102,7 +102,38 @@ fn proof(live: &Live, by_token: bool) -> Evidence {
     }
 }
 
-async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
+/// Attempts it at one replica of the control plane after the other, as long as the next may do what this one did not: the
+/// request is the same, with the same key, so that one that was served without our learning of it is served again.
+async fn anywhere(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
+    let mut left = live.config.places();
+    loop {
+        let mut place = live.place();
+        let tried = attempt(live, evidence, &mut place).await;
+        left -= 1;
+        match tried {
+            Err(error) if left > 0 && differs_elsewhere(&error, evidence) => {
+                warn!("another replica of the control plane is asked: {error}");
+                live.go_elsewhere(place);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether another replica may answer otherwise. Where none could be reached, all have been tried.
+const fn differs_elsewhere(error: &AttemptError, evidence: &Evidence) -> bool {
+    match error {
+        AttemptError::Timeout(_) | AttemptError::Connection(_) => true,
+        // One that is cut off may not know the issuing CA of another.
+        AttemptError::Refused { code: Code::Unauthenticated, .. } => evidence.is_renewal(),
+        AttemptError::Refused { code, .. } => {
+            matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Aborted)
+        }
+        _ => false,
+    }
+}
+
+async fn attempt(live: &Live, evidence: &Evidence, place: &mut usize) -> Result<(), AttemptError> {
     let pace = live.pace();
     let is_repeated = live.config.attestation.is_repeated();
     // A join token is bound to the key of its first request, so that key must survive a crash. Nothing else is.
@@ -122,6 +153,7 @@ async fn attempt(live: &Live, evidence: &Evidence) -> Result<(), AttemptError> {
         Evidence::Token => None,
     };
     let mut connection = connect::open(live, svid, pace).await?;
+    *place = connection.place;
     // The join token, if one is spent.
     let mut sent = None;
     if !evidence.is_renewal() || is_repeated {

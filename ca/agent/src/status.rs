@@ -98,8 +98,9 @@ impl Live {
         progress.last_stream_error = None;
     }
 
-    pub(crate) fn stream_closed(&self) {
-        self.progress.lock().connected = false;
+    /// Whether it was open.
+    pub(crate) fn stream_closed(&self) -> bool {
+        std::mem::take(&mut self.progress.lock().connected)
     }
 
     pub(crate) fn stream_error(&self, error: &AttemptError) {

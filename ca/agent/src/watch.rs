@@ -29,12 +29,22 @@ pub(crate) async fn run(live: &Live) {
     let mut backoff = Backoff::new();
     // Told once when it goes and once when it is back, however often is tried between.
     let mut lost = false;
+    // Replicas that were tried since a stream was open.
+    let mut tried = 0;
     loop {
         let identity = usable(live).await;
-        let pace = live.pace();
-        let ended = follow(live, &identity, pace, &mut backoff, &mut lost).await;
-        live.stream_closed();
+        let (pace, mut place) = (live.pace(), live.place());
+        let ended = follow(live, &identity, pace, &mut backoff, &mut lost, &mut place).await;
+        let was_open = live.stream_closed();
         if let Err(error) = ended {
+            tried = if was_open { 1 } else { tried + 1 };
+            live.go_elsewhere(place);
+            if tried < live.config.places() {
+                info!("another replica of the control plane is followed: {error}");
+                live.stream_error(&error);
+                continue;
+            }
+            tried = 0;
             live.stream_error(&error);
             if !lost {
                 lost = true;
@@ -71,9 +81,11 @@ async fn follow(
     pace: Pace,
     backoff: &mut Backoff,
     lost: &mut bool,
+    place: &mut usize,
 ) -> Result<(), AttemptError> {
     let mut published = live.subscribe();
     let mut connection = connect::open(live, Some(&opened_with.svid), pace).await?;
+    *place = connection.place;
     let (reports, queue) = mpsc::channel(UNSENT_REPORTS);
     let mut reported = published.borrow_and_update().clone();
     if let Some(identity) = &reported {

@@ -12,7 +12,7 @@ use http::uri::Authority as HostPort;
 use http::{Request, Response, StatusCode};
 use postern_ca::authority::{Authority, Mode, Outlook};
 use postern_ca::bundle::{Acknowledgements, Holder};
-use postern_ca::store::{Issued, Sqlite, Store};
+use postern_ca::store::{ControlStore, Issued, Summary};
 use postern_svid::{Bundle, Clock};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -31,7 +31,7 @@ const LAGGARDS: usize = 100;
 /// What the endpoint reads from.
 pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
-    pub(crate) store: Arc<Sqlite>,
+    pub(crate) store: Arc<dyn ControlStore>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -52,9 +52,10 @@ impl Admin {
             "/v1/certs" => self.certificates(request.uri().query().unwrap_or("")).await,
             "/v1/bundle" => self.trust_bundle(),
             "/v1/rotation" => self.rotation().await,
+            "/v1/replicas" => self.replicas().await,
             _ => site::error(
                 StatusCode::NOT_FOUND,
-                "known here: /v1/workloads /v1/certs /v1/bundle /v1/rotation",
+                "known here: /v1/workloads /v1/certs /v1/bundle /v1/rotation /v1/replicas",
             ),
         }
     }
@@ -147,6 +148,30 @@ impl Admin {
         }
     }
 
+    /// This replica and what the others said last.
+    async fn replicas(&self) -> Response<Body> {
+        let (store, now, bundle) = (self.store.clone(), self.clock.wall(), self.bundle.borrow().clone());
+        let body = task::blocking(move || {
+            let Some(replicas) = store.replicas() else {
+                return serde_json::json!({ "replica": null, "others": [] });
+            };
+            let others: Vec<_> = replicas.heard().iter().map(|said| Other::of(said, now)).collect();
+            serde_json::json!({
+                "replica": replicas.name(),
+                "leads": store.leads(),
+                "leader": replicas.leader(),
+                "bundleSequence": bundle.sequence(),
+                "sha256": postern_ca::hex(bundle.digest()),
+                "sharedStore": replicas.trouble().unwrap_or_else(|| "answers".to_owned()),
+                "others": others,
+            })
+        });
+        match body.await {
+            Ok(body) => site::json(StatusCode::OK, &body),
+            Err(_) => site::error(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        }
+    }
+
     fn trust_bundle(&self) -> Response<Body> {
         let bundle = self.bundle.borrow().clone();
         let holders = self.holders.holders(self.clock.wall());
@@ -167,6 +192,35 @@ impl Admin {
             "behind": behind,
         });
         site::json(StatusCode::OK, &body)
+    }
+}
+
+/// What another replica said last.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Other {
+    replica: String,
+    seconds_ago: u64,
+    fresh: bool,
+    bundle_sequence: u64,
+    sha256: String,
+    sidecars: u64,
+    behind: u64,
+    ledger_head: Option<String>,
+}
+
+impl Other {
+    fn of(said: &Summary, now: SystemTime) -> Self {
+        Self {
+            replica: said.replica.clone(),
+            seconds_ago: now.duration_since(said.at()).unwrap_or_default().as_secs(),
+            fresh: said.is_fresh(now),
+            bundle_sequence: said.bundle_sequence,
+            sha256: said.bundle_digest.clone(),
+            sidecars: said.sidecars,
+            behind: said.behind(said.bundle_sequence),
+            ledger_head: said.ledger_head.clone(),
+        }
     }
 }
 

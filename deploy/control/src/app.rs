@@ -15,7 +15,8 @@ use postern_ca::jwt::{self, JwtAuthority, JwtAuthorityError, JwtLives};
 use postern_ca::keys::{self, KeyError};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _, StoreError};
+use postern_ca::store::shared::Shared;
+use postern_ca::store::{Authority as Row, ControlStore, Kind, ReplicaKeys, Replicated, Sqlite, StoreError};
 use postern_svid::{Clock, SystemClock};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,12 +36,15 @@ use crate::limits::{Limits, Quota};
 use crate::lock::{Lock, LockError};
 use crate::net::{Listener, TcpListener};
 use crate::own::{Own, OwnError};
+use crate::replicas::Replicas;
 use crate::rotation::{Renewal, Rotation};
 use crate::site::{Site, serve};
 use crate::socket;
 use crate::task::{self, Tasks};
 use crate::upkeep::{Upkeep, round_of, sign_heads};
 
+/// Said where a configuration that was put together by hand forgets it.
+const NAMELESS: &str = "replica: name this replica, as in replica: control-1";
 /// The trust bundle, for operators to hand to sidecars.
 pub(crate) const BUNDLE: &str = "bundle.pem";
 /// How long calls under way may take when we stop.
@@ -91,6 +95,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
 /// As [`start`], with a clock.
 pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    start_sharing(config, clock, None).await
+}
+
+/// As [`start_with`], as one of the replicas that share `shared`, whatever the configuration says of where that is.
+pub async fn start_sharing(
+    config: Config,
+    clock: Arc<dyn Clock>,
+    shared: Option<Arc<dyn Shared>>,
+) -> Result<Running, StartError> {
     config.check().map_err(StartError::Config)?;
     let identity = bind(config.listen, "listen").await?;
     let health_listener = bind(config.health, "health").await?;
@@ -111,7 +124,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
 
     let opened = {
         let (config, clock) = (config.clone(), clock.clone());
-        task::blocking(move || Core::open(&config, clock)).await
+        task::blocking(move || Core::open(&config, clock, shared)).await
     };
     let core = opened.map_err(|error| StartError::Runtime(io::Error::other(error)))??;
     let tasks = Tasks::new();
@@ -121,6 +134,7 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let health = Arc::new(Health::new(core.registry, clock.clone(), patience, config.test));
     health.tested(None);
     let (publish, bundle) = watch::channel(core.authority.bundle());
+    let told = bundle.clone();
     let (hurry, renewal) =
         watch::channel(Renewal { before: core.authority.renew_before(), spread: Duration::ZERO });
 
@@ -161,7 +175,6 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     let api = Api {
         issuer: core.issuer.clone(),
         jwt: core.jwt.clone(),
-        store: core.store.clone(),
         holders: core.holders.clone(),
         bundle,
         renewal,
@@ -192,6 +205,14 @@ pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running
     };
     tasks.spawn(rotation.run(every, tasks.clone()));
     let store = core.store.clone();
+    let replicas = Replicas {
+        store: store.clone(),
+        holders: core.holders.clone(),
+        bundle: told,
+        clock: clock.clone(),
+        ttl: config.ttl,
+    };
+    replicas.start(&tasks);
     let upkeep = Upkeep {
         authority: core.authority,
         issuer: core.issuer,
@@ -220,7 +241,7 @@ pub struct Running {
     bundle_path: PathBuf,
     tasks: Tasks,
     health: Arc<Health>,
-    store: Arc<Sqlite>,
+    store: Arc<dyn ControlStore>,
     clock: Arc<dyn Clock>,
     _lock: Lock,
 }
@@ -262,7 +283,7 @@ impl Running {
             tracing::warn!("what was still under way after the drain was broken off");
         }
         let (store, now) = (self.store.clone(), self.clock.wall());
-        match task::blocking(move || store.sign_head(now)).await {
+        match task::blocking(move || store.local().sign_head(now)).await {
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the last records of the ledger have no signed head yet")
             }
@@ -345,7 +366,7 @@ pub enum StartError {
 /// Everything that is opened from the disk.
 struct Core {
     lock: Lock,
-    store: Arc<Sqlite>,
+    store: Arc<dyn ControlStore>,
     authority: Arc<Authority>,
     issuer: Arc<Issuer>,
     jwt: Option<Arc<JwtAuthority>>,
@@ -358,7 +379,11 @@ struct Core {
 }
 
 impl Core {
-    fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    fn open(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        shared: Option<Arc<dyn Shared>>,
+    ) -> Result<Self, StartError> {
         keys::private_dir(&config.state_dir)?;
         let lock = Lock::take(&config.state_dir)?;
         let mut registry = Registry::default();
@@ -367,7 +392,23 @@ impl Core {
         let (directory, td) = (&config.state_dir, &config.trust_domain);
         let (ledger, now) = (metrics.clone(), clock.wall());
         let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), ledger, SEGMENT, now)?;
-        let store = Arc::new(store);
+        let (store, keys): (Arc<dyn ControlStore>, _) = match (shared, &config.replica) {
+            (None, _) => (Arc::new(store), keys),
+            (Some(_), None) => return Err(StartError::Config(NAMELESS.to_owned())),
+            (Some(shared), Some(name)) => {
+                let (local, td) = (Arc::new(store), td.clone());
+                let joined = Replicated::open(
+                    name,
+                    local,
+                    shared.clone(),
+                    keys.clone(),
+                    td,
+                    clock.clone(),
+                    metrics.clone(),
+                )?;
+                (Arc::new(joined), Arc::new(ReplicaKeys::new(keys, shared)))
+            }
+        };
         let is_new = store.authorities()?.is_empty();
         let authority = Arc::new(Authority::open(
             config.trust_domain.clone(),

@@ -4,6 +4,7 @@ mod attestation;
 mod federation;
 mod jwt;
 mod keys;
+mod replica;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub struct Config {
     pub mesh_admin: SocketAddr,
     /// How the CA's keys rest.
     pub keys: Keys,
+    /// The name of this replica, where several share one trust.
+    pub replica: Option<String>,
     /// Life of a leaf.
     pub ttl: Duration,
     /// Whether and how JWT-SVIDs are issued.
@@ -112,6 +115,7 @@ impl Config {
             health: HEALTH.into(),
             mesh_admin: MESH_ADMIN.into(),
             keys: Keys::default(),
+            replica: None,
             ttl: TTL,
             jwt: None,
             federation: Federation::default(),
@@ -175,6 +179,7 @@ impl Config {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
         let keys = Keys::of(raw.keys, file, &mut found);
+        let replica = replica::of(raw.replica, &keys, file, &mut found);
         let td = trust_domain.as_ref().ok();
         let attestation =
             attestation::check(file, &raw.attestation, raw.registrations.as_ref(), td, &mut found);
@@ -187,6 +192,7 @@ impl Config {
                 health,
                 mesh_admin,
                 keys,
+                replica,
                 ttl,
                 jwt,
                 federation,
@@ -253,6 +259,7 @@ struct Raw {
     health: Option<Listener>,
     mesh_admin: Option<Listener>,
     keys: Option<keys::Raw>,
+    replica: Option<Spanned<String>>,
     svid: Option<Svid>,
     jwt: Option<jwt::Raw>,
     federation: Option<federation::Raw>,

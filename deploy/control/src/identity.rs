@@ -16,7 +16,7 @@ use postern_ca::proto::{
     Directive, Federation, IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, RenewNow, Report,
     directive,
 };
-use postern_ca::store::{Issued, Sqlite, Store};
+use postern_ca::store::Issued;
 use postern_svid::{Bundle, Clock, PeerSvid, Revoked};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -42,7 +42,6 @@ const REPORTS: u32 = 20;
 pub(crate) struct Api {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) jwt: Option<Arc<JwtAuthority>>,
-    pub(crate) store: Arc<Sqlite>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
     pub(crate) renewal: watch::Receiver<Renewal>,
@@ -121,9 +120,8 @@ impl Identity for Api {
         if svid.not_after() < self.clock.wall() {
             return Err(expired());
         }
-        let store = self.store.clone();
-        let serial = svid.serial().to_vec();
-        let found = task::blocking(move || store.certificate(&serial)).await;
+        let (issuer, asked) = (self.issuer.clone(), svid.clone());
+        let found = task::blocking(move || issuer.known(&asked)).await;
         let (issued, lineage) = match found {
             Ok(Ok(Some((issued, lineage)))) if issued.id == *svid.id() => (issued, lineage.id),
             Ok(Ok(_)) => {

@@ -2,7 +2,7 @@
 //!
 //! [`start`] brings it up within a running runtime, as the demo does; [`main`] is the whole process. Reading order: `app` wires,
 //! `accept` lets connections in, `identity` answers them, `own` keeps the control plane's certificate fresh, `upkeep` turns the CAs,
-//! `rotation` their roots, and takes up what operators write.
+//! `rotation` their roots, and takes up what operators write; `replicas` is about other control planes of the same trust.
 
 mod accept;
 mod admin;
@@ -19,13 +19,14 @@ mod lock;
 mod net;
 mod own;
 pub mod registrations;
+mod replicas;
 mod rotation;
 mod site;
 mod socket;
 mod task;
 mod upkeep;
 
-pub use app::{Running, StartError, main, run, start, start_with};
+pub use app::{Running, StartError, main, run, start, start_sharing, start_with};
 pub use config::{
     Attestation, BundleEndpoint, ClientProfile, Config, ConfigError, Federation, Foreign, Jwt, Keys, Log,
     LogFormat, LogLevel, Roots, ServerProfile, TokenIssuer,

@@ -9,7 +9,7 @@ use postern_ca::authority::{Authority, AuthorityError, Mode, Outlook};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::keys;
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Answer, Sqlite, Store, StoreError};
+use postern_ca::store::{Answer, ControlStore, StoreError};
 use postern_svid::{Bundle, Clock};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -40,7 +40,7 @@ pub(crate) struct Renewal {
 /// What is rotated, and where it goes.
 pub(crate) struct Rotation {
     pub(crate) authority: Arc<Authority>,
-    pub(crate) store: Arc<Sqlite>,
+    pub(crate) store: Arc<dyn ControlStore>,
     pub(crate) own: Arc<Own>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) metrics: Metrics,
@@ -100,7 +100,7 @@ impl Rotation {
     }
 
     fn try_look(&self, seen: &mut Seen, every: Duration) -> Result<(), RotationError> {
-        let version = self.store.data_version()?;
+        let version = self.store.changes()?;
         let changed = seen.version != Some(version);
         seen.version = Some(version);
         if changed {
@@ -114,8 +114,11 @@ impl Rotation {
             // Unless there is something to do the store is left alone: whoever issues waits for it.
             let wall = self.clock.wall();
             if self.authority.next_end().is_some_and(|ends| ends <= wall) {
-                self.store.end_revocations(wall)?;
-                self.follow()?;
+                // Of several replicas the one that leads, and the others hear of it.
+                if self.store.leads() {
+                    self.store.end_revocations(wall)?;
+                    self.follow()?;
+                }
             }
             self.steps()?;
             seen.is_urgent = self.outlook()?.iter().any(|step| step.is_emergency);
@@ -152,7 +155,11 @@ impl Rotation {
 
     /// Carries out what operators have asked for.
     fn obey(&self) -> Result<(), RotationError> {
-        for (number, order) in self.store.open_orders()? {
+        if let Some(replicas) = self.store.replicas() {
+            self.store.local().carry_out(|edit| replicas.carry_out(edit), self.clock.wall())?;
+            self.follow()?;
+        }
+        for (number, order) in self.store.local().open_orders()? {
             let holders = self.holders.holders(self.clock.wall());
             let done = self.authority.obey(order.verb, order.force.as_ref(), &holders);
             let answer = match done {
@@ -163,7 +170,7 @@ impl Rotation {
                 Err(refused) => Answer { ok: false, text: refused.to_string() },
             };
             self.publish()?;
-            self.store.answer_order(number, answer, self.clock.wall())?;
+            self.store.local().answer_order(number, answer, self.clock.wall())?;
         }
         Ok(())
     }

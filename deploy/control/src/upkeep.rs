@@ -9,7 +9,7 @@ use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::Issuer;
 use postern_ca::jwt::JwtAuthority;
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Sqlite, Store};
+use postern_ca::store::ControlStore;
 use postern_svid::Clock;
 use tokio::time::MissedTickBehavior;
 
@@ -37,7 +37,7 @@ pub(crate) struct Upkeep {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) jwt: Option<Arc<JwtAuthority>>,
     pub(crate) own: Arc<Own>,
-    pub(crate) store: Arc<Sqlite>,
+    pub(crate) store: Arc<dyn ControlStore>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) metrics: Metrics,
     pub(crate) health: Arc<Health>,
@@ -50,7 +50,12 @@ pub(crate) fn round_of(ttl: Duration) -> Duration {
 }
 
 /// Signs heads of the ledger until everything stops.
-pub(crate) async fn sign_heads(store: Arc<Sqlite>, metrics: Metrics, clock: Arc<dyn Clock>, tasks: Tasks) {
+pub(crate) async fn sign_heads(
+    store: Arc<dyn ControlStore>,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+) {
     let stopped = tasks.stopped();
     tokio::pin!(stopped);
     let mut ticks = tokio::time::interval(HEADS);
@@ -62,7 +67,7 @@ pub(crate) async fn sign_heads(store: Arc<Sqlite>, metrics: Metrics, clock: Arc<
             _ = ticks.tick() => {}
         }
         let (store, wall) = (store.clone(), clock.wall());
-        let signed = task::blocking(move || store.sign_head(wall)).await;
+        let signed = task::blocking(move || store.local().sign_head(wall)).await;
         let now = clock.monotonic();
         if let Ok(Ok(())) = signed {
             covered = now;
@@ -149,7 +154,7 @@ impl Upkeep {
             return pruned;
         }
         let Some(before) = wall.checked_sub(REMEMBER) else { return now };
-        match self.store.prune(before).and_then(|gone| self.store.remember().map(|()| gone)) {
+        match self.store.prune(before).and_then(|gone| self.store.local().remember().map(|()| gone)) {
             Ok(gone) => tracing::debug!(gone, "old certificates forgotten"),
             Err(error) => tracing::warn!(%error, "old certificates could not be forgotten"),
         }

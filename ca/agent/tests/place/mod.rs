@@ -35,6 +35,7 @@ impl Place {
         fs::write(&bundle, ca.root_pem()).unwrap();
         let config = Config {
             control_plane: control_plane.to_string(),
+            replicas: Vec::new(),
             control_plane_id: SpiffeId::parse(CONTROL).unwrap(),
             trust: Trust::Bundle(bundle),
             identity: SpiffeId::parse(ID).unwrap(),

@@ -50,6 +50,7 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         "stateDir": config.state_dir,
         "controlPlane": {
             "address": config.control_plane,
+            "replicas": config.control_plane_replicas,
             "spiffeId": config.control_plane_id.as_str(),
             "trust": trust,
             proof: place,
