@@ -10,6 +10,7 @@ mod keys;
 mod ledger;
 mod mesh_admin;
 mod registration;
+mod replicas;
 mod revoke;
 mod root;
 mod status;
@@ -77,6 +78,11 @@ enum Verb {
     Root {
         #[command(subcommand)]
         verb: root::Verb,
+    },
+    /// Replicas of the control plane.
+    Replicas {
+        #[command(subcommand)]
+        verb: replicas::Verb,
     },
     /// Rehearse a rotation on a copy, with a clock that runs ahead.
     Drill {
@@ -171,6 +177,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Who(args) => status::who(args),
         Verb::Root { verb } => root::run(verb),
+        Verb::Replicas { verb } => replicas::run(verb),
         Verb::Drill { verb } => drill::run(verb),
         Verb::Taint(args) => revoke::taint(args),
         Verb::Deny { whom } => revoke::deny(whom),

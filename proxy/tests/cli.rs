@@ -63,6 +63,11 @@ fn a_good_configuration_is_checked_without_running() {
     let checked = run(&["check", "--config", &path]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
     assert!(text(&checked.stdout).contains("spiffe://demo.postern/ns/shop/sa/orders"));
+    // Other replicas of the control plane.
+    let (_directory, path) =
+        config(|good| good.replacen("127.0.0.1:1\n", "127.0.0.1:1\n  replicas: [\"127.0.0.1:2\"]\n", 1));
+    let checked = run(&["check", "--config", &path]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
 }
 
 #[test]
@@ -70,6 +75,8 @@ fn what_cannot_run_is_refused_before_it_runs() {
     for (good, bad, place, says) in [
         ("127.0.0.1:1\n", "control\n", ":4:12", "no host:port"),
         ("127.0.0.1:1\n", "control:99999\n", ":4:12", "no host:port"),
+        ("127.0.0.1:1\n", "127.0.0.1:1\n  replicas: [\"10.0.0.11\"]\n", ":5:14", "no host:port"),
+        ("127.0.0.1:1\n", "127.0.0.1:1\n  replicas: [\"127.0.0.1:1\"]\n", ":5:14", "is there already"),
         ("127.0.0.1:24191", "127.0.0.1:24140", ":13:19", "health and outbound cannot both listen here"),
         ("127.0.0.1:24191", "0.0.0.0:24143", ":13:19", "health and inbound cannot both listen here"),
         ("127.0.0.1:24140", "0.0.0.0:24140", ":12:21", "calls with the workload's identity"),

@@ -9,12 +9,15 @@ use postern_ca::bundle::Acknowledgements;
 use postern_ca::store::{ControlStore, Replicated, Standing, StoreError};
 use postern_svid::{Bundle, Clock};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 
 use crate::task::{self, Tasks};
 
 /// One wait for changes, at most: whoever stops waits for its end.
 const WAIT: Duration = Duration::from_secs(1);
+/// Counting a hundred thousand certificates keeps the database for a moment: no more than this part of the time.
+const SHARE: u32 = 20;
+/// Between two reports, at most: the others must not take this one for dead.
+const LONGEST: Duration = Duration::from_secs(8);
 /// After a call that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -43,17 +46,18 @@ impl Replicas {
     async fn report(self, tasks: Tasks) {
         let stopped = tasks.stopped();
         tokio::pin!(stopped);
-        let mut ticks = tokio::time::interval(Replicated::REPORT);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let this = Arc::new(self);
         let mut failing = false;
+        let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
                 () = &mut stopped => return,
-                _ = ticks.tick() => {}
+                () = tokio::time::sleep(pause) => {}
             }
-            let told = this.clone();
+            let (told, began) = (this.clone(), this.clock.monotonic());
             let reported = task::blocking(move || told.tell(told.clock.wall())).await;
+            let took = this.clock.monotonic().saturating_duration_since(began);
+            pause = (took * SHARE).clamp(Replicated::REPORT, LONGEST);
             match reported {
                 Ok(Ok(())) => failing = false,
                 Ok(Err(error)) if !std::mem::replace(&mut failing, true) => {

@@ -57,6 +57,7 @@ struct Stored {
 struct Told {
     sidecars: Vec<Value>,
     steps: Vec<Value>,
+    replicas: Value,
 }
 
 pub(super) fn run(args: Args) -> ExitCode {
@@ -94,7 +95,9 @@ fn read(store: &Sqlite, trust_domain: TrustDomain) -> Result<Stored, StoreError>
 fn ask(admin: MeshAdmin) -> Result<Told, String> {
     let list = |page: &Value, name: &str| page[name].as_array().cloned().unwrap_or_default();
     let sidecars = list(&admin.page("/v1/workloads")?, "workloads");
-    Ok(Told { sidecars, steps: list(&admin.page("/v1/rotation")?, "steps") })
+    // A control plane of an earlier version knows of none.
+    let replicas = admin.page("/v1/replicas").unwrap_or(Value::Null);
+    Ok(Told { sidecars, steps: list(&admin.page("/v1/rotation")?, "steps"), replicas })
 }
 
 fn word(row: &Authority) -> &'static str {
@@ -119,7 +122,9 @@ fn print(stored: &Stored, told: &Result<Told, String>) {
         let below = below.filter(|row| row.state != State::Retired || leaves.contains_key(&row.key_id));
         for issuing in below {
             let count = leaves.get(&issuing.key_id).copied().unwrap_or(0);
-            say(format_args!("    issuing CA {}, {count} sidecars' certificates", line(issuing, *now)));
+            let at =
+                issuing.replica.as_ref().map(|name| format!(" at the replica {name}")).unwrap_or_default();
+            say(format_args!("    issuing CA {}{at}, {count} sidecars' certificates", line(issuing, *now)));
             say(format_args!("      key id {}", postern_ca::hex(&issuing.key_id)));
         }
     }
@@ -150,6 +155,9 @@ fn print_told(told: &Told, newest: u64) {
     let mut by_version: BTreeMap<u64, u64> = BTreeMap::new();
     for sidecar in &told.sidecars {
         *by_version.entry(sidecar["bundleSequence"].as_u64().unwrap_or(0)).or_default() += 1;
+    }
+    for line in super::replicas::lines(&told.replicas) {
+        say(format_args!("  {line}"));
     }
     if told.sidecars.is_empty() {
         say("  no sidecar has reported since the control plane started");
@@ -201,6 +209,7 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
                 "tainted": row.tainted.is_some(),
                 "secondsInState": now.duration_since(row.since).unwrap_or_default().as_secs(),
                 "secondsLeft": row.not_after.duration_since(*now).unwrap_or_default().as_secs(),
+                "replica": row.replica,
                 "certificates": leaves.get(&row.key_id).copied().unwrap_or(0),
             });
             if row.kind == Kind::Root {
@@ -218,9 +227,9 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
             json!({"entry": one.entry.to_string(), "reason": one.reason.as_str(), "endsInSeconds": left})
         })
         .collect();
-    let (sidecars, steps, why) = match told {
-        Ok(told) => (Some(&told.sidecars), Some(&told.steps), None),
-        Err(why) => (None, None, Some(why)),
+    let (sidecars, steps, replicas, why) = match told {
+        Ok(told) => (Some(&told.sidecars), Some(&told.steps), Some(&told.replicas), None),
+        Err(why) => (None, None, None, Some(why)),
     };
     say(json!({
         "trustDomain": trust_domain.as_str(),
@@ -229,6 +238,7 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
         "revocations": revocations,
         "sidecars": sidecars,
         "steps": steps,
+        "replicas": replicas,
         "unreachable": why,
         "certificates": counts.valid,
         "openTokens": counts.open_tokens,

@@ -7,3 +7,4 @@ mod common;
 mod hostile;
 mod identity;
 mod process;
+mod replicas;
