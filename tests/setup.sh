@@ -16,7 +16,7 @@ flock 9
 mark=$(cat "$0" "$here/requirements.txt" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl openssl h2load nghttpd nginx softhsm2-util pkcs11-tool "$place/venv/bin/python" "$place/venv/bin/envoy"; do
+    for program in curl openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool "$place/venv/bin/python" "$place/venv/bin/envoy"; do
         command -v "$program" >/dev/null 2>&1 || missing=1
     done
     [ -n "$missing" ] || exit 0
@@ -50,6 +50,7 @@ install nghttpd nghttp2-server
 install nginx nginx-light
 install softhsm2-util softhsm2
 install pkcs11-tool opensc
+install certtool gnutls-bin
 
 # A virtual environment of our own: nothing of the system's Python is touched.
 python() {
@@ -60,7 +61,7 @@ python() {
     "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$here/requirements.txt"
 }
 if python >>"$log" 2>&1; then why=ok; else why="not installed: see $log (needs python3 with venv, and PyPI)"; fi
-for module in grpc websockets jwt cryptography spiffe; do
+for module in grpc websockets jwt cryptography spiffe pkilint; do
     if [ "$why" = ok ] && ! "$place/venv/bin/python" -c "import $module" >>"$log" 2>&1; then
         echo "$module cannot be imported: see $log" >>"$place/status.new"
     else

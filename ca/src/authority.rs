@@ -12,9 +12,11 @@ mod ca;
 mod error;
 mod existing;
 mod gates;
+mod import;
 mod roots;
 mod rotation;
 mod slots;
+mod tiers;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,16 +28,21 @@ use rustls_pki_types::CertificateDer;
 use crate::check;
 use crate::keys::KeyStore;
 use crate::profile::Validity;
-use crate::store::{AuthorityChange, Kind, State, Store, Trust};
+use crate::store::{AuthorityChange, State, Store, Trust};
 use ca::{make_issuing, make_root};
 use roots::Roots;
 use slots::{Slots, take_up};
 
 pub use ca::Issuing;
 pub use error::AuthorityError;
+pub(crate) use existing::try_out;
 pub use existing::{ExistingRoot, RootError};
 pub use gates::{Laggard, Outlook, Step};
+pub use import::{
+    ImportError, ImportedTier, TierRequest, check_root, import_root, import_tier, request_tier,
+};
 pub use rotation::{Mode, Refused};
+pub use tiers::{Alarm, chain};
 
 /// When what the store holds is taken up because we have just written it.
 const OWN_STEP: &str = "found after a step";
@@ -86,6 +93,8 @@ pub enum Turn {
     Prepared,
     /// The successor signs from now on.
     Activated,
+    /// Another tier signs from now on, and an issuing CA under it.
+    TierActivated,
 }
 
 impl Authority {
@@ -102,7 +111,7 @@ impl Authority {
         let is_new = trust.authorities.is_empty();
         if is_new {
             let root = make_root(&trust_domain, keys.as_ref(), lives, now)?;
-            let add = vec![root.row(Kind::Root, State::Active)];
+            let add = vec![root.row(State::Active)];
             let change = AuthorityChange::new(now, "first start");
             store.change_authorities(AuthorityChange { add, publishes: true, ..change })?;
             trust = store.trust()?;
@@ -112,12 +121,13 @@ impl Authority {
         }
         let view =
             View::of(&trust_domain, store.as_ref(), keys.as_ref(), lives, &trust, now, "at the start")?;
-        let root = &view.roots.active().ca;
+        let (parent, _) = view.roots.parent(now)?;
         // Signed with once here, so that a wrong, missing or readable-by-all key shows at the start and not in half a week.
-        root.signer(keys.as_ref())?;
+        parent.signer(keys.as_ref())?;
         // A directory whose database is new may hold keys of one that somebody will put back.
         if !is_new {
             view.sweep(keys.as_ref());
+            view.roots.tiers.sweep(keys.as_ref(), true);
         }
         let view = RwLock::new(view);
         Ok(Self { trust_domain, store, keys, clock, lives, view, turning: Mutex::new(()) })
@@ -141,6 +151,26 @@ impl Authority {
     /// End of that root's life.
     pub fn root_not_after(&self) -> SystemTime {
         self.view.read().roots.active().ca.validity.not_after
+    }
+
+    /// End of the life of the tier that signs issuing CAs, if the root is offline.
+    pub fn tier_not_after(&self) -> Option<SystemTime> {
+        let view = self.view.read();
+        let active = view.roots.tiers.all.iter().find(|tier| tier.state == State::Active);
+        active.filter(|_| view.roots.active().is_offline).map(|tier| tier.ca.validity.not_after)
+    }
+
+    /// Whether the key of the active root is elsewhere.
+    pub fn is_root_offline(&self) -> bool {
+        self.view.read().roots.active().is_offline
+    }
+
+    /// What only an operator can bring about.
+    pub fn alarms(&self) -> Result<Vec<Alarm>, AuthorityError> {
+        if !self.is_root_offline() {
+            return Ok(Vec::new());
+        }
+        Ok(Alarm::of(&self.store.authorities()?, self.clock.wall()))
     }
 
     /// The trust bundle, as the set that verification wants.
@@ -181,6 +211,7 @@ impl Authority {
         let view = self.view.read();
         let issuing = [Some(&view.slots.active), view.slots.prepared.as_ref()];
         view.roots.iter().any(|root| root.ca.spki == *fingerprint)
+            || view.roots.tiers.all.iter().any(|tier| tier.ca.spki == *fingerprint)
             || issuing.iter().flatten().any(|i| i.ca.spki == *fingerprint)
     }
 
@@ -190,23 +221,36 @@ impl Authority {
         let _one = self.turning.lock();
         let now = self.clock.wall();
         let (_, made) = self.take_up("found by the control plane", now)?;
-        let mut turned = made.then_some(Turn::Activated);
-        // Another replica has let a new root sign: this one's issuing CA is still under the old one. First a new one, then its
-        // turn.
+        Ok(self.come_home(now).or_else(|| made.then_some(Turn::Activated)))
+    }
+
+    /// Another replica has let a new root sign, or an operator has brought another tier: this one's issuing CA is still under the
+    /// old one. First a new one, then its turn.
+    fn come_home(&self, now: SystemTime) -> Option<Turn> {
+        let mut turned = None;
         for _ in 0..2 {
-            if !self.view.read().is_astray() {
+            if !self.view.read().is_astray(now) {
                 break;
             }
             match self.turn(now) {
                 Ok(turn) => turned = turn.or(turned),
                 Err(error) => {
                     // What else was found is in force all the same, and the next round of maintenance tries again.
-                    tracing::error!(%error, "there is no issuing CA under the new root yet");
+                    tracing::error!(%error, "there is no issuing CA under the new root or tier yet");
                     break;
                 }
             }
         }
-        Ok(turned)
+        turned
+    }
+
+    fn reason(&self, now: SystemTime, planned: &'static str) -> &'static str {
+        let view = self.view.read();
+        match (view.is_astray(now), view.roots.active().is_offline) {
+            (true, true) => "another tier signs",
+            (true, false) => "another root signs",
+            _ => planned,
+        }
     }
 
     /// When the first entry of the deny list ends.
@@ -214,7 +258,7 @@ impl Authority {
         self.view.read().roots.next_end
     }
 
-    /// Moves the issuing CA on if its time has come. Cheap when it has not; called often.
+    /// Moves the issuing CA on if its time has come, and the tier if one is there to follow. Cheap when it has not; called often.
     pub fn maintain(&self) -> Result<Option<Turn>, AuthorityError> {
         let _one = self.turning.lock();
         self.turn(self.clock.wall())
@@ -231,19 +275,24 @@ impl Authority {
             None => Ok(None),
             Some(Turn::Prepared) => self.prepare(now).map(Some),
             Some(Turn::Activated) => self.activate(now).map(Some),
+            Some(Turn::TierActivated) => self.activate_tier(now),
         }
     }
 
     /// What has to happen now.
     fn due(&self, now: SystemTime) -> Option<Turn> {
         let view = self.view.read();
+        let root = view.roots.active();
+        if root.is_offline && view.roots.tiers.due(&root.ca, now).is_some() {
+            return Some(Turn::TierActivated);
+        }
         let Validity { not_before, not_after } = view.slots.active.ca.validity;
         let life = not_after.duration_since(not_before).unwrap_or_default();
         let age = now.duration_since(not_before).unwrap_or_default();
         let left = not_after.duration_since(now).unwrap_or_default();
-        let due = age >= life * 2 / 3 || left < self.lives.leaf * 2 || view.is_astray();
+        let due = age >= life * 2 / 3 || left < self.lives.leaf * 2 || view.is_astray(now);
         match &view.slots.prepared {
-            Some(next) if !view.roots.is_under_active(&next.ca) => Some(Turn::Prepared),
+            Some(next) if !view.roots.is_under_parent(&next.ca, now) => Some(Turn::Prepared),
             Some(_) if due => Some(Turn::Activated),
             None if due || age >= life / 2 => Some(Turn::Prepared),
             _ => None,
@@ -273,7 +322,7 @@ impl Authority {
         let active = &view.slots.active.ca.label;
         let made = !trust.authorities.iter().any(|row| row.label == *active);
         if made {
-            tracing::warn!(%active, "no issuing CA could sign any more, has this machine slept or is one tainted? A new one signs");
+            tracing::warn!(%active, "no issuing CA could sign any more, has this machine slept, is one tainted, or does another tier sign? A new one signs");
         } else if *active != before && when != OWN_STEP {
             tracing::warn!(%active, "the issuing CAs were taken up from the store anew");
         }
@@ -285,21 +334,18 @@ impl Authority {
     fn prepare(&self, now: SystemTime) -> Result<Turn, AuthorityError> {
         let (next, set) = {
             let view = self.view.read();
-            // One under a root that signs no more was made for nothing.
+            // One under a CA that signs no more was made for nothing.
             let before = view.slots.prepared.as_ref();
             let set: Vec<_> = before.map(|one| (one.ca.label.clone(), State::Retired)).into_iter().collect();
-            let root = &view.roots.active().ca;
-            let signer = root.signer(self.keys.as_ref())?;
-            let made = make_issuing(&self.trust_domain, self.keys.as_ref(), root, &signer, self.lives, now)?;
+            let (parent, _) = view.roots.parent(now)?;
+            let signer = parent.signer(self.keys.as_ref())?;
+            let made =
+                make_issuing(&self.trust_domain, self.keys.as_ref(), parent, &signer, self.lives, now)?;
             (made, set)
         };
         check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
-        let add = vec![next.ca.row(Kind::Issuing, State::Prepared)];
-        let reason = if self.view.read().is_astray() {
-            "another root signs"
-        } else {
-            "half of the active one's life is over"
-        };
+        let add = vec![next.ca.row(State::Prepared)];
+        let reason = self.reason(now, "half of the active one's life is over");
         self.change(AuthorityChange { add, set, ..AuthorityChange::new(now, reason) })?;
         Ok(Turn::Prepared)
     }
@@ -313,14 +359,25 @@ impl Authority {
         };
         check::issuing(&self.trust_domain, &next, &self.bundles(), now)?;
         let set = vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)];
-        let reason = if self.view.read().is_astray() {
-            "another root signs"
-        } else {
-            "two thirds of the active one's life are over"
-        };
+        let reason = self.reason(now, "two thirds of the active one's life are over");
         let change = AuthorityChange::new(now, reason);
         self.change(AuthorityChange { set, ..change })?;
         Ok(Turn::Activated)
+    }
+
+    /// The next tier signs from now on. What is written is that; an issuing CA under it follows from it.
+    fn activate_tier(&self, now: SystemTime) -> Result<Option<Turn>, AuthorityError> {
+        let set = {
+            let view = self.view.read();
+            let Some((active, next)) = view.roots.tiers.due(&view.roots.active().ca, now) else {
+                return Ok(None);
+            };
+            vec![(active.ca.label.clone(), State::Retired), (next.ca.label.clone(), State::Active)]
+        };
+        let change = AuthorityChange::new(now, "two thirds of the active tier's life are over");
+        self.change(AuthorityChange { set, ..change })?;
+        self.come_home(now);
+        Ok(Some(Turn::TierActivated))
     }
 
     /// Writes a step and takes up what the store holds then. A step that was written and could not be taken up is taken up by
@@ -332,7 +389,7 @@ impl Authority {
     }
 }
 
-/// Key identifier of the CA that signed this one; a root's own. `None` if its certificate cannot be read.
+/// Key identifier of the CA that signed this one; a root's own; of a tier that of its root. `None` if its certificate cannot be read.
 pub fn parent(row: &crate::store::Authority) -> Option<Vec<u8>> {
     ca::Ca::from_row(row).ok().map(|ca| ca.issuer)
 }
@@ -354,23 +411,28 @@ impl View {
             return Err(AuthorityError::RootExpired);
         }
         let rows = &trust.authorities;
-        let (slots, made) = take_up(td, keys, root, &roots.bundles, lives, rows, now)?;
-        let set = slots.surplus(rows);
+        let (parent, tiers) = roots.parent(now)?;
+        let (slots, made) = take_up(td, keys, parent, &roots, lives, rows, now)?;
+        let mut set = slots.surplus(rows);
+        set.extend(tiers);
+        let signed = |label: &str| rows.iter().any(|row| row.label == label && row.state == State::Active);
+        let moved = roots.issuers.iter().any(|one| signed(&one.label) && one.parent != parent.key_id);
         if made.is_none() && set.is_empty() {
             return Ok(Self { roots, slots });
         }
-        let is_tainted = |label: &str| rows.iter().any(|row| row.label == label && row.tainted.is_some());
+        let is_tainted = |label: &str| {
+            roots.is_tainted(label) || rows.iter().any(|row| row.label == label && row.tainted.is_some())
+        };
         let reason = match made {
             Some(_) if set.iter().any(|(label, _)| is_tainted(label)) => "the active one is tainted",
+            Some(_) if moved => "another tier signs",
             Some(_) => "no active issuing CA",
             None => "surplus",
         };
         let mut change = AuthorityChange::new(now, format!("{reason}, {when}"));
         change.renews = set.iter().any(|(label, state)| {
             // What a successor that never signed has left needs nobody to renew.
-            *state == State::Retired
-                && rows.iter().any(|row| row.label == *label && row.state == State::Active)
-                && is_tainted(label)
+            *state == State::Retired && signed(label) && is_tainted(label)
         });
         change.add = made.into_iter().collect();
         change.set = set;
@@ -383,14 +445,15 @@ impl View {
         self.roots.are_those_of(trust) && self.slots.are_those_of(&trust.authorities)
     }
 
-    /// Whether what signs leaves is not under the root that signs issuing CAs.
-    fn is_astray(&self) -> bool {
-        !self.roots.is_under_active(&self.slots.active.ca)
+    /// Whether what signs leaves is not under the root or tier that signs issuing CAs.
+    fn is_astray(&self, now: SystemTime) -> bool {
+        !self.roots.is_under_parent(&self.slots.active.ca, now)
     }
 
     fn sweep(&self, keys: &dyn KeyStore) {
         self.slots.sweep(keys);
         self.roots.sweep(keys);
+        self.roots.tiers.sweep(keys, false);
     }
 }
 

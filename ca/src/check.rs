@@ -42,7 +42,8 @@ pub fn issuing(td: &TrustDomain, ca: &Issuing, bundles: &Bundles, now: SystemTim
     let key = csr::verify(&csr::own(&key)?, &id).map_err(|_| CheckError::Different("our own request"))?;
     let validity = Validity::from_now(now, Duration::from_secs(60)).ending_by(ca.not_after());
     let certificate = profile::leaf(&id, &key, ca.signer(), validity, Serial::random()?)?;
-    leaf(&[certificate, ca.certificate().clone()], &id, &key, bundles, now)
+    let chain: Vec<_> = std::iter::once(certificate).chain(ca.chain()).collect();
+    leaf(&chain, &id, &key, bundles, now)
 }
 
 /// Why a certificate of our own making is not handed out.

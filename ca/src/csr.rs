@@ -8,8 +8,11 @@ mod der;
 
 use aws_lc_rs::digest;
 use der::{BIT_STRING, BOOLEAN, CONTEXT_0, Malformed, OCTET_STRING, OID, Reader, SEQUENCE, SET};
-use postern_svid::SpiffeId;
+use postern_svid::{SpiffeId, TrustDomain};
 use rustls_pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
+use x509_parser::asn1_rs::{Oid, oid};
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Name;
 
 /// The longest request that is looked at. A P-384 request with an id of 2,048 bytes takes 2.5 KiB.
 pub const MAX_CSR: usize = 4_096;
@@ -55,6 +58,27 @@ pub fn verify(csr: &[u8], granted: &SpiffeId) -> Result<VerifiedKey, CsrError> {
     request.verify()
 }
 
+/// Checks a request for a tier of `td` and gives its key and the label that its name asks for. Its name is compared with what the
+/// certificate says by whoever signs it.
+pub fn tier(csr: &[u8], td: &TrustDomain) -> Result<(VerifiedKey, String), CsrError> {
+    let request = Request::parse(csr)?;
+    if request.name != Some(der::uri_san(&td.id()).as_slice()) {
+        return Err(CsrError::TrustDomain);
+    }
+    let label = label(request.subject).ok_or(CsrError::Subject)?;
+    Ok((request.verify()?, label))
+}
+
+/// The unique part of a tier's name.
+fn label(subject: &[u8]) -> Option<String> {
+    const SERIAL_NUMBER: Oid<'static> = oid!(2.5.4.5);
+    let (_, name) = X509Name::from_der(subject).ok()?;
+    let label = name.iter_by_oid(&SERIAL_NUMBER).next()?.as_str().ok()?;
+    let unique = label.strip_prefix("tier-")?;
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (unique.len() == 16 && unique.bytes().all(is_hex)).then(|| label.to_owned())
+}
+
 /// A request for a key of our own.
 pub fn own(key: &rcgen::KeyPair) -> Result<Vec<u8>, crate::profile::ProfileError> {
     Ok(rcgen::CertificateParams::default().serialize_request(key)?.der().to_vec())
@@ -75,6 +99,7 @@ pub struct Request<'a> {
     spki: &'a [u8],
     algorithm: &'static Algorithm,
     name: Option<&'a [u8]>,
+    subject: &'a [u8],
 }
 
 impl<'a> Request<'a> {
@@ -98,8 +123,8 @@ impl<'a> Request<'a> {
         if info.value(INTEGER)?.content != [0] {
             return Err(CsrError::Version);
         }
-        // The subject says nothing here, whatever it says.
-        info.value(SEQUENCE)?;
+        // A leaf's subject says nothing here, whatever it says.
+        let subject = info.value(SEQUENCE)?.whole;
         let spki = info.value(SEQUENCE)?.whole;
         let attributes = info.value(CONTEXT_0)?.content;
         info.end()?;
@@ -112,7 +137,12 @@ impl<'a> Request<'a> {
         if signature_algorithm.whole != algorithm.signature {
             return Err(CsrError::SignatureAlgorithm);
         }
-        Ok(Self { signed, signature, spki, algorithm, name: requested_name(attributes)? })
+        Ok(Self { signed, signature, spki, algorithm, name: requested_name(attributes)?, subject })
+    }
+
+    /// The name in it, encoded.
+    pub fn subject(&self) -> &'a [u8] {
+        self.subject
     }
 
     /// The key in question, as SubjectPublicKeyInfo.
@@ -169,9 +199,17 @@ pub enum CsrError {
         "the request is not signed as its key demands: P-256 with SHA-256, P-384 with SHA-384, or Ed25519"
     )]
     SignatureAlgorithm,
+    /// No name that a tier has.
+    #[error(
+        "its subject is not one of a tier, O=<trust domain>, serialNumber=tier-…; make it with postern ca tier csr"
+    )]
+    Subject,
     /// Longer than [`MAX_CSR`].
     #[error("the request takes {0} bytes; at most {MAX_CSR} are read")]
     TooLong(usize),
+    /// A tier of another trust domain.
+    #[error("its subjectAltName is not the id of this root's trust domain")]
+    TrustDomain,
     /// Bytes follow the request.
     #[error("bytes follow the request; send exactly one DER object")]
     Trailing,

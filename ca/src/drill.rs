@@ -3,22 +3,26 @@
 //! the bundle that each of them has.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern_svid::{Bundles, Clock, PeerSvid, Role, SpiffeId, TestClock, TrustDomain, tls, verify};
 use prometheus_client::registry::Registry;
+use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 
-use crate::authority::{Authority, AuthorityError, Lives, Mode};
+use crate::authority::{
+    Authority, AuthorityError, ImportError, Lives, Mode, import_root, import_tier, request_tier,
+};
 use crate::bundle::Holder;
 use crate::csr;
 use crate::issue::{IssueError, Issuer, LeafPolicy, Proof, Reply, Request};
-use crate::keys::KeyStore;
+use crate::keys::{self, KeyError, KeyStore};
 use crate::lineage::LineageId;
 use crate::metrics::Metrics;
-use crate::profile::{ISSUING_KEY, ProfileError};
+use crate::offline::pem;
+use crate::profile::{self, ISSUING_KEY, ProfileError, ROOT_KEY, Signer, Validity};
 use crate::store::{OrderVerb, Sqlite, Store, StoreError};
 use crate::token::{Token, TokenRecord};
 
@@ -61,6 +65,12 @@ pub enum DrillError {
     /// A request could not be made.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A root or tier that was made for it.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A file of the copy.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The copy.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -83,6 +93,9 @@ struct Stage {
     sidecars: Vec<Played>,
     bundles: BTreeMap<u64, Bundles>,
     rehearsal: Rehearsal,
+    keys: Arc<dyn KeyStore>,
+    /// The copy's directory, gone at the end.
+    scratch: PathBuf,
 }
 
 /// Rehearses on `copy`, a directory with a copy of the CA's state, which is changed. `now` is when it begins.
@@ -96,7 +109,7 @@ pub fn root_rotation(
     let clock = TestClock::at(now);
     let store = Arc::new(Sqlite::open(copy, td)?);
     let lives = Lives::with_leaf(policy.ttl);
-    let authority = Authority::open(td.clone(), store.clone(), keys, Arc::new(clock.clone()), lives)?;
+    let authority = Authority::open(td.clone(), store.clone(), keys.clone(), Arc::new(clock.clone()), lives)?;
     let authority = Arc::new(authority);
     let metrics = Metrics::new(&mut Registry::default());
     let issuer = Issuer::new(authority.clone(), store.clone(), Arc::new(clock.clone()), policy, metrics)?;
@@ -109,7 +122,8 @@ pub fn root_rotation(
         stuck: Vec::new(),
     };
     let (sidecars, bundles) = (Vec::new(), BTreeMap::new());
-    let mut stage = Stage { store, authority, issuer, clock, sidecars, bundles, rehearsal };
+    let scratch = copy.to_owned();
+    let mut stage = Stage { store, authority, issuer, clock, sidecars, bundles, rehearsal, keys, scratch };
     stage.cast()?;
     stage.play(policy.ttl, now)?;
     Ok(stage.rehearsal)
@@ -170,8 +184,10 @@ impl Stage {
 
     fn play(&mut self, ttl: Duration, began: SystemTime) -> Result<(), DrillError> {
         self.renew();
-        let asked = self.authority.obey(OrderVerb::Prepare, None, &self.holders());
-        if asked.is_ok() {
+        if self.authority.is_root_offline() {
+            self.import()?;
+            self.note("import", String::new(), began);
+        } else if self.authority.obey(OrderVerb::Prepare, None, &self.holders()).is_ok() {
             self.note("prepare", String::new(), began);
         }
         let moment = ttl / MOMENTS;
@@ -198,6 +214,30 @@ impl Stage {
             let laggards = step.laggards.into_iter().map(|one| format!("{}: {}", one.id, one.why));
             self.rehearsal.stuck.extend(waits.chain(laggards));
         }
+        Ok(())
+    }
+
+    /// Plays the offline root as well: another one, and a tier that it signs for a request of this copy's.
+    fn import(&mut self) -> Result<(), DrillError> {
+        let (now, td) = (self.clock.wall(), self.authority.trust_domain().clone());
+        let root = KeyPair::generate_for(ROOT_KEY).map_err(ProfileError::Build)?;
+        let life = Validity::from_now(now, Duration::from_secs(3_650 * 86_400));
+        let label = format!("root-{}", profile::ca_label()?);
+        let certificate = profile::offline_root(&td, &label, &root, life)?;
+        let write = |name: &str, der: &[u8]| {
+            let path = self.scratch.join(name);
+            keys::write_private(&path, pem("CERTIFICATE", der).as_bytes()).map(|()| path)
+        };
+        let file = write("drill-root.pem", &certificate)?;
+        let store = self.store.as_ref();
+        import_root(&td, store, &file, now)?;
+        let request = request_tier(&td, store, self.keys.as_ref(), false, now)?;
+        let (key, label) = csr::tier(&request.csr, &td).map_err(IssueError::from)?;
+        let signer = Signer::new(&certificate, root)?;
+        let life = Validity::from_now(now, Duration::from_secs(365 * 86_400));
+        let file = write("drill-tier.pem", &profile::tier(&td, &label, &key, &signer, life)?)?;
+        import_tier(&td, store, self.keys.as_ref(), &file, false, now)?;
+        self.authority.follow()?;
         Ok(())
     }
 
@@ -303,6 +343,21 @@ mod tests {
         assert!(done.renewals >= 9 && done.verified > 300, "{done:?}");
         let ca = home.ca();
         assert_eq!((ca.authority.root(), ca.authority.bundle().sequence()), (root, 1));
+    }
+
+    #[test]
+    fn a_root_that_is_offline_is_played_too() {
+        let (home, _vault) = Home::offline();
+        home.ca().joined(&id("orders"));
+        let copy = home.dir.path().join("copy");
+        Sqlite::copy(&home.path(), &td(), &copy).unwrap();
+        let keys = Arc::new(KeyFiles::new(&copy));
+        let policy = LeafPolicy { ttl: HOUR, test: false };
+        let done = root_rotation(&copy, &td(), keys, policy, home.clock.wall()).unwrap();
+        let names: Vec<_> = done.steps.iter().map(|(_, step, _)| *step).collect();
+        assert_eq!(names, ["import", "publish", "activate", "remove"], "{done:?}");
+        assert_eq!((done.refused.len(), done.stuck.len()), (0, 0), "{done:?}");
+        assert_eq!(home.store().authorities().unwrap().len(), 3, "nothing of the CA was touched");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use postern_svid::{Bundle, Clock, PeerSvid, Revoked, SpiffeId};
 use rustls_pki_types::CertificateDer;
 
 use crate::attest::Attestation;
-use crate::authority::Authority;
+use crate::authority::{self, Authority};
 use crate::authz;
 use crate::check;
 use crate::csr::{self, VerifiedKey};
@@ -119,7 +119,7 @@ impl Proof<'_> {
 /// What goes back.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// Leaf, issuing CA.
+    /// Leaf, issuing CA, and the tier if the root is offline.
     pub chain: Vec<CertificateDer<'static>>,
     /// The trust bundle.
     pub bundle: Arc<Bundle>,
@@ -258,9 +258,12 @@ impl Issuer {
 
     /// Brings the metrics that stand for a state up to date.
     pub fn publish_metrics(&self) {
-        let ends =
-            [("root", self.authority.root_not_after()), ("issuing", self.authority.active().not_after())];
-        for (kind, end) in ends {
+        let ends = [
+            ("root", Some(self.authority.root_not_after())),
+            ("tier", self.authority.tier_not_after()),
+            ("issuing", Some(self.authority.active().not_after())),
+        ];
+        for (kind, end) in ends.into_iter().filter_map(|(kind, end)| Some((kind, end?))) {
             let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             self.metrics.authority_not_after.get_or_create(&AuthorityKind { kind }).set(end);
         }
@@ -377,7 +380,7 @@ impl Issuer {
             None => Serial::random()?,
         };
         let leaf = profile::leaf(id, key, issuing.signer(), validity, serial)?;
-        let chain = vec![leaf, issuing.certificate().clone()];
+        let chain: Vec<_> = std::iter::once(leaf).chain(issuing.chain()).collect();
         check::leaf(&chain, id, key, &self.authority.bundles(), now)?;
 
         let renew_after = now + left.mul_f64(renewal_point()?);
@@ -407,10 +410,10 @@ impl Issuer {
     fn again(&self, issued: &Issued, now: SystemTime) -> Result<Reply, IssueError> {
         self.store.is_settled()?;
         let rows = self.store.authorities()?;
-        let issuing = rows.into_iter().find(|row| row.key_id == issued.issuer);
-        let issuing = issuing.ok_or(IssueError::Unauthenticated("its issuing CA is forgotten"))?;
-        let chain =
-            vec![CertificateDer::from(issued.certificate.clone()), CertificateDer::from(issuing.certificate)];
+        let above = authority::chain(&rows, &issued.issuer);
+        let above = above.ok_or(IssueError::Unauthenticated("its issuing CA is forgotten"))?;
+        let leaf = CertificateDer::from(issued.certificate.clone());
+        let chain = std::iter::once(leaf).chain(above).collect();
         Ok(Reply {
             chain,
             bundle: self.authority.bundle(),

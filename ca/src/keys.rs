@@ -77,7 +77,12 @@ pub fn open(directory: &Path, seal: Option<&Source>) -> Result<Box<dyn KeyStore>
     }
 }
 
-/// As [`open`], with the keys of roots in a token.
+/// The keys in `directory`, which [`private_dir`] has checked, sealed with `seal`.
+pub fn open_sealed(directory: &Path, seal: Seal) -> Box<dyn KeyStore> {
+    Box::new(sealed::SealedFiles::new(directory, seal))
+}
+
+/// As [`open`], with the keys of roots and tiers in a token.
 pub fn open_with_token(
     directory: &Path,
     seal: Option<&Source>,
@@ -179,7 +184,12 @@ pub fn private_dir(directory: &Path) -> Result<(), KeyError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
     }
-    let found = fs::metadata(directory).map_err(io)?;
+    private_dir_there(directory)
+}
+
+/// As [`private_dir`] of one that must be there.
+pub fn private_dir_there(directory: &Path) -> Result<(), KeyError> {
+    let found = fs::metadata(directory).map_err(|error| KeyError::Io(directory.to_owned(), error))?;
     if !found.is_dir() {
         return Err(KeyError::NotADirectory(directory.to_owned()));
     }

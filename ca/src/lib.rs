@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod limits;
 pub mod lineage;
 pub mod metrics;
+pub mod offline;
 pub mod profile;
 pub mod store;
 pub mod token;

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::authority::Alarm;
 use crate::issue::IssueError;
 use crate::jwt::JwtIssueError;
 
@@ -29,8 +30,15 @@ pub struct Proven {
 /// Which CA.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct AuthorityKind {
-    /// `root` or `issuing`.
+    /// `root`, `tier` or `issuing`.
     pub kind: &'static str,
+}
+
+/// What an operator has to bring about.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Needed {
+    /// A constant word.
+    pub what: &'static str,
 }
 
 /// The counters; cloning shares them.
@@ -48,6 +56,8 @@ pub struct Metrics {
     pub truncated: Counter,
     /// Unix time at which each CA ends.
     pub authority_not_after: Family<AuthorityKind, Gauge<f64, AtomicU64>>,
+    /// Whether something is needed that only an operator can bring, a tier or a root that is signed elsewhere.
+    pub operator_needed: Family<Needed, Gauge>,
     /// Changes of the issuing CA.
     pub rotations: Counter,
     /// Roots that began to sign in the place of another.
@@ -90,6 +100,7 @@ impl Metrics {
             forks: Counter::default(),
             truncated: Counter::default(),
             authority_not_after: Family::default(),
+            operator_needed: Family::default(),
             rotations: Counter::default(),
             root_rotations: Counter::default(),
             revocations: Gauge::default(),
@@ -113,6 +124,9 @@ impl Metrics {
         }
         for reason in JwtIssueError::REASONS {
             drop(metrics.jwt_rejected.get_or_create(&Reason { reason }));
+        }
+        for what in Alarm::CODES {
+            drop(metrics.operator_needed.get_or_create(&Needed { what }));
         }
         for proof in ["join_token", "kubernetes", "oidc", "own", "svid", "unix", "x509pop"] {
             drop(metrics.issued.get_or_create(&Proven { proof }));
@@ -141,6 +155,11 @@ impl Metrics {
             "Unix time at which a CA ends",
             Unit::Seconds,
             metrics.authority_not_after.clone(),
+        );
+        ca.register(
+            "operator_needed",
+            "Whether something is needed that only an operator can bring",
+            metrics.operator_needed.clone(),
         );
         ca.register("issuing_rotations", "Changes of the issuing CA", metrics.rotations.clone());
         ca.register(

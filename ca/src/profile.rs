@@ -1,6 +1,6 @@
 //! The only place that builds certificates.
 //!
-//! Three shapes, and no way to ask for a fourth: root, issuing CA, leaf. Nothing of a requester's goes in but a public
+//! Four shapes, and no way to ask for a fifth: root, tier, issuing CA, leaf. Nothing of a requester's goes in but a public
 //! key that [`crate::csr`] has verified; every other field is decided here. The CA library is never shown a request:
 //! it copies whatever a request asks for, a CA flag, DNS names and a validity of two thousand years included.
 
@@ -29,6 +29,8 @@ const MAX_BACKDATE: Duration = Duration::from_secs(120);
 
 /// The algorithm of root keys.
 pub static ROOT_KEY: &rcgen::SignatureAlgorithm = &rcgen::PKCS_ECDSA_P384_SHA384;
+/// The algorithm of tiers' keys, which sign as rarely as a root's.
+pub static TIER_KEY: &rcgen::SignatureAlgorithm = &rcgen::PKCS_ECDSA_P384_SHA384;
 /// The algorithm of issuing CAs' keys.
 pub static ISSUING_KEY: &rcgen::SignatureAlgorithm = &rcgen::PKCS_ECDSA_P256_SHA256;
 
@@ -103,24 +105,74 @@ pub fn root(
     key: &impl SigningKey,
     validity: Validity,
 ) -> Result<CertificateDer<'static>, ProfileError> {
-    let params = ca_params(td, label, 1, validity)?;
-    let mut params = params;
+    self_signed(td, label, 1, key, validity)
+}
+
+/// A self-signed root whose key is kept offline: path length 2, for the tier between it and the issuing CAs.
+pub fn offline_root(
+    td: &TrustDomain,
+    label: &str,
+    key: &impl SigningKey,
+    validity: Validity,
+) -> Result<CertificateDer<'static>, ProfileError> {
+    self_signed(td, label, 2, key, validity)
+}
+
+fn self_signed(
+    td: &TrustDomain,
+    label: &str,
+    path_length: u8,
+    key: &impl SigningKey,
+    validity: Validity,
+) -> Result<CertificateDer<'static>, ProfileError> {
+    let mut params = ca_params(td, label, path_length, validity)?;
     // Some verifiers demand it on roots too; it names the root itself.
     params.use_authority_key_identifier_extension = true;
     Ok(params.self_signed(key)?.der().clone())
 }
 
-/// An issuing CA under `root`: path length 0, and no DNS name and no IP address may stand below it. A stolen mesh CA is
-/// worthless for host names that way. URI constraints would be the natural ones; the verifier under rustls refuses every
-/// chain that holds one.
-pub fn issuing(
+/// A tier under `root`, which is offline: path length 1, so that it can only sign issuing CAs that sign leaves, and no DNS name
+/// and no IP address below it, as with an issuing CA.
+pub fn tier(
     td: &TrustDomain,
     label: &str,
     key: &impl PublicKeyData,
     root: &Signer,
     validity: Validity,
 ) -> Result<CertificateDer<'static>, ProfileError> {
-    let mut params = ca_params(td, label, 0, validity)?;
+    below(td, label, 1, key, root, validity)
+}
+
+/// A request for a tier, with the name and the URI that its certificate is to have, and nothing else.
+pub fn tier_request(td: &TrustDomain, label: &str, key: &impl SigningKey) -> Result<Vec<u8>, ProfileError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = ca_name(td, label)?;
+    params.subject_alt_names = vec![uri(&td.id())?];
+    Ok(params.serialize_request(key)?.der().to_vec())
+}
+
+/// An issuing CA under `parent`, a root or a tier: path length 0, and no DNS name and no IP address may stand below it. A stolen mesh CA is
+/// worthless for host names that way. URI constraints would be the natural ones; the verifier under rustls refuses every
+/// chain that holds one.
+pub fn issuing(
+    td: &TrustDomain,
+    label: &str,
+    key: &impl PublicKeyData,
+    parent: &Signer,
+    validity: Validity,
+) -> Result<CertificateDer<'static>, ProfileError> {
+    below(td, label, 0, key, parent, validity)
+}
+
+fn below(
+    td: &TrustDomain,
+    label: &str,
+    path_length: u8,
+    key: &impl PublicKeyData,
+    parent: &Signer,
+    validity: Validity,
+) -> Result<CertificateDer<'static>, ProfileError> {
+    let mut params = ca_params(td, label, path_length, validity)?;
     params.use_authority_key_identifier_extension = true;
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: Vec::new(),
@@ -130,7 +182,7 @@ pub fn issuing(
             GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(IpAddr::from([0; 16]), 0)),
         ],
     });
-    Ok(params.signed_by(key, &root.issuer)?.der().clone())
+    Ok(params.signed_by(key, &parent.issuer)?.der().clone())
 }
 
 /// An X.509-SVID: exactly one name, the URI of `id`; empty subject, so that the name is critical; for both ends of TLS.

@@ -96,10 +96,10 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// A root or issuing CA.
+/// A root, tier or issuing CA.
 #[derive(Clone, Debug)]
 pub struct Authority {
-    /// Root or issuing.
+    /// Root, tier or issuing.
     pub kind: Kind,
     /// Where it stands in its life.
     pub state: State,
@@ -107,7 +107,8 @@ pub struct Authority {
     pub label: String,
     /// Subject key identifier.
     pub key_id: Vec<u8>,
-    /// The certificate, DER.
+    /// The certificate, DER; of a tier also those between it and its root, one after the other; of one that is requested, the
+    /// request.
     pub certificate: Vec<u8>,
     /// Begin of its life.
     pub not_before: SystemTime,
@@ -121,6 +122,8 @@ pub struct Authority {
     pub tainted: Option<SystemTime>,
     /// Of an issuing CA: the replica that has its key, if that is another one.
     pub replica: Option<String>,
+    /// Of a root: whether its key is elsewhere, so that it signs tiers by file.
+    pub is_offline: bool,
 }
 
 impl Authority {
@@ -133,15 +136,33 @@ impl Authority {
 /// Kinds of CA.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// Signs issuing CAs.
+    /// Signs issuing CAs; one that is offline signs tiers.
     Root,
+    /// Signs issuing CAs in the place of a root that is offline.
+    Tier,
     /// Signs leaves.
     Issuing,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Root, Self::Tier, Self::Issuing];
+
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Tier => "tier",
+            Self::Issuing => "issuing",
+        }
+    }
 }
 
 /// The life of a CA.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
+    /// A tier: its key is made, its certificate not yet signed.
+    Requested,
     /// Made, not yet signing; of a root, nobody has been told of it.
     Prepared,
     /// A root: in the trust bundle, and not yet signing.
@@ -156,11 +177,13 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Prepared, Self::Published, Self::Active, Self::Draining, Self::Retired];
+    pub const ALL: [Self; 6] =
+        [Self::Requested, Self::Prepared, Self::Published, Self::Active, Self::Draining, Self::Retired];
 
     /// Its word, in the store and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Requested => "requested",
             Self::Prepared => "prepared",
             Self::Published => "published",
             Self::Active => "active",
@@ -182,7 +205,7 @@ pub struct AuthorityChange {
     pub at: SystemTime,
     /// Why, for the journal.
     pub reason: String,
-    /// New CAs.
+    /// New CAs. One that was requested gets its certificate.
     pub add: Vec<Authority>,
     /// New states by label.
     pub set: Vec<(String, State)>,

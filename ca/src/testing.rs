@@ -8,10 +8,14 @@ use postern_svid::{Clock, PeerSvid, SpiffeId, TestClock, TrustDomain, tls};
 use prometheus_client::registry::Registry;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 
-use crate::authority::{Authority, AuthorityError, Lives};
+use crate::authority::{
+    Authority, AuthorityError, ImportError, ImportedTier, Lives, TierRequest, import_root, import_tier,
+    request_tier,
+};
 use crate::issue::{IssueError, Issuer, LeafPolicy, Proof, Reply, Request};
-use crate::keys::{self, KeyFiles, KeyStore, Source};
+use crate::keys::{self, KeyFiles, KeyStore, Seal, Source};
 use crate::metrics::Metrics;
+use crate::offline::{OfflineError, OfflineRoot, pem};
 use crate::store::shared::Memory;
 use crate::store::{ReplicaKeys, Replicated, Sqlite, Store, StoreError};
 use crate::token::{Token, TokenRecord};
@@ -84,6 +88,94 @@ impl Home {
         let clock = Arc::new(self.clock.clone());
         let issuer = Issuer::new(authority.clone(), store.clone(), clock, policy, metrics.clone()).unwrap();
         Ca { store, authority, issuer, metrics, clock: self.clock.clone() }
+    }
+}
+
+/// An offline root in a directory of its own, that signs what a home asks for.
+pub(crate) struct Vault {
+    pub(crate) dir: tempfile::TempDir,
+    source: Source,
+}
+
+impl Vault {
+    pub(crate) fn new(now: SystemTime) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        crate::keys::write_private(&secret, "0123456789abcdef".repeat(4).as_bytes()).unwrap();
+        let vault = Self { dir, source: Source::KeyFile(secret) };
+        OfflineRoot::create(&td(), &vault.path(), vault.seal(), now).unwrap();
+        vault
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.path().join(crate::offline::CERTIFICATE)
+    }
+
+    pub(crate) fn seal(&self) -> Seal {
+        Seal::read(&self.source).unwrap()
+    }
+
+    pub(crate) fn open(&self, now: SystemTime) -> Result<OfflineRoot, OfflineError> {
+        OfflineRoot::open(&self.path(), self.seal(), now)
+    }
+
+    /// The file with the certificate for a request.
+    pub(crate) fn sign(&self, request: &TierRequest, days: u32, now: SystemTime) -> PathBuf {
+        let file = self.dir.path().join(format!("{}.csr", request.label));
+        std::fs::write(&file, pem("CERTIFICATE REQUEST", &request.csr)).unwrap();
+        let mut root = self.open(now).unwrap();
+        let asked = root.read(&file).unwrap();
+        let signed = root.sign(&asked, days, now).unwrap();
+        let file = file.with_extension("pem");
+        std::fs::write(&file, pem("CERTIFICATE", &signed.certificate)).unwrap();
+        file
+    }
+}
+
+impl Home {
+    /// The CA's certificate of the offline root comes here.
+    pub(crate) fn import_root(&self, vault: &Vault) -> Result<crate::store::Authority, ImportError> {
+        let imported = import_root(&td(), self.store().as_ref(), &vault.certificate(), self.clock.wall());
+        imported.map(|(row, _)| row)
+    }
+
+    pub(crate) fn request_tier(&self, another: bool) -> TierRequest {
+        let keys = KeyFiles::new(&self.path());
+        request_tier(&td(), self.store().as_ref(), &keys, another, self.clock.wall()).unwrap()
+    }
+
+    pub(crate) fn import_tier(
+        &self,
+        file: &std::path::Path,
+        spare: bool,
+    ) -> Result<ImportedTier, ImportError> {
+        let keys = KeyFiles::new(&self.path());
+        import_tier(&td(), self.store().as_ref(), &keys, file, spare, self.clock.wall())
+    }
+
+    /// A tier of the vault's, from request to import.
+    pub(crate) fn tier(&self, vault: &Vault, spare: bool) -> ImportedTier {
+        let request = self.request_tier(true);
+        self.import_tier(&vault.sign(&request, 365, self.clock.wall()), spare).unwrap()
+    }
+
+    /// The certificate of the CA with this label.
+    pub(crate) fn certificate_of(&self, label: &str) -> rustls_pki_types::CertificateDer<'static> {
+        let rows = self.store().authorities().unwrap();
+        rows.into_iter().find(|row| row.label == label).unwrap().certificate.into()
+    }
+
+    /// A home whose CA has an offline root.
+    pub(crate) fn offline() -> (Self, Vault) {
+        let home = Self::new();
+        let vault = Vault::new(home.clock.wall());
+        home.import_root(&vault).unwrap();
+        home.tier(&vault, false);
+        (home, vault)
     }
 }
 

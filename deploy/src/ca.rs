@@ -9,13 +9,16 @@ mod init;
 mod keys;
 mod ledger;
 mod mesh_admin;
+mod offline;
 mod registration;
 mod replicas;
 mod revoke;
 mod root;
 mod status;
+mod tier;
 
 use std::fmt::Display;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,7 +49,7 @@ enum Verb {
     },
     /// Save the whole CA in one sealed file, while the control plane runs.
     Backup(backup::BackupArgs),
-    /// Make the CA, with a new root or an existing one.
+    /// Make the CA, with a new root, an existing one, or an offline one.
     Init(init::Args),
     /// How the CA's keys rest: sealed with a secret that is not in the state directory, or plain files.
     Keys {
@@ -74,7 +77,7 @@ enum Verb {
     Status(status::Args),
     /// Sidecars that have not acknowledged a version of the trust bundle.
     Who(status::WhoArgs),
-    /// Steps of the rotation of the root.
+    /// Steps of the rotation of the root; and what an offline root does.
     Root {
         #[command(subcommand)]
         verb: root::Verb,
@@ -83,6 +86,11 @@ enum Verb {
     Replicas {
         #[command(subcommand)]
         verb: replicas::Verb,
+    },
+    /// The tier between an offline root and the issuing CAs.
+    Tier {
+        #[command(subcommand)]
+        verb: tier::Verb,
     },
     /// Rehearse a rotation on a copy, with a clock that runs ahead.
     Drill {
@@ -178,6 +186,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Who(args) => status::who(args),
         Verb::Root { verb } => root::run(verb),
         Verb::Replicas { verb } => replicas::run(verb),
+        Verb::Tier { verb } => tier::run(verb),
         Verb::Drill { verb } => drill::run(verb),
         Verb::Taint(args) => revoke::taint(args),
         Verb::Deny { whom } => revoke::deny(whom),
@@ -301,6 +310,14 @@ fn ttl(text: &str) -> Result<Duration, String> {
         ));
     }
     Ok(ttl)
+}
+
+/// Writes a file that must be new, for everybody to read.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), ExitCode> {
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.write(true).create_new(true).open(path);
+    let written = opened.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.map_err(|error| failed(format_args!("{}: {error}", path.display())))
 }
 
 fn failed(error: impl Display) -> ExitCode {

@@ -121,6 +121,6 @@ fn a_ca_is_made_once_and_the_control_plane_takes_it_up() {
     let log = fs::read_to_string(mesh.directory().join("control.log")).expect("it logs");
     assert!(!log.contains("a new root was made"), "{log}");
     assert_eq!(fs::read(mesh.control.state().join("bundle.pem")).expect("it is there"), bundle);
-    let alone = init(&mesh, &[Path::new("--root-cert"), Path::new("x")]);
+    let alone = init(&mesh, &[Path::new("--root-key"), Path::new("x")]);
     assert_eq!(alone.code, 2, "{}", alone.stderr);
 }

@@ -7,6 +7,8 @@ use crate::keys::KeyError;
 use crate::profile::ProfileError;
 use crate::store::StoreError;
 
+use super::tiers::CEREMONY;
+
 /// Why there is no working CA.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +33,9 @@ pub enum AuthorityError {
     /// A certificate could not be built.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A root that is offline, and nothing below it.
+    #[error("the root is offline, and no tier that it has signed is there or valid: {CEREMONY}")]
+    NoTier,
     /// Nothing can be issued any more.
     #[error(
         "the root has expired (or the clock is wrong). If the clock is right, every workload needs a new trust bundle: use a new state directory"

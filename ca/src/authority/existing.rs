@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::AuthorityError;
+use super::tiers::label_of_root;
 use crate::keys::{self, KeyError, KeyStore};
 use crate::profile::{self, ISSUING_KEY, ProfileError, Serial, Signer, Validity};
 use crate::store::{self, AuthorityChange, Kind, State, Store};
@@ -68,14 +69,14 @@ impl ExistingRoot {
         now: SystemTime,
     ) -> Result<Self, RootError> {
         let der = certificate_of(certificate)?;
-        let fit =
-            Fit::of(td, &der, now).map_err(|what| RootError::Unfit { file: certificate.to_owned(), what })?;
+        let fit = Fit::of(td, &der, 1, now)
+            .map_err(|what| RootError::Unfit { file: certificate.to_owned(), what })?;
         let pkcs8 = key_of(key, &fit)?;
         let unfit = |what: String| RootError::Unfit { file: certificate.to_owned(), what };
         let pair = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8.as_slice().into(), fit.algorithm);
         let pair = pair.map_err(|error| unfit(error.to_string()))?;
         let signer = Signer::new(&der, pair).map_err(|error| unfit(error.to_string()))?;
-        try_out(td, &der, &signer, fit.validity, now).map_err(|error| {
+        try_out(td, &der, &[], &signer, fit.validity, now).map_err(|error| {
             unfit(format!("a chain made below it is refused: {error}. Make the root as docs/keys.md says"))
         })?;
         let Fit { algorithm, key_id, validity, .. } = fit;
@@ -94,8 +95,7 @@ impl ExistingRoot {
         keys: &dyn KeyStore,
         now: SystemTime,
     ) -> Result<(), AuthorityError> {
-        let sha256 = crate::hex(&csr::fingerprint(&self.certificate));
-        let label = format!("root-{}", &sha256[..16]);
+        let label = label_of_root(&self.certificate);
         if keys.names()?.contains(&label) {
             let key = keys.load(&label, self.algorithm)?;
             if Signer::new(&self.certificate, key)?.spki() != self.spki()? {
@@ -104,20 +104,7 @@ impl ExistingRoot {
         } else {
             keys.import(&label, &self.pkcs8, self.algorithm)?;
         }
-        let row = store::Authority {
-            kind: Kind::Root,
-            state: State::Active,
-            label,
-            key_id: self.key_id.clone(),
-            certificate: self.certificate.to_vec(),
-            not_before: self.validity.not_before,
-            not_after: self.validity.not_after,
-            // Known when it is written.
-            since: now,
-            sequence: 0,
-            tainted: None,
-            replica: None,
-        };
+        let row = row(label, &self.certificate, self.key_id.clone(), self.validity, State::Active, false);
         let change = AuthorityChange::new(now, "an existing root, from files");
         store.change_authorities(AuthorityChange { add: vec![row], publishes: true, ..change })?;
         Ok(())
@@ -129,16 +116,48 @@ impl ExistingRoot {
     }
 }
 
-/// What a root's certificate says, once it is known to be fit.
-struct Fit {
-    algorithm: &'static SignatureAlgorithm,
+/// A root's row.
+pub(super) fn row(
+    label: String,
+    certificate: &CertificateDer<'_>,
     key_id: Vec<u8>,
     validity: Validity,
+    state: State,
+    is_offline: bool,
+) -> store::Authority {
+    store::Authority {
+        kind: Kind::Root,
+        state,
+        label,
+        key_id,
+        certificate: certificate.to_vec(),
+        not_before: validity.not_before,
+        not_after: validity.not_after,
+        // Known when it is written.
+        since: validity.not_before,
+        sequence: 0,
+        tainted: None,
+        replica: None,
+        is_offline,
+    }
+}
+
+/// What a root's certificate says, once it is known to be fit.
+pub(super) struct Fit {
+    algorithm: &'static SignatureAlgorithm,
+    pub(super) key_id: Vec<u8>,
+    pub(super) validity: Validity,
     spki: Vec<u8>,
 }
 
 impl Fit {
-    fn of(td: &TrustDomain, der: &CertificateDer<'static>, now: SystemTime) -> Result<Self, String> {
+    /// `depth` CAs have to fit below it.
+    pub(super) fn of(
+        td: &TrustDomain,
+        der: &CertificateDer<'static>,
+        depth: u32,
+        now: SystemTime,
+    ) -> Result<Self, String> {
         Bundle::new(td.clone(), 1, vec![der.clone()])
             .map_err(|error| format!("{error}; sidecars would refuse it"))?;
         let unreadable = || "not an X.509 certificate".to_owned();
@@ -158,11 +177,14 @@ impl Fit {
         }
         for extension in parsed.extensions() {
             match extension.parsed_extension() {
-                ParsedExtension::BasicConstraints(value) if value.path_len_constraint == Some(0) => {
-                    return Err(
-                        "its path length is 0, so that it cannot sign the issuing CA: 1 or more is right, or none"
-                            .to_owned(),
-                    );
+                ParsedExtension::BasicConstraints(value)
+                    if value.path_len_constraint.is_some_and(|length| length < depth) =>
+                {
+                    let length = value.path_len_constraint.unwrap_or_default();
+                    let below = if depth == 1 { "the issuing CA" } else { "a tier that signs issuing CAs" };
+                    return Err(format!(
+                        "its path length is {length}, so that it cannot sign {below}: {depth} or more is right, or none"
+                    ));
                 }
                 ParsedExtension::NameConstraints(_) => {
                     return Err(
@@ -215,7 +237,22 @@ fn is_signed_by_itself(parsed: &X509Certificate<'_>, algorithm: &'static Signatu
         .is_ok()
 }
 
-fn certificate_of(path: &Path) -> Result<CertificateDer<'static>, RootError> {
+/// The one certificate in a file.
+pub(super) fn certificate_of(path: &Path) -> Result<CertificateDer<'static>, RootError> {
+    let unfit = |what: &str| RootError::Unfit { file: path.to_owned(), what: what.to_owned() };
+    let mut found = certificates_of(path, 2)?;
+    match (found.pop(), found.pop()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(unfit(NONE)),
+        (Some(_), Some(_)) => Err(unfit("it holds several certificates: the root's alone belongs there")),
+    }
+}
+
+const NONE: &str =
+    "it holds no certificate in PEM (-----BEGIN CERTIFICATE-----); from DER: openssl x509 -inform DER";
+
+/// The certificates in a file, at most so many.
+pub(super) fn certificates_of(path: &Path, most: usize) -> Result<Vec<CertificateDer<'static>>, RootError> {
     let io = |error| KeyError::Io(path.to_owned(), error);
     let unfit = |what: String| RootError::Unfit { file: path.to_owned(), what };
     let mut text = Vec::new();
@@ -227,15 +264,9 @@ fn certificate_of(path: &Path) -> Result<CertificateDer<'static>, RootError> {
     if text.len() as u64 > MAX_FILE {
         return Err(KeyError::TooLong(path.to_owned(), MAX_FILE).into());
     }
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).take(2).collect();
-    let mut found = found.map_err(|error| unfit(format!("not PEM: {error}")))?;
-    match (found.pop(), found.pop()) {
-        (Some(one), None) => Ok(one),
-        (None, _) => {
-            Err(unfit("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----); from DER: openssl x509 -inform DER".to_owned()))
-        }
-        (Some(_), Some(_)) => Err(unfit("it holds several certificates: the root's alone belongs there".to_owned())),
-    }
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).take(most).collect();
+    let found = found.map_err(|error| unfit(format!("not PEM: {error}")))?;
+    if found.is_empty() { Err(unfit(NONE.to_owned())) } else { Ok(found) }
 }
 
 /// The key of `fit` as PKCS#8.
@@ -269,10 +300,12 @@ fn key_of(path: &Path, fit: &Fit) -> Result<Zeroizing<Vec<u8>>, RootError> {
     }
 }
 
-/// Makes an issuing CA and a leaf that nobody will see, and verifies them under the root.
-fn try_out(
+/// Makes an issuing CA and a leaf that nobody will see, and verifies them under the root. The signer is it, or the tier that
+/// begins `carried`.
+pub(crate) fn try_out(
     td: &TrustDomain,
     root: &CertificateDer<'static>,
+    carried: &[CertificateDer<'static>],
     signer: &Signer,
     life: Validity,
     now: SystemTime,
@@ -286,7 +319,8 @@ fn try_out(
     let key =
         csr::verify(&csr::own(&key)?, &id).map_err(|_| check::CheckError::Different("our own request"))?;
     let leaf = profile::leaf(&id, &key, &Signer::new(&issuing, issuing_key)?, validity, Serial::random()?)?;
-    check::leaf(&[leaf, issuing], &id, &key, &Bundles::of(bundle), now)
+    let chain = [&[leaf, issuing], carried].concat();
+    check::leaf(&chain, &id, &key, &Bundles::of(bundle), now)
 }
 
 #[cfg(test)]

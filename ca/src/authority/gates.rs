@@ -17,6 +17,7 @@ use postern_svid::SpiffeId;
 use super::Lives;
 use super::roots::{Root, Roots};
 use super::rotation::Mode;
+use super::tiers::CEREMONY;
 use crate::bundle::{Holder, REFRESH_HINT};
 use crate::lineage::LineageId;
 use crate::store::{Live, State, Summary};
@@ -196,6 +197,19 @@ impl<'a> Gates<'a> {
             let since = one.tainted.unwrap_or(self.now);
             self.distrust(Step::Taint(one.label.clone()), &below, since)
         }));
+        steps.extend(self.roots.tiers.all.iter().filter(|one| one.tainted.is_some() && !one.is_listed).map(
+            |one| {
+                let step = Step::Taint(one.ca.label.clone());
+                if one.state == State::Active {
+                    // Refused now, nobody had anything to take its place.
+                    let mut step = Outlook::of(step, true);
+                    step.waits.push(format!("a tier to take its place: {CEREMONY}"));
+                    return step;
+                }
+                let below = self.roots.issuers_of_tier(&one.ca.key_id);
+                self.distrust(step, &below, one.since.max(one.tainted.unwrap_or(self.now)))
+            },
+        ));
         steps.extend(self.next_root(mode));
         for root in roots.iter().filter(|root| root.state == State::Draining) {
             let mut step = self.removal(root);
@@ -223,6 +237,9 @@ impl<'a> Gates<'a> {
             step.by_operator = mode == Mode::ByOperator && !is_emergency;
             if self.is_full() {
                 step.waits.push(full());
+            }
+            if active.is_offline {
+                step.waits.push("a root that is made offline: postern ca root import FILE".to_owned());
             }
             return Some(step);
         };
@@ -258,6 +275,10 @@ impl<'a> Gates<'a> {
             step.no_later_than(next.since + self.patience(), self.now);
         } else {
             step.wait_until(next.since + self.settle(), self.now, "time to learn of it for those who poll");
+        }
+        // However urgent: without one nothing can be signed under it.
+        if self.roots.parent_under(next, self.now).is_err() {
+            step.waits.push(format!("a tier that it has signed: {CEREMONY}"));
         }
         step
     }

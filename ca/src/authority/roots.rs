@@ -7,6 +7,7 @@ use postern_svid::{Bundle, Bundles, TrustDomain};
 
 use super::AuthorityError;
 use super::ca::Ca;
+use super::tiers::Tiers;
 use crate::keys::{KeyError, KeyStore};
 use crate::store::{Authority as Row, Kind, State, Trust, lists};
 
@@ -20,12 +21,16 @@ pub(super) struct Root {
     pub(super) since: SystemTime,
     pub(super) sequence: u64,
     pub(super) tainted: Option<SystemTime>,
+    /// Whether its key is elsewhere.
+    pub(super) is_offline: bool,
 }
 
 /// An issuing CA as far as rotation asks: whose it is, and whether it is to be trusted.
 pub(super) struct Issuer {
     pub(super) label: String,
     pub(super) key_id: Vec<u8>,
+    /// Key identifier of what signed it, a root or a tier.
+    pub(super) parent: Vec<u8>,
     /// Key identifier of its root.
     pub(super) root: Vec<u8>,
     pub(super) tainted: Option<SystemTime>,
@@ -39,6 +44,7 @@ pub(super) struct Issuer {
 pub(super) struct Roots {
     all: Vec<Root>,
     pub(super) issuers: Vec<Issuer>,
+    pub(super) tiers: Tiers,
     pub(super) bundles: Bundles,
     pub(super) sequence: u64,
     pub(super) renew_before: Option<SystemTime>,
@@ -56,8 +62,9 @@ impl Roots {
             trust.authorities.iter().filter(|row| row.kind == Kind::Root && row.state != State::Retired)
         {
             let ca = Ca::from_row(row)?;
-            let Row { state, since, sequence, tainted, .. } = row;
-            all.push(Root { ca, state: *state, since: *since, sequence: *sequence, tainted: *tainted });
+            let Row { state, since, sequence, tainted, is_offline, .. } = row;
+            let (state, since, sequence) = (*state, *since, *sequence);
+            all.push(Root { ca, state, since, sequence, tainted: *tainted, is_offline: *is_offline });
         }
         if all.iter().filter(|root| root.state == State::Active).count() != 1 {
             return Err(damaged("it holds CAs but not exactly one active root"));
@@ -65,14 +72,17 @@ impl Roots {
         let trusted = all.iter().filter(|root| root.state.is_trusted());
         let trusted: Vec<_> = trusted.map(|root| root.ca.certificate.clone()).collect();
         let revocations = lists(&trust.revocations).map_err(|_| damaged("its deny list is too long"))?;
+        let tiers = Tiers::of(&trust.authorities, &revocations)?;
         let mut issuers = Vec::new();
         for row in trust.authorities.iter().filter(|row| row.kind == Kind::Issuing) {
             let ca = Ca::from_row(row)?;
+            let root = tiers.by_key_id(&ca.issuer).map_or(&ca.issuer, |tier| &tier.ca.issuer).clone();
             issuers.push(Issuer {
                 label: ca.label,
                 is_listed: revocations.contains(&postern_svid::Revoked::Authority(ca.key_id.clone())),
                 key_id: ca.key_id,
-                root: ca.issuer,
+                parent: ca.issuer,
+                root,
                 tainted: row.tainted,
                 is_elsewhere: row.replica.is_some(),
             });
@@ -83,6 +93,7 @@ impl Roots {
         Ok(Self {
             all,
             issuers,
+            tiers,
             bundles: Bundles::of(bundle),
             sequence: trust.sequence,
             renew_before: trust.renew_before,
@@ -125,15 +136,26 @@ impl Roots {
         below.map(|one| one.key_id.as_slice()).collect()
     }
 
-    /// Whether the root that signs now has signed this issuing CA.
-    pub(super) fn is_under_active(&self, issuing: &Ca) -> bool {
-        issuing.issuer == self.active().ca.key_id
-    }
-
     /// Whether this issuing CA is another replica's, and to be trusted.
     pub(super) fn is_another_replicas(&self, issuer: &[u8]) -> bool {
         let is_it = |one: &Issuer| one.key_id == issuer && one.is_elsewhere && !one.is_listed;
         self.issuers.iter().any(is_it) && self.stand_by(issuer)
+    }
+
+    /// Key identifiers of the issuing CAs under the tier with this one.
+    pub(super) fn issuers_of_tier(&self, tier: &[u8]) -> BTreeSet<&[u8]> {
+        let below = self.issuers.iter().filter(|one| one.parent == tier);
+        below.map(|one| one.key_id.as_slice()).collect()
+    }
+
+    /// Whether the issuing CA of this label, or its tier, is tainted.
+    pub(super) fn is_tainted(&self, issuing: &str) -> bool {
+        let found = self.issuers.iter().find(|one| one.label == issuing);
+        found.is_some_and(|one| one.tainted.is_some() || self.has_tainted_tier(one))
+    }
+
+    fn has_tainted_tier(&self, issuer: &Issuer) -> bool {
+        self.tiers.by_key_id(&issuer.parent).is_some_and(|tier| tier.tainted.is_some())
     }
 
     /// Whether leaves of this issuing CA are handed out again when they are asked for once more.
@@ -141,6 +163,7 @@ impl Roots {
         self.issuers.iter().any(|one| {
             one.key_id == issuer
                 && one.tainted.is_none()
+                && !self.has_tainted_tier(one)
                 && self.all.iter().any(|root| {
                     root.ca.key_id == one.root && root.state.is_trusted() && root.tainted.is_none()
                 })
@@ -149,8 +172,8 @@ impl Roots {
 
     /// Removes the keys of roots that sign no more, and of those that were never written down.
     pub(super) fn sweep(&self, keys: &dyn KeyStore) {
-        let is_needed =
-            |name: &str| self.all.iter().any(|root| root.ca.label == name && root.state != State::Draining);
+        let signs = |root: &Root| root.state != State::Draining && !root.is_offline;
+        let is_needed = |name: &str| self.all.iter().any(|root| root.ca.label == name && signs(root));
         let swept: Result<(), KeyError> = keys.names().and_then(|names| {
             let mut unused = names.iter().filter(|name| name.starts_with(ROOT) && !is_needed(name));
             unused.try_for_each(|name| keys.remove(name))

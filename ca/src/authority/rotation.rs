@@ -36,6 +36,8 @@ pub enum Refused {
 /// Laggards that are named one by one.
 const NAMED: usize = 20;
 
+const OFFLINE: &str = "the root is offline, and so is the next one: make it there (postern ca init --offline-root), bring its root.pem here (postern ca root import root.pem), and a tier under it (postern ca tier csr, postern ca root sign, postern ca tier import)";
+
 fn shut(outlook: &Outlook) -> String {
     let mut text = format!("not yet: {} waits for", outlook.step.name());
     for wait in &outlook.waits {
@@ -114,6 +116,9 @@ impl Authority {
             let gates = Gates::new(&view.roots, &live, holders, &others, self.lives, now);
             match verb {
                 OrderVerb::Prepare => {
+                    if view.roots.active().is_offline {
+                        return Err(Refused::Nothing(OFFLINE.to_owned()));
+                    }
                     if let Some(next) = view.roots.next() {
                         let text = format!("{} is prepared already; activate or remove it", next.ca.label);
                         return Err(Refused::Nothing(text));
@@ -173,7 +178,7 @@ impl Authority {
         match step {
             Step::Prepare => {
                 let root = make_root(&self.trust_domain, self.keys.as_ref(), self.lives, now)?;
-                self.change(AuthorityChange { add: vec![root.row(Kind::Root, State::Prepared)], ..change })
+                self.change(AuthorityChange { add: vec![root.row(State::Prepared)], ..change })
             }
             Step::Publish(label) => {
                 let set = vec![(label.clone(), State::Published)];
@@ -197,7 +202,9 @@ impl Authority {
                 let key_id = {
                     let view = self.view.read();
                     let issuer = view.roots.issuers.iter().find(|one| one.label == *label);
-                    issuer.map(|issuer| issuer.key_id.clone())
+                    let tier = || view.roots.tiers.all.iter().find(|one| one.ca.label == *label);
+                    let issuer = issuer.map(|issuer| &issuer.key_id);
+                    issuer.or_else(|| tier().map(|tier| &tier.ca.key_id)).cloned()
                 };
                 let key_id = key_id.ok_or(AuthorityError::Damaged("a CA is gone in the middle of a step"))?;
                 self.change(AuthorityChange { taints: vec![taint(key_id, now)], publishes: true, ..change })
@@ -211,18 +218,24 @@ impl Authority {
         {
             let view = self.view.read();
             let root = view.roots.iter().find(|root| root.ca.label == label);
-            let root = &root.ok_or(AuthorityError::Damaged("a root is gone in the middle of a step"))?.ca;
+            let root = root.ok_or(AuthorityError::Damaged("a root is gone in the middle of a step"))?;
             let old = view.roots.active();
-            let signer = root.signer(self.keys.as_ref())?;
+            let parent = view.roots.parent_under(root, now)?;
+            let signer = parent.signer(self.keys.as_ref())?;
             let issuing =
-                make_issuing(&self.trust_domain, self.keys.as_ref(), root, &signer, self.lives, now)?;
+                make_issuing(&self.trust_domain, self.keys.as_ref(), parent, &signer, self.lives, now)?;
             check::issuing(&self.trust_domain, &issuing, &view.roots.bundles, now)?;
-            change.add = vec![issuing.ca.row(Kind::Issuing, State::Active)];
+            change.add = vec![issuing.ca.row(State::Active)];
             change.set = vec![
                 (old.ca.label.clone(), State::Draining),
                 (label.to_owned(), State::Active),
                 (view.slots.active.ca.label.clone(), State::Retired),
             ];
+            if root.is_offline {
+                change.set.push((parent.label.clone(), State::Active));
+            }
+            let tiers = view.roots.tiers.all.iter().filter(|tier| tier.state == State::Active);
+            change.set.extend(tiers.map(|tier| (tier.ca.label.clone(), State::Retired)));
             let prepared = view.slots.prepared.as_ref();
             change.set.extend(prepared.map(|one| (one.ca.label.clone(), State::Retired)));
             change.renews = old.tainted.is_some();

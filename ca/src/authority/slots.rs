@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use postern_svid::{Bundles, TrustDomain};
+use postern_svid::TrustDomain;
 
 use super::ca::{Ca, Issuing, make_issuing};
+use super::roots::Roots;
 use super::{AuthorityError, Lives};
 use crate::check;
 use crate::keys::{KeyError, KeyStore};
@@ -67,30 +68,28 @@ impl Slots {
 struct Found<'a> {
     trust_domain: &'a TrustDomain,
     keys: &'a dyn KeyStore,
-    bundles: &'a Bundles,
+    roots: &'a Roots,
+    parent: &'a Ca,
     rows: &'a [Row],
     now: SystemTime,
 }
 
-impl<'a> Found<'a> {
-    fn new(
-        trust_domain: &'a TrustDomain,
-        keys: &'a dyn KeyStore,
-        bundles: &'a Bundles,
-        rows: &'a [Row],
-        now: SystemTime,
-    ) -> Self {
-        Self { trust_domain, keys, bundles, rows, now }
-    }
-
-    /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified.
+impl Found<'_> {
+    /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified. One that a tainted tier
+    /// has signed is none, once another one signs.
     fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
-        let newest = good(self.rows).filter(|row| row.state == state && row.not_after > self.now).last();
-        let Some(row) = newest else { return Ok(None) };
-        let ca = Ca::from_row(row)?;
+        let mut newest = None;
+        for row in good(self.rows).filter(|row| row.state == state && row.not_after > self.now) {
+            let ca = Ca::from_row(row)?;
+            if ca.issuer == self.parent.key_id || !self.roots.is_tainted(&ca.label) {
+                newest = Some(ca);
+            }
+        }
+        let Some(ca) = newest else { return Ok(None) };
         let signer = ca.signer(self.keys)?;
-        let issuing = Issuing { ca, signer };
-        check::issuing(self.trust_domain, &issuing, self.bundles, self.now)?;
+        let above = self.roots.above(&ca.issuer);
+        let issuing = Issuing { ca, signer, above };
+        check::issuing(self.trust_domain, &issuing, &self.roots.bundles, self.now)?;
         Ok(Some(Arc::new(issuing)))
     }
 }
@@ -106,28 +105,28 @@ fn good(rows: &[Row]) -> impl Iterator<Item = &Row> {
     live(rows).filter(|row| row.tainted.is_none())
 }
 
-/// The issuing CAs of `rows`; if none of them can sign any more, a new one, with its row: at the first start, after a sleep
-/// longer than an issuing CA's life, and when the active one is tainted. Its successor was not made to replace a stolen one: its key
-/// lay beside it.
+/// The issuing CAs of `rows` under `parent`, a root or its tier; if none of them can sign any more, a new one, with its row: at the
+/// first start, after a sleep longer than an issuing CA's life, when the active one is tainted, and when another tier signs. Its
+/// successor was not made to replace a stolen one: its key lay beside it.
 pub(super) fn take_up(
     td: &TrustDomain,
     keys: &dyn KeyStore,
-    root: &Ca,
-    bundles: &Bundles,
+    parent: &Ca,
+    roots: &Roots,
     lives: Lives,
     rows: &[Row],
     now: SystemTime,
 ) -> Result<(Slots, Option<Row>), AuthorityError> {
-    let found = Found::new(td, keys, bundles, rows, now);
+    let found = Found { trust_domain: td, keys, roots, parent, rows, now };
     let taken = live(rows).any(|row| row.tainted.is_some());
     if let Some(active) = found.usable(State::Active)? {
         // Which of two keys in one directory was stolen, the thief knows.
         let prepared = if taken { None } else { found.usable(State::Prepared)? };
         return Ok((Slots { active, prepared }, None));
     }
-    let made = make_issuing(td, keys, root, &root.signer(keys)?, lives, now)?;
-    check::issuing(td, &made, bundles, now)?;
-    let row = made.ca.row(Kind::Issuing, State::Active);
+    let made = make_issuing(td, keys, parent, &parent.signer(keys)?, lives, now)?;
+    check::issuing(td, &made, &roots.bundles, now)?;
+    let row = made.ca.row(State::Active);
     // A successor of the one that ended would end before the new one does.
     Ok((Slots { active: Arc::new(made), prepared: None }, Some(row)))
 }

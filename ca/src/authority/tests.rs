@@ -7,7 +7,7 @@ use rcgen::KeyPair;
 use super::ca::Ca;
 use super::*;
 use crate::profile::{ISSUING_KEY, ROOT_KEY};
-use crate::store::{self, StoreError};
+use crate::store::{self, Kind, StoreError};
 use crate::testing::{HOUR, Home, id, peer, start};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -441,7 +441,7 @@ fn what_broken_turns_left_is_cleared_away_at_the_start() {
     for _ in 0..3 {
         let lives = Lives::with_leaf(HOUR);
         let made = make_issuing(&crate::testing::td(), &keys, &root, &signer, lives, start()).unwrap();
-        let add = vec![made.ca.row(Kind::Issuing, State::Prepared)];
+        let add = vec![made.ca.row(State::Prepared)];
         let change = AuthorityChange { add, ..AuthorityChange::new(start(), "test") };
         home.store().change_authorities(change).unwrap();
     }

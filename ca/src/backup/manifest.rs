@@ -94,8 +94,9 @@ pub(super) fn of(
     let seen = Sqlite::look(snapshot, td)?;
     let ledger = seen.ledger;
     // What signs, or will: the key of a root that drains is gone.
-    let signs = |state| matches!(state, State::Prepared | State::Published | State::Active);
-    let needed = seen.authorities.iter().filter(|row| signs(row.state));
+    let signs =
+        |state| matches!(state, State::Requested | State::Prepared | State::Published | State::Active);
+    let needed = seen.authorities.iter().filter(|row| signs(row.state) && !row.is_offline);
     let needed = needed.map(|row| (row.kind, row.label.clone())).collect();
     let manifest = Manifest {
         trust_domain: td.as_str().to_owned(),

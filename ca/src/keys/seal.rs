@@ -57,6 +57,15 @@ impl Seal {
         Ok(Self { source: source.clone(), secret, cost: COST, derived: Mutex::default() })
     }
 
+    /// Whether the other one has the same secret.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.secret, &other.secret) {
+            (Secret::Key(one), Secret::Key(other)) => one == other,
+            (Secret::Passphrase(one), Secret::Passphrase(other)) => one == other,
+            _ => false,
+        }
+    }
+
     /// Where the secret came from.
     pub fn source(&self) -> &Source {
         &self.source

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::sys::termios::{self, LocalFlags, SetArg};
 use zeroize::Zeroizing;
 
 use super::seal::SealError;
@@ -27,6 +28,8 @@ pub enum Source {
     Environment(String),
     /// A credential that systemd hands to the service, and that holds a key: 64 hexadecimal digits.
     Credential(String),
+    /// The terminal, where a passphrase is typed.
+    Terminal,
 }
 
 /// Where the PIN of a token is.
@@ -53,6 +56,7 @@ impl fmt::Display for Source {
             Self::PassphraseFile(path) => write!(f, "passphraseFile {}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::Credential(name) => write!(f, "credential {name}"),
+            Self::Terminal => f.write_str("what was typed"),
         }
     }
 }
@@ -108,6 +112,7 @@ impl Source {
                 let bytes = credential_of_service(name).map_err(refused)?;
                 key(&bytes).map(Secret::Key).map_err(refused)
             }
+            Self::Terminal => passphrase(&typed().map_err(refused)?).map(Secret::Passphrase).map_err(refused),
         }
     }
 }
@@ -126,6 +131,27 @@ fn credential_of_service(name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
             .to_owned()
     })?;
     credential(Path::new(&directory), name)
+}
+
+/// A line that is typed and not shown.
+fn typed() -> Result<Zeroizing<Vec<u8>>, String> {
+    let io = |error: io::Error| {
+        format!("no passphrase can be typed here ({error}); name its file with --passphrase-file")
+    };
+    let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty").map_err(io)?;
+    let before = termios::tcgetattr(&terminal).map_err(|error| io(error.into()))?;
+    let mut silent = before.clone();
+    silent.local_flags.remove(LocalFlags::ECHO);
+    silent.local_flags.insert(LocalFlags::ECHONL | LocalFlags::ICANON);
+    terminal.write_all(b"Passphrase of the offline root (one line, at least 20 bytes): ").map_err(io)?;
+    termios::tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent).map_err(|error| io(error.into()))?;
+    // In its canonical mode a terminal gives a line at a time, of which the rest is somebody else's.
+    let mut line = Zeroizing::new(vec![0; MAX_SECRET as usize + 2]);
+    let read = terminal.read(&mut line);
+    let _ = termios::tcsetattr(&terminal, SetArg::TCSAFLUSH, &before);
+    let length = read.map_err(io)?;
+    line.truncate(length);
+    Ok(line)
 }
 
 fn explain(error: KeyError) -> String {

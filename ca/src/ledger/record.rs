@@ -41,11 +41,13 @@ pub enum Kind {
     Jwt = 11,
     /// The bundle of another trust domain came, changed or was taken out.
     Federation = 12,
+    /// A tier was requested, or signed.
+    Tier = 13,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Begin,
         Self::Root,
         Self::Issuing,
@@ -59,6 +61,7 @@ impl Kind {
         Self::JwtKey,
         Self::Jwt,
         Self::Federation,
+        Self::Tier,
     ];
 
     /// Its word.
@@ -77,6 +80,7 @@ impl Kind {
             Self::JwtKey => "jwt_key",
             Self::Jwt => "jwt",
             Self::Federation => "federation",
+            Self::Tier => "tier",
         }
     }
 

@@ -101,6 +101,12 @@ impl Replicated {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, StoreError> {
+        if local.authorities()?.iter().any(|row| row.is_offline) {
+            return Err(StoreError::Refused(
+                "this CA has an offline root, which replicas cannot share yet: run one control plane (docs/offline-root.md)"
+                    .to_owned(),
+            ));
+        }
         let instance = local.join_replicas(replica)?;
         let lead = Lead::new(shared.clone(), replica, clock.clone(), metrics.clone());
         let this = Self {

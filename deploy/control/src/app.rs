@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_ca::authority::{Authority, AuthorityError, Lives, RootError};
+use postern_ca::authority::{Authority, AuthorityError, ImportError, Lives, RootError};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::{IssueError, Issuer, LeafPolicy};
 use postern_ca::jwt::{self, JwtAuthority, JwtAuthorityError, JwtLives};
@@ -223,6 +223,7 @@ pub async fn start_sharing(
         metrics: core.metrics,
         health: health.clone(),
         clock: clock.clone(),
+        told: parking_lot::Mutex::default(),
     };
     tasks.spawn(upkeep.run(every, tasks.clone()));
 
@@ -349,6 +350,9 @@ pub enum StartError {
         "{}: has a CA with another root, which is not replaced. Give the CA another stateDir; `postern ca status` shows the root that is there", .0.display()
     )]
     OtherRoot(PathBuf),
+    /// A root that comes by file.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// Its own certificate.
     #[error(transparent)]
     Own(#[from] OwnError),

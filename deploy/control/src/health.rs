@@ -48,6 +48,8 @@ struct Last {
     stopping: bool,
     /// What a person should know although requests are served.
     degraded: Vec<&'static str>,
+    /// What only an operator can bring.
+    needed: Vec<&'static str>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -101,9 +103,19 @@ impl Health {
         self.last.lock().degraded = codes;
     }
 
+    /// What only an operator can bring, a tier or a root that is signed elsewhere.
+    pub(crate) fn needed(&self, codes: Vec<&'static str>) {
+        self.last.lock().needed = codes;
+    }
+
     /// From now on nobody new should come.
     pub(crate) fn stopping(&self) {
         self.last.lock().stopping = true;
+    }
+
+    fn degraded_by(&self) -> Vec<&'static str> {
+        let last = self.last.lock();
+        last.degraded.iter().chain(&last.needed).copied().collect()
     }
 
     /// Codes of what stands in the way of being ready.
@@ -138,7 +150,7 @@ impl Health {
                     "ready": reasons.is_empty(),
                     "reasons": reasons,
                     // Ready all the same: a mistake in a file must not take the CA away from everybody else.
-                    "degraded": self.last.lock().degraded.clone(),
+                    "degraded": self.degraded_by(),
                     // Lives under five minutes are allowed: never in production.
                     "test": self.test,
                 });

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use postern_ca::authority::{Authority, ExistingRoot, Lives};
-use postern_ca::keys;
+use postern_ca::authority::{Alarm, Authority, ExistingRoot, Lives, check_root, import_root};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Authority as Row, Kind, Sqlite, Store as _};
+use postern_ca::store::{Authority as Row, Kind, Sqlite, State, Store as _};
+use postern_ca::{bundle, keys};
 use postern_svid::Clock;
 use prometheus_client::registry::Registry;
 
 use crate::app::{BUNDLE, StartError};
 use crate::config::Config;
 use crate::lock::Lock;
+
+const REPLICA: &str = "replica: control planes that share one trust cannot share an offline root yet: run one (docs/offline-root.md)";
 
 /// The CA of a state directory.
 #[derive(Debug)]
@@ -24,18 +26,31 @@ pub struct Initialized {
     pub roots: Vec<Row>,
     /// The trust bundle's file.
     pub bundle: PathBuf,
+    /// Whether its root is offline.
+    pub is_offline: bool,
+    /// What its operator has to bring.
+    pub alarms: Vec<Alarm>,
 }
 
-/// Makes the CA that `config` speaks of, with a new root or with the one in the files `root`, certificate and key. One that is
+/// Makes the CA that `config` speaks of, with a new root or with the one in the files `root`, certificate and key; without its
+/// key a root is offline. One that is
 /// there already stays as it is; with another root it is refused.
 pub fn init(
     config: &Config,
-    root: Option<(&Path, &Path)>,
+    root: Option<(&Path, Option<&Path>)>,
     clock: Arc<dyn Clock>,
 ) -> Result<Initialized, StartError> {
     config.check().map_err(StartError::Config)?;
     let (directory, td, now) = (&config.state_dir, &config.trust_domain, clock.wall());
     // Read before anything is made: files that are refused leave no trace.
+    let offline = root.filter(|(_, key)| key.is_none()).map(|(certificate, _)| certificate);
+    if let Some(certificate) = offline {
+        if config.replica.is_some() {
+            return Err(StartError::Config(REPLICA.to_owned()));
+        }
+        check_root(td, certificate, now)?;
+    }
+    let root = root.and_then(|(certificate, key)| Some((certificate, key?)));
     let root = root.map(|(certificate, key)| ExistingRoot::read(td, certificate, key, now)).transpose()?;
     keys::private_dir(directory)?;
     let _lock = Lock::take(directory)?;
@@ -52,12 +67,29 @@ pub fn init(
             return Err(StartError::OtherRoot(directory.clone()));
         }
     }
-    let lives = Lives::with_leaf(config.ttl);
-    let authority = Authority::open(td.clone(), store.clone(), keys, clock, lives)?;
+    if let Some(certificate) = offline {
+        let der = check_root(td, certificate, now)?;
+        let is_it = |row: &Row| row.kind == Kind::Root && row.is_offline && row.certificate == *der;
+        if !is_new && !found.iter().any(is_it) {
+            return Err(StartError::OtherRoot(directory.clone()));
+        }
+        import_root(td, store.as_ref(), certificate, now)?;
+    }
+    let rows = store.authorities()?;
+    let root = rows.iter().find(|row| row.kind == Kind::Root && row.state == State::Active);
+    let is_offline = root.is_some_and(|root| root.is_offline);
+    let alarms = Alarm::of(&rows, now);
+    // Without its first tier a CA signs nothing; its bundle can be handed out.
+    let pem = if alarms.iter().any(|alarm| alarm.code == "tier_missing") {
+        bundle::stored(store.as_ref(), td)?.to_pem()
+    } else {
+        let lives = Lives::with_leaf(config.ttl);
+        Authority::open(td.clone(), store.clone(), keys, clock, lives)?.bundle().to_pem()
+    };
     let bundle = directory.join(BUNDLE);
-    keys::replace(&bundle, 0o644, authority.bundle().to_pem().as_bytes())?;
+    keys::replace(&bundle, 0o644, pem.as_bytes())?;
     store.sign_head(now)?;
     let mut roots = store.authorities()?;
     roots.retain(|row| row.kind == Kind::Root);
-    Ok(Initialized { is_new, roots, bundle })
+    Ok(Initialized { is_new, roots, bundle, is_offline, alarms })
 }

@@ -121,7 +121,9 @@ impl Rotation {
                 }
             }
             self.steps()?;
-            seen.is_urgent = self.outlook()?.iter().any(|step| step.is_emergency);
+            // What waits for an operator alone may do so for days; a change of the store is seen at once in any case.
+            let moves = |step: &Outlook| step.latest.is_some() || step.waits.is_empty();
+            seen.is_urgent = self.outlook()?.iter().any(|step| step.is_emergency && moves(step));
         }
         self.publish()
     }

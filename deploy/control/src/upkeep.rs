@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postern_ca::authority::{Authority, Turn};
+use parking_lot::Mutex;
+use postern_ca::authority::{Alarm, Authority, Turn};
 use postern_ca::bundle::Acknowledgements;
 use postern_ca::issue::Issuer;
 use postern_ca::jwt::JwtAuthority;
-use postern_ca::metrics::Metrics;
+use postern_ca::metrics::{Metrics, Needed};
 use postern_ca::store::ControlStore;
 use postern_svid::Clock;
 use tokio::time::MissedTickBehavior;
@@ -28,6 +29,8 @@ const PRUNE: Duration = Duration::from_secs(600);
 /// How long a certificate is remembered after its end: who asks "who was that last night" gets an answer.
 const REMEMBER: Duration = Duration::from_secs(24 * 3_600);
 
+/// How often the log says again what is needed.
+const DAILY: Duration = Duration::from_secs(24 * 3_600);
 /// How often the ledger gets a signed head, if it has grown.
 const HEADS: Duration = Duration::from_secs(10);
 
@@ -42,6 +45,8 @@ pub(crate) struct Upkeep {
     pub(crate) metrics: Metrics,
     pub(crate) health: Arc<Health>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// What the operator was told last is needed, and when.
+    pub(crate) told: Mutex<Option<(Vec<&'static str>, Instant)>>,
 }
 
 /// How often: a twentieth of a leaf's life, within bounds.
@@ -108,12 +113,37 @@ impl Upkeep {
         }
     }
 
+    /// What only an operator can bring: a line in the log once a day, a metric and a code all the time.
+    fn tell_what_is_needed(&self) {
+        let alarms = match self.authority.alarms() {
+            Ok(alarms) => alarms,
+            Err(error) => return tracing::error!(%error, "whether a tier is due cannot be told"),
+        };
+        for what in Alarm::CODES {
+            let is_needed = alarms.iter().any(|alarm| alarm.code == what);
+            self.metrics.operator_needed.get_or_create(&Needed { what }).set(i64::from(is_needed));
+        }
+        self.health.needed(alarms.iter().map(|alarm| alarm.code).collect());
+        let now = self.clock.monotonic();
+        let mut told = self.told.lock();
+        let codes: Vec<_> = alarms.iter().map(|alarm| alarm.code).collect();
+        let is_news = told
+            .as_ref()
+            .is_none_or(|(before, at)| *before != codes || now.saturating_duration_since(*at) >= DAILY);
+        if is_news {
+            for Alarm { code, text } in &alarms {
+                tracing::warn!(code, "{text}");
+            }
+            *told = Some((codes, now));
+        }
+    }
+
     /// One round; a step that fails does not keep the others from happening. Gives when rows were last deleted.
     fn round(&self, pruned: Instant) -> Instant {
         match self.authority.maintain() {
             Ok(None) => {}
             Ok(Some(turn)) => {
-                if turn == Turn::Activated {
+                if matches!(turn, Turn::Activated | Turn::TierActivated) {
                     self.metrics.rotations.inc();
                 }
                 tracing::info!(?turn, "issuing CA");
@@ -144,6 +174,7 @@ impl Upkeep {
                 self.health.tested(Some(error.reason()));
             }
         }
+        self.tell_what_is_needed();
         self.issuer.publish_metrics();
         let wall = self.clock.wall();
         let behind = self.holders.behind(self.authority.bundle().sequence(), wall);

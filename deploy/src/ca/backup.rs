@@ -96,8 +96,8 @@ pub(super) fn backup(args: BackupArgs) -> ExitCode {
         };
         let in_token: &[Kind] = match &config.keys.token {
             None => &[],
-            Some(token) if token.issuing => &[Kind::Root, Kind::Issuing],
-            Some(_) => &[Kind::Root],
+            Some(token) if token.issuing => &[Kind::Root, Kind::Tier, Kind::Issuing],
+            Some(_) => &[Kind::Root, Kind::Tier],
         };
         let now = SystemClock.wall();
         Ok::<_, Failure>(backup::take(

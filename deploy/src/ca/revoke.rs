@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Subcommand;
+use postern_ca::authority::parent;
 use postern_ca::issue::MAX_TTL;
 use postern_ca::store::{Authority, Kind, Reason, Revocation, Sqlite, State, Store, StoreError};
 use postern_policy::yaml::Span;
@@ -206,7 +207,11 @@ pub(super) fn taint(args: TaintArgs) -> ExitCode {
         say(json!({"tainted": row.label, "keyId": key_id, "new": is_new}));
         return ExitCode::SUCCESS;
     }
-    let what = if row.kind == Kind::Root { "root" } else { "issuing CA" };
+    let what = match row.kind {
+        Kind::Root => "root",
+        Kind::Tier => "tier",
+        Kind::Issuing => "issuing CA",
+    };
     say(format_args!("tainted: the {what} {}, key id {key_id}", row.label));
     if row.kind == Kind::Issuing && row.state == State::Active {
         say(
@@ -215,6 +220,30 @@ pub(super) fn taint(args: TaintArgs) -> ExitCode {
     }
     if row.kind == Kind::Root && row.state == State::Retired {
         say("it is out of the trust bundle already: nobody believes what comes from it");
+        return ExitCode::SUCCESS;
+    }
+    if row.kind == Kind::Tier && row.state == State::Active {
+        match has_spare(&store, &row) {
+            Ok(true) => say(
+                "its spare signs from now on, every sidecar renews, then all below the old one is refused. Was the spare's key in the same place? Then taint it too, and bring another tier",
+            ),
+            Ok(false) => {
+                say(
+                    "no spare is here, so it goes on signing, and nothing is refused, until another tier is there:",
+                );
+                say(
+                    "  postern ca tier csr, postern ca root sign, postern ca tier import (docs/offline-root.md)",
+                );
+                return ExitCode::SUCCESS;
+            }
+            Err(error) => return failed(error),
+        }
+    }
+    if row.kind == Kind::Root && row.is_offline {
+        say("another root has to be brought, and a tier under it:");
+        say(
+            "  postern ca root import, postern ca tier csr, postern ca root sign, postern ca tier import (docs/offline-root.md)",
+        );
         return ExitCode::SUCCESS;
     }
     if no_wait {
@@ -228,6 +257,19 @@ pub(super) fn taint(args: TaintArgs) -> ExitCode {
         )),
         Err(error) => failed(error),
     }
+}
+
+/// Whether another tier of the same root is there to take over.
+fn has_spare(store: &Sqlite, tainted: &Authority) -> Result<bool, StoreError> {
+    let now = SystemClock.wall();
+    let rows = store.authorities()?;
+    Ok(rows.iter().any(|row| {
+        row.kind == Kind::Tier
+            && row.state == State::Prepared
+            && row.tainted.is_none()
+            && row.not_after > now
+            && parent(row) == parent(tainted)
+    }))
 }
 
 /// Tells of each step as the control plane takes it. Whether the last one was.

@@ -1,11 +1,12 @@
 //! `postern ca root`: steps of a root's rotation at an operator's word. The control plane carries them out, for only it knows
-//! whether their gates are open.
+//! whether their gates are open. A root that comes by file is written to the store, and taken up from there.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use postern_ca::store::{Answer, Order, OrderVerb, Reason, Sqlite, StoreError};
+use postern_ca::authority::import_root;
+use postern_ca::store::{Answer, Order, OrderVerb, Reason, Sqlite, State, StoreError};
 use postern_svid::{Clock, SystemClock};
 use serde_json::json;
 
@@ -25,6 +26,16 @@ pub(super) enum Verb {
         #[command(flatten)]
         of: Of,
     },
+    /// Take the certificate of a root that is offline as the next one; it is published, and signs by tiers.
+    Import {
+        /// Its certificate, PEM.
+        #[arg(value_name = "FILE")]
+        file: std::path::PathBuf,
+        #[command(flatten)]
+        of: super::tier::Of,
+    },
+    /// Sign a tier's request, where the offline root is.
+    Sign(super::offline::SignArgs),
     /// Let the next root sign, once every sidecar knows it.
     Activate {
         #[command(flatten)]
@@ -65,6 +76,10 @@ pub(super) struct Force {
 
 pub(super) fn run(verb: Verb) -> ExitCode {
     let (verb, force, form, of) = match verb {
+        Verb::Sign(args) => return super::offline::sign(args),
+        Verb::Import { file, of } => {
+            return import(&file, &of).map_or_else(|code| code, |()| ExitCode::SUCCESS);
+        }
         Verb::Prepare { form, of } => (OrderVerb::Prepare, None, form, of),
         Verb::Activate { force, form, of } => (OrderVerb::Activate, force.reason, form, of),
         Verb::Remove { force, form, of } => (OrderVerb::Remove, force.reason, form, of),
@@ -92,6 +107,26 @@ pub(super) fn run(verb: Verb) -> ExitCode {
         )),
         Err(error) => failed(error),
     }
+}
+
+fn import(file: &std::path::Path, of: &super::tier::Of) -> Result<(), ExitCode> {
+    let super::tier::Opened { config, store, .. } = of.open()?;
+    let now = SystemClock.wall();
+    let (row, is_new) = import_root(&config.trust_domain, &store, file, now).map_err(failed)?;
+    let (label, state, sha256) = (&row.label, row.state.name(), row.sha256());
+    if of.json {
+        say(json!({"root": label, "rootSha256": sha256, "state": state, "created": is_new}));
+        return Ok(());
+    }
+    say(format_args!("{label}: {state}{}", if is_new { "" } else { ", as before" }));
+    say(format_args!("rootSha256     {sha256}"));
+    if row.state == State::Prepared {
+        say(
+            "A running control plane publishes it at once. It is activated when every sidecar knows it, and a tier that it has signed is here:",
+        );
+        say("  postern ca tier csr, postern ca root sign, postern ca tier import (docs/offline-root.md)");
+    }
+    Ok(())
 }
 
 /// `None` if nobody answered.

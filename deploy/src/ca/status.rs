@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use postern_ca::authority::parent;
+use postern_ca::authority::{Alarm, parent};
 use postern_ca::store::{Authority, Counts, Kind, Sqlite, State, Store, StoreError, Trust};
 use postern_svid::{Clock, SystemClock, TrustDomain};
 use serde_json::{Value, json};
@@ -117,16 +117,32 @@ fn print(stored: &Stored, told: &Result<Told, String>) {
         if root.state != State::Retired {
             say(format_args!("    rootSha256 {}", root.sha256()));
         }
-        let below = of_kind(Kind::Issuing).filter(|row| parent(row).as_ref() == Some(&root.key_id));
-        // What neither signs nor has a leaf is history.
-        let below = below.filter(|row| row.state != State::Retired || leaves.contains_key(&row.key_id));
-        for issuing in below {
-            let count = leaves.get(&issuing.key_id).copied().unwrap_or(0);
-            let at =
-                issuing.replica.as_ref().map(|name| format!(" at the replica {name}")).unwrap_or_default();
-            say(format_args!("    issuing CA {}{at}, {count} sidecars' certificates", line(issuing, *now)));
-            say(format_args!("      key id {}", postern_ca::hex(&issuing.key_id)));
+        print_issuing(stored, root, "    ");
+        let signed = |row: &&Authority| row.state != State::Requested;
+        let tiers = of_kind(Kind::Tier).filter(signed);
+        for tier in tiers.filter(|row| parent(row).as_ref() == Some(&root.key_id)) {
+            let is_over = !below(stored, tier).any(|row| leaves.contains_key(&row.key_id));
+            if tier.state == State::Retired && is_over {
+                continue;
+            }
+            let spare = if tier.state == State::Prepared { ", a spare or successor" } else { "" };
+            say(format_args!("    tier {}{spare}", line(tier, *now)));
+            say(format_args!("      key id {}", postern_ca::hex(&tier.key_id)));
+            print_issuing(stored, tier, "      ");
         }
+    }
+    for tier in of_kind(Kind::Tier).filter(|row| row.state == State::Requested) {
+        let since = span(now.duration_since(tier.since).unwrap_or_default());
+        say(format_args!(
+            "  tier {}  requested for {since}; postern ca tier csr writes the request again",
+            tier.label
+        ));
+    }
+    for alarm in Alarm::of(&trust.authorities, *now) {
+        say(format_args!("  NEEDED {}: {}", alarm.code, alarm.text));
+    }
+    if let Some(text) = without_spare(&trust.authorities) {
+        say(format_args!("  {text}"));
     }
     for one in &trust.revocations {
         let ends = one.ends.map(|ends| ends.duration_since(*now).unwrap_or_default());
@@ -143,12 +159,42 @@ fn print(stored: &Stored, told: &Result<Told, String>) {
     ));
 }
 
+/// The issuing CAs that a root or tier has signed, but for history: what neither signs nor has a leaf.
+fn below<'a>(stored: &'a Stored, parent_row: &'a Authority) -> impl Iterator<Item = &'a Authority> {
+    let rows = stored.trust.authorities.iter().filter(|row| row.kind == Kind::Issuing);
+    let rows = rows.filter(|row| parent(row).as_ref() == Some(&parent_row.key_id));
+    rows.filter(|row| row.state != State::Retired || stored.leaves.contains_key(&row.key_id))
+}
+
+fn print_issuing(stored: &Stored, parent_row: &Authority, indent: &str) {
+    for issuing in below(stored, parent_row) {
+        let count = stored.leaves.get(&issuing.key_id).copied().unwrap_or(0);
+        let at = issuing.replica.as_ref().map(|name| format!(" at the replica {name}")).unwrap_or_default();
+        say(format_args!(
+            "{indent}issuing CA {}{at}, {count} sidecars' certificates",
+            line(issuing, stored.now)
+        ));
+        say(format_args!("{indent}  key id {}", postern_ca::hex(&issuing.key_id)));
+    }
+}
+
+/// No alarm, but good to know before it is one.
+fn without_spare(rows: &[Authority]) -> Option<&'static str> {
+    let root = rows.iter().find(|row| row.kind == Kind::Root && row.state == State::Active)?;
+    let is_spare = |row: &Authority| row.kind == Kind::Tier && row.state == State::Prepared;
+    let signs = rows.iter().any(|row| row.kind == Kind::Tier && row.state == State::Active);
+    (root.is_offline && signs && !rows.iter().any(is_spare)).then_some(
+        "no spare tier is here: should the one that signs be tainted, what it has signed is refused only after a way to the offline root (docs/offline-root.md)",
+    )
+}
+
 fn line(row: &Authority, now: SystemTime) -> String {
     let left =
         row.not_after.duration_since(now).map_or_else(|_| "ended".to_owned(), |left| span(left) + " left");
     let tainted = if row.tainted.is_some() { ", TAINTED" } else { "" };
     let since = now.duration_since(row.since).unwrap_or_default();
-    format!("{}  {}{tainted} for {}, {left}", row.label, word(row), span(since))
+    let offline = if row.is_offline { "offline, " } else { "" };
+    format!("{}  {offline}{}{tainted} for {}, {left}", row.label, word(row), span(since))
 }
 
 fn print_told(told: &Told, newest: u64) {
@@ -201,10 +247,11 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
         .iter()
         .map(|row| {
             let mut value = json!({
-                "kind": if row.kind == Kind::Root { "root" } else { "issuing" },
+                "kind": row.kind.name(),
                 "label": row.label,
                 "keyId": postern_ca::hex(&row.key_id),
-                "root": parent(row).map(|id| postern_ca::hex(&id)),
+                "root": root_of(row, &trust.authorities).map(|id| postern_ca::hex(&id)),
+                "signedBy": parent(row).map(|id| postern_ca::hex(&id)),
                 "state": word(row),
                 "tainted": row.tainted.is_some(),
                 "secondsInState": now.duration_since(row.since).unwrap_or_default().as_secs(),
@@ -215,9 +262,14 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
             if row.kind == Kind::Root {
                 value["rootSha256"] = row.sha256().into();
                 value["bundleSequence"] = row.sequence.into();
+                value["offline"] = row.is_offline.into();
             }
             value
         })
+        .collect();
+    let needed: Vec<_> = Alarm::of(&trust.authorities, *now)
+        .into_iter()
+        .map(|alarm| json!({"code": alarm.code, "text": alarm.text}))
         .collect();
     let revocations: Vec<_> = trust
         .revocations
@@ -235,6 +287,7 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
         "trustDomain": trust_domain.as_str(),
         "bundleSequence": trust.sequence,
         "authorities": authorities,
+        "needed": needed,
         "revocations": revocations,
         "sidecars": sidecars,
         "steps": steps,
@@ -244,6 +297,14 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
         "openTokens": counts.open_tokens,
         "forks": counts.forked,
     }));
+}
+
+/// Key identifier of the root above.
+fn root_of(row: &Authority, rows: &[Authority]) -> Option<Vec<u8>> {
+    let above = parent(row)?;
+    let tier =
+        rows.iter().find(|one| one.kind == Kind::Tier && one.key_id == above && row.kind == Kind::Issuing);
+    tier.map_or(Some(above), parent)
 }
 
 /// Exit code 0: nobody is behind, 1: somebody is, or nobody could be asked.

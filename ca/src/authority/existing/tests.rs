@@ -201,9 +201,9 @@ fn names_that_would_come_out_differently_are_refused_and_no_input_panics() {
             let mut changed = der.clone();
             changed[at] = value;
             let _ = Signer::new(&CertificateDer::from(changed.clone()), KeyPair::generate().unwrap());
-            let _ = Fit::of(&td(), &CertificateDer::from(changed), start());
+            let _ = Fit::of(&td(), &CertificateDer::from(changed), 1, start());
         }
-        let _ = Fit::of(&td(), &CertificateDer::from(der[..at].to_vec()), start());
+        let _ = Fit::of(&td(), &CertificateDer::from(der[..at].to_vec()), 1, start());
     }
 }
 

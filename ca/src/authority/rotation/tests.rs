@@ -4,6 +4,7 @@ use postern_svid::{PeerSvid, Role, SpiffeId};
 
 use super::*;
 use crate::profile::ROOT_KEY;
+use crate::store::Kind;
 use crate::testing::{Ca, HOUR, Home, csr, id, key, peer};
 
 const MINUTE: Duration = Duration::from_secs(60);

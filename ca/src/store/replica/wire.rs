@@ -84,7 +84,7 @@ struct WireJwtKey {
 
 pub(super) fn encode(document: &Document, trust_domain: &str) -> Vec<u8> {
     let authorities = document.authorities.iter().map(|Held { row, reason, tainted_for }| WireAuthority {
-        kind: if row.kind == Kind::Root { "root" } else { "issuing" }.to_owned(),
+        kind: row.kind.name().to_owned(),
         state: row.state.name().to_owned(),
         label: row.label.clone(),
         key_id: Bytes(row.key_id.clone()),
@@ -175,6 +175,8 @@ impl TryFrom<WireAuthority> for Held {
             sequence: wire.sequence,
             tainted: wire.tainted_ms.map(at),
             replica: wire.replica,
+            // Replicas share no offline root.
+            is_offline: false,
         };
         let tainted_for = wire.tainted_for.map(|text| reason(&text)).transpose()?;
         // It goes into the ledger, whose texts are printable.

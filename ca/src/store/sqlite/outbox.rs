@@ -242,12 +242,17 @@ fn naming(draft: Draft, entry: &Revoked) -> Draft {
 pub(super) fn authority(row: &store::Authority) -> Draft {
     let kind = match row.kind {
         store::Kind::Root => Kind::Root,
+        store::Kind::Tier => Kind::Tier,
         store::Kind::Issuing => Kind::Issuing,
     };
-    Draft::new(kind)
+    let draft = Draft::new(kind)
         .text(Field::Label, &row.label)
         .text(Field::State, row.state.name())
-        .bytes(Field::Key, &row.key_id)
+        .bytes(Field::Key, &row.key_id);
+    if row.state == store::State::Requested {
+        return draft;
+    }
+    draft
         .time(Field::NotBefore, row.not_before)
         .time(Field::NotAfter, row.not_after)
         .bytes(Field::Certificate, &row.certificate)

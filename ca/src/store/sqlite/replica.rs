@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use postern_svid::Revoked;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::rows::{self, kind_text, ms, number};
+use super::rows::{self, ms, number};
 use super::{Sqlite, StoreError, jwt, order, outbox, schema, trust};
 use crate::store::replica::{Document, Held};
 use crate::store::{
@@ -247,7 +247,7 @@ impl Copy<'_> {
              (kind, state, label, key_id, certificate, not_before, not_after, record, since, sequence, replica)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
-                kind_text(row.kind),
+                row.kind.name(),
                 row.state.name(),
                 row.label,
                 row.key_id,

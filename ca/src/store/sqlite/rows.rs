@@ -13,13 +13,14 @@ use crate::token::{Bound, TokenHash, TokenRecord};
 
 pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Authority>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT kind, state, label, key_id, certificate, not_before, not_after, since, sequence, tainted, replica
+        "SELECT kind, state, label, key_id, certificate, not_before, not_after, since, sequence, tainted, replica, offline
          FROM authority ORDER BY number",
     )?;
     let rows = statement.query_map([], |row| {
-        let state: String = row.get(1)?;
+        let (kind, state): (String, String) = (row.get(0)?, row.get(1)?);
+        let kind = Kind::ALL.into_iter().find(|one| one.name() == kind);
         Ok(Authority {
-            kind: if row.get::<_, String>(0)? == "root" { Kind::Root } else { Kind::Issuing },
+            kind: kind.ok_or_else(|| invalid(0, "an unknown kind"))?,
             state: state_of(&state).ok_or_else(|| invalid(1, "an unknown state"))?,
             label: row.get(2)?,
             key_id: row.get(3)?,
@@ -30,6 +31,7 @@ pub(super) fn authorities(connection: &Connection, path: &Path) -> Result<Vec<Au
             sequence: row.get::<_, i64>(8)?.unsigned_abs(),
             tainted: row.get::<_, Option<i64>>(9)?.map(from_ms),
             replica: row.get(10)?,
+            is_offline: row.get(11)?,
         })
     })?;
     rows.collect::<Result<_, _>>().map_err(|error| StoreError::Damaged(path.to_owned(), error.to_string()))
@@ -42,12 +44,16 @@ pub(super) fn change_authorities(
     let sequence = if change.publishes { trust::raise_sequence(connection)? } else { 0 };
     for new in &change.add {
         let record = outbox::append(connection, change.at, outbox::authority(new))?;
-        connection.execute(
+        // A tier's certificate comes days after its key was made.
+        let added = connection.execute(
             "INSERT INTO authority
-             (kind, state, label, key_id, certificate, not_before, not_after, record, since, sequence)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             (kind, state, label, key_id, certificate, not_before, not_after, record, since, sequence, offline)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+             ON CONFLICT DO UPDATE SET state = ?2, key_id = ?4, certificate = ?5, not_before = ?6, not_after = ?7,
+                 record = ?8, since = ?9
+             WHERE label = ?3 AND kind = ?1 AND state = 'requested'",
             params![
-                kind_text(new.kind),
+                new.kind.name(),
                 new.state.name(),
                 new.label,
                 new.key_id,
@@ -57,8 +63,12 @@ pub(super) fn change_authorities(
                 number(record),
                 ms(change.at),
                 number(if new.state.is_trusted() { sequence } else { 0 }),
+                new.is_offline,
             ],
         )?;
+        if added != 1 {
+            return Err(StoreError::Conflict("a CA of this name or key is there already"));
+        }
         journal(connection, change, &new.label, new.state)?;
     }
     for (label, state) in &change.set {
@@ -392,13 +402,6 @@ fn journal(
         params![ms(change.at), label, state.name(), change.reason],
     )?;
     Ok(())
-}
-
-pub(super) fn kind_text(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Root => "root",
-        Kind::Issuing => "issuing",
-    }
 }
 
 /// The state of this word.

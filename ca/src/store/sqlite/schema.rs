@@ -9,7 +9,7 @@ use super::{StoreError, federation, jwt};
 
 /// "Post" in ASCII, so that `file` and we tell this database from others.
 const APPLICATION: i64 = 0x506f_7374;
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 /// Times are milliseconds since 1970.
 const SCHEMA: &str = "
@@ -141,6 +141,32 @@ ALTER TABLE authority ADD COLUMN replica TEXT;
 ALTER TABLE request ADD COLUMN edit TEXT;
 ";
 
+/// What version 7 added: tiers between a root that is offline and the issuing CAs.
+const TIER: &str = "
+CREATE TABLE authority_of_7 (
+    number      INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('root', 'tier', 'issuing')),
+    state       TEXT NOT NULL
+                CHECK (state IN ('requested', 'prepared', 'published', 'active', 'draining', 'retired')),
+    label       TEXT NOT NULL UNIQUE,
+    key_id      BLOB NOT NULL UNIQUE,
+    certificate BLOB NOT NULL,
+    not_before  INTEGER NOT NULL,
+    not_after   INTEGER NOT NULL,
+    record      INTEGER,
+    since       INTEGER NOT NULL,
+    sequence    INTEGER NOT NULL,
+    tainted     INTEGER,
+    replica     TEXT,
+    offline     INTEGER NOT NULL DEFAULT 0 CHECK (offline IN (0, 1))
+) STRICT;
+INSERT INTO authority_of_7
+    SELECT number, kind, state, label, key_id, certificate, not_before, not_after, record, since, sequence, tainted, replica, 0
+    FROM authority;
+DROP TABLE authority;
+ALTER TABLE authority_of_7 RENAME TO authority;
+";
+
 /// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
 pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
     let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
@@ -238,8 +264,11 @@ fn create(connection: &Connection, td: &TrustDomain) -> Result<(), StoreError> {
     if version < 5 {
         connection.execute_batch(federation::TABLE)?;
     }
-    if version < VERSION {
+    if version < 6 {
         connection.execute_batch(REPLICAS)?;
+    }
+    if version < VERSION {
+        connection.execute_batch(TIER)?;
         connection.pragma_update(None, "user_version", VERSION)?;
     }
     connection.execute_batch("COMMIT")?;

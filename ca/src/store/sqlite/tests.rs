@@ -37,6 +37,7 @@ fn root(label: &str) -> Authority {
         sequence: 0,
         tainted: None,
         replica: None,
+        is_offline: false,
     }
 }
 
