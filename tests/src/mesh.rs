@@ -165,6 +165,24 @@ impl Mesh {
         }
     }
 
+    /// Another replica of the control plane, configured as the first one but for its name, its state and its address; `at` is from 0
+    /// on. It is not started.
+    pub fn replica(&self, at: usize, name: &str) -> ControlPlane {
+        let (root, address) = (self.directory.path(), self.block.address(10 + at));
+        private(&root.join(name));
+        let text = fs::read_to_string(self.control.config()).expect("the plan wrote it");
+        let other = |line: &str| match line.split_once(": ") {
+            Some(("stateDir", _)) => format!("stateDir: {}", root.join(name).display()),
+            Some(("replica", _)) => format!("replica: {name}"),
+            _ => line.replace(&format!("\"{}:", self.control.address), &format!("\"{address}:")),
+        };
+        let text: Vec<_> = text.lines().map(other).collect();
+        let config = root.join(format!("{name}.yaml"));
+        fs::write(&config, text.join("\n") + "\n").expect("the directory is ours");
+        let (state, log) = (root.join(name), root.join(format!("{name}.log")));
+        ControlPlane { address, config, state, log, process: Mutex::new(None) }
+    }
+
     fn running(&self) -> impl Iterator<Item = &Sidecar> {
         self.sidecars.iter().filter(|sidecar| sidecar.is_running())
     }
@@ -206,6 +224,18 @@ impl ControlPlane {
     /// Its state directory.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// Everything it has logged, over all its lives.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> Metrics {
+        let (status, page) = self.page("/metrics").expect("the health listener answers");
+        assert_eq!(status, 200, "{page}");
+        Metrics::parse(&page)
     }
 
     /// Its address; identity API on port 24150.

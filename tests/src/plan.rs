@@ -21,6 +21,7 @@ pub struct Plan {
     pub(crate) without_services: bool,
     pub(crate) control: String,
     pub(crate) trust_domain: String,
+    pub(crate) replicas: usize,
 }
 
 /// A sidecar to be, and what its workload serves.
@@ -77,6 +78,7 @@ impl Plan {
             without_services: false,
             control: String::new(),
             trust_domain: TRUST_DOMAIN.to_owned(),
+            replicas: 0,
         }
     }
 
@@ -139,6 +141,17 @@ impl Plan {
     /// The address of the control plane.
     pub fn control_address(&self) -> IpAddr {
         self.block.address(0)
+    }
+
+    /// Sidecars know so many more addresses of the control plane: those of [`Mesh::replica`].
+    pub fn replicas(&mut self, more: usize) -> &mut Self {
+        self.replicas = more;
+        self
+    }
+
+    /// The address of a replica of the control plane beside the first one, from 0 on.
+    pub(crate) fn replica_address(&self, at: usize) -> IpAddr {
+        self.block.address(10 + at)
     }
 
     /// A line more of the control plane's configuration.
@@ -220,15 +233,22 @@ impl Plan {
                 format!("{{port: {}, protocol: {}{upgrades}{paths}}}", port.workload, port.protocol)
             })
             .collect();
+        let replicas: Vec<_> =
+            (0..self.replicas).map(|at| format!("\"{}:24150\"", self.replica_address(at))).collect();
         let mut text = format!(
             "identity: spiffe://{domain}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
-             address: {control}:24150\n  spiffeId: spiffe://{domain}/postern/control\n  \
+             address: {control}:24150\n{replicas}  spiffeId: spiffe://{domain}/postern/control\n  \
              trustBundle: {bundle}\n  joinToken: {token}\n\
              workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
              inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
              health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}{admin_port}}}\ndocuments: {documents}\n\
              workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
             domain = self.trust_domain,
+            replicas = if self.replicas == 0 {
+                String::new()
+            } else {
+                format!("  replicas: [{}]\n", replicas.join(", "))
+            },
             inbound = sidecar.inbound,
             state = directory.join(name).display(),
             control = self.block.address(0),

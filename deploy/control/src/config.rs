@@ -5,6 +5,7 @@ mod federation;
 mod jwt;
 mod keys;
 mod replica;
+mod store;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub use attestation::{Attestation, Roots, TokenIssuer};
 pub use federation::{BundleEndpoint, ClientProfile, Federation, Foreign, ServerProfile};
 pub use jwt::Jwt;
 pub use keys::Keys;
+pub use postern_ca_etcd::Config as Etcd;
 
 /// Where the health endpoint listens unless told otherwise.
 const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 24191);
@@ -52,6 +54,8 @@ pub struct Config {
     pub keys: Keys,
     /// The name of this replica, where several share one trust.
     pub replica: Option<String>,
+    /// Where replicas share what they share; without it the control plane is one process.
+    pub store: Option<Etcd>,
     /// Life of a leaf.
     pub ttl: Duration,
     /// Whether and how JWT-SVIDs are issued.
@@ -116,6 +120,7 @@ impl Config {
             mesh_admin: MESH_ADMIN.into(),
             keys: Keys::default(),
             replica: None,
+            store: None,
             ttl: TTL,
             jwt: None,
             federation: Federation::default(),
@@ -181,6 +186,7 @@ impl Config {
         let keys = Keys::of(raw.keys, file, &mut found);
         let replica = replica::of(raw.replica, &keys, file, &mut found);
         let td = trust_domain.as_ref().ok();
+        let store = store::of(raw.store, td, replica.is_some(), file, &mut found);
         let attestation =
             attestation::check(file, &raw.attestation, raw.registrations.as_ref(), td, &mut found);
         match (trust_domain, listen, health, mesh_admin) {
@@ -193,6 +199,7 @@ impl Config {
                 mesh_admin,
                 keys,
                 replica,
+                store,
                 ttl,
                 jwt,
                 federation,
@@ -218,6 +225,11 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), String> {
         if !is_loopback(self.mesh_admin) {
             return Err(NOT_LOOPBACK.to_owned());
+        }
+        if self.store.is_some() {
+            return Err(
+                "store: this version runs as one process, which shares nothing; leave it out".to_owned()
+            );
         }
         match refuse_ttl(self.ttl, self.test) {
             Some(message) => Err(message),
@@ -260,6 +272,7 @@ struct Raw {
     mesh_admin: Option<Listener>,
     keys: Option<keys::Raw>,
     replica: Option<Spanned<String>>,
+    store: Option<store::Raw>,
     svid: Option<Svid>,
     jwt: Option<jwt::Raw>,
     federation: Option<federation::Raw>,

@@ -28,8 +28,8 @@ mod upkeep;
 
 pub use app::{Running, StartError, main, run, start, start_sharing, start_with};
 pub use config::{
-    Attestation, BundleEndpoint, ClientProfile, Config, ConfigError, Federation, Foreign, Jwt, Keys, Log,
-    LogFormat, LogLevel, Roots, ServerProfile, TokenIssuer,
+    Attestation, BundleEndpoint, ClientProfile, Config, ConfigError, Etcd, Federation, Foreign, Jwt, Keys,
+    Log, LogFormat, LogLevel, Roots, ServerProfile, TokenIssuer,
 };
 pub use init::{Initialized, init};
 pub use lock::{Lock, LockError};
