@@ -17,6 +17,7 @@ use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
 use postern_ca::store::shared::Shared;
 use postern_ca::store::{Authority as Row, ControlStore, Kind, ReplicaKeys, Replicated, Sqlite, StoreError};
+use postern_ca_etcd::Etcd;
 use postern_svid::{Clock, SystemClock};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -396,6 +397,13 @@ impl Core {
         let (directory, td) = (&config.state_dir, &config.trust_domain);
         let (ledger, now) = (metrics.clone(), clock.wall());
         let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), ledger, SEGMENT, now)?;
+        let shared = match (shared, &config.store) {
+            (None, Some(etcd)) => {
+                let etcd = Etcd::new(etcd.clone(), td, &mut registry).map_err(StoreError::Shared)?;
+                Some(Arc::new(etcd) as Arc<dyn Shared>)
+            }
+            (shared, _) => shared,
+        };
         let (store, keys): (Arc<dyn ControlStore>, _) = match (shared, &config.replica) {
             (None, _) => (Arc::new(store), keys),
             (Some(_), None) => return Err(StartError::Config(NAMELESS.to_owned())),

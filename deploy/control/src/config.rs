@@ -184,9 +184,10 @@ impl Config {
             found.push(yaml::at(file, &raw.state_dir, "stateDir: name a directory"));
         }
         let keys = Keys::of(raw.keys, file, &mut found);
-        let replica = replica::of(raw.replica, &keys, file, &mut found);
         let td = trust_domain.as_ref().ok();
-        let store = store::of(raw.store, td, replica.is_some(), file, &mut found);
+        let is_replica = raw.replica.is_some();
+        let replica = replica::of(raw.replica, raw.store.is_some(), &keys, file, &mut found);
+        let store = store::of(raw.store, td, is_replica, file, &mut found);
         let attestation =
             attestation::check(file, &raw.attestation, raw.registrations.as_ref(), td, &mut found);
         match (trust_domain, listen, health, mesh_admin) {
@@ -225,11 +226,6 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), String> {
         if !is_loopback(self.mesh_admin) {
             return Err(NOT_LOOPBACK.to_owned());
-        }
-        if self.store.is_some() {
-            return Err(
-                "store: this version runs as one process, which shares nothing; leave it out".to_owned()
-            );
         }
         match refuse_ttl(self.ttl, self.test) {
             Some(message) => Err(message),

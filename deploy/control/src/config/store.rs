@@ -37,10 +37,17 @@ struct RawTls {
 pub(super) fn of(
     raw: Option<Raw>,
     td: Option<&TrustDomain>,
+    is_replica: bool,
     file: &SourceFile,
     found: &mut Diagnostics,
 ) -> Option<Etcd> {
-    let etcd = raw?.etcd.value;
+    let etcd = raw?.etcd;
+    if !is_replica {
+        let message = "store.etcd: `replica` is missing: which one among those that share it is this?";
+        found
+            .push(yaml::at(file, &etcd, message).with_help("write replica: control-1, another name at each"));
+    }
+    let etcd = etcd.value;
     let mut endpoints = Vec::new();
     let mut names = BTreeSet::new();
     for written in &etcd.endpoints.value {
@@ -136,8 +143,10 @@ mod tests {
     use super::*;
 
     fn parse(store: &str) -> Result<Option<Etcd>, String> {
-        let text =
-            format!("trustDomain: td\nstateDir: s\nlisten: {{address: \"[::1]:1\"}}\nstore: {store}\n");
+        let text = format!(
+            "trustDomain: td\nstateDir: s\nlisten: {{address: \"[::1]:1\"}}\nstore: {store}\n\
+             replica: control-1\nkeys: {{seal: {{keyFile: k}}}}\n"
+        );
         let file = SourceFile { name: "control.yaml".to_owned(), text: text.into_bytes() };
         Config::parse(&file).map(|config| config.store).map_err(|found| found.to_string())
     }
@@ -157,11 +166,25 @@ mod tests {
         assert_eq!(etcd.user, Some(user));
         let least = parse("{etcd: {endpoints: [\"http://127.0.0.1:2379\"]}}").unwrap().unwrap();
         assert_eq!((least.prefix.as_str(), least.tls, least.user), ("/postern/td", None, None));
-        let file = SourceFile {
-            name: "control.yaml".to_owned(),
-            text: b"trustDomain: td\nstateDir: s\nlisten: {address: \"[::1]:1\"}\n".to_vec(),
-        };
-        assert_eq!(Config::parse(&file).unwrap().store, None);
+    }
+
+    #[test]
+    fn a_store_and_a_replica_s_name_go_together() {
+        for (with, place, says) in [
+            (
+                "store: {etcd: {endpoints: [\"http://[::1]:2379\"]}}",
+                "control.yaml:4:",
+                "`replica` is missing",
+            ),
+            ("replica: control-1", "control.yaml:4:", "`store` is missing"),
+        ] {
+            let text = format!(
+                "trustDomain: td\nstateDir: s\nlisten: {{address: \"[::1]:1\"}}\n{with}\nkeys: {{seal: {{keyFile: k}}}}\n"
+            );
+            let file = SourceFile { name: "control.yaml".to_owned(), text: text.into_bytes() };
+            let error = Config::parse(&file).unwrap_err().to_string();
+            assert!(error.contains(place) && error.contains(says), "{error}");
+        }
     }
 
     #[test]
