@@ -268,8 +268,12 @@ impl Mesh {
     }
 
     pub(crate) fn replica(&self, name: &str) -> Replica {
-        let store = self.store(name).unwrap();
-        let keys: Arc<dyn KeyStore> = Arc::new(ReplicaKeys::new(self.keys(name), self.shared.clone()));
+        self.replica_at(name, name)
+    }
+
+    pub(crate) fn replica_at(&self, name: &str, place: &str) -> Replica {
+        let store = self.store_at(name, place).unwrap();
+        let keys: Arc<dyn KeyStore> = Arc::new(ReplicaKeys::new(self.keys(place), self.shared.clone()));
         let clock = Arc::new(self.clock.clone());
         let lives = Lives::with_leaf(HOUR);
         let authority = Authority::open(td(), store.clone(), keys.clone(), clock.clone(), lives).unwrap();

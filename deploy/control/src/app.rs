@@ -210,6 +210,7 @@ pub async fn start_sharing(
         store: store.clone(),
         holders: core.holders.clone(),
         bundle: told,
+        health: health.clone(),
         clock: clock.clone(),
         ttl: config.ttl,
     };

@@ -46,6 +46,8 @@ struct Last {
     /// The own certificate is due and its renewal has failed.
     own_overdue: bool,
     stopping: bool,
+    /// What replicas share cannot be followed.
+    frozen: bool,
     /// What a person should know although requests are served.
     degraded: Vec<&'static str>,
     /// What only an operator can bring.
@@ -108,6 +110,11 @@ impl Health {
         self.last.lock().needed = codes;
     }
 
+    /// Whether the shared store is away, or not to be believed: issuing goes on, and the trust bundle stays as it is.
+    pub(crate) fn frozen(&self, frozen: bool) {
+        self.last.lock().frozen = frozen;
+    }
+
     /// From now on nobody new should come.
     pub(crate) fn stopping(&self) {
         self.last.lock().stopping = true;
@@ -115,7 +122,8 @@ impl Health {
 
     fn degraded_by(&self) -> Vec<&'static str> {
         let last = self.last.lock();
-        last.degraded.iter().chain(&last.needed).copied().collect()
+        let frozen = last.frozen.then_some("shared_store");
+        last.degraded.iter().chain(&last.needed).copied().chain(frozen).collect()
     }
 
     /// Codes of what stands in the way of being ready.

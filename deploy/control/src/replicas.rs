@@ -10,6 +10,7 @@ use postern_ca::store::{ControlStore, Replicated, Standing, StoreError};
 use postern_svid::{Bundle, Clock};
 use tokio::sync::watch;
 
+use crate::health::Health;
 use crate::task::{self, Tasks};
 
 /// One wait for changes, at most: whoever stops waits for its end.
@@ -26,6 +27,7 @@ pub(crate) struct Replicas {
     pub(crate) store: Arc<dyn ControlStore>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
+    pub(crate) health: Arc<Health>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ttl: Duration,
 }
@@ -71,6 +73,7 @@ impl Replicas {
 
     fn tell(&self, now: SystemTime) -> Result<(), StoreError> {
         let Some(replicas) = self.store.replicas() else { return Ok(()) };
+        self.health.frozen(replicas.trouble().is_some());
         let bundle = self.bundle.borrow().clone();
         replicas.report(&Standing {
             bundle_sequence: bundle.sequence(),

@@ -1,10 +1,14 @@
 //! Replicas on one shared store in memory, on a clock that is moved by hand.
 
+mod apart;
+
+use postern_svid::Revoked;
+
 use super::*;
 use crate::authority::{Mode, Turn};
 use crate::issue::IssueError;
 use crate::lineage::Refusal;
-use crate::store::State;
+use crate::store::{JwtStore as _, Reason, Revocation, State};
 use crate::testing::{HOUR, Mesh, Replica, id, key, peer, td};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -22,6 +26,10 @@ fn deny(name: &str) -> Revocation {
 fn bundle(replica: &Replica) -> (u64, Vec<u8>, usize) {
     let bundle = replica.authority.bundle();
     (bundle.sequence(), bundle.digest().to_vec(), bundle.revocations().len())
+}
+
+fn mesh_lease() -> Duration {
+    lead::TTL + Duration::from_secs(1)
 }
 
 #[test]
@@ -77,81 +85,6 @@ fn an_edit_at_one_is_in_force_at_the_other() {
     assert_eq!(bundle(&a).2, 0);
     // Nothing changes by being read again.
     assert!(!a.store.follow(Duration::ZERO).unwrap() && !b.store.follow(Duration::ZERO).unwrap());
-}
-
-#[test]
-fn a_leader_past_its_lease_writes_nothing() {
-    let mesh = Mesh::new();
-    let (a, b) = mesh.two();
-    assert!(b.store.leads() && !a.store.leads());
-    // Stopped: its clock goes on, and it does nothing. The other waits for the end of the lease.
-    mesh.clock.advance(lead::TTL + Duration::from_secs(1));
-    a.store.revoke(deny("thief")).unwrap();
-    let (sequence, shared) = (a.store.bundle_sequence().unwrap(), mesh.shared.read(STATE).unwrap());
-    // Resumed in the middle of a step that it had begun as the leader.
-    let refused = b.store.revoke(deny("rogue"));
-    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
-    assert_eq!(mesh.shared.read(STATE).unwrap(), shared);
-    assert_eq!(b.store.metrics.fenced.get(), 1);
-    assert!(!b.store.leads());
-    // It takes up what the other has done, and may ask again.
-    b.follow();
-    assert_eq!(b.store.bundle_sequence().unwrap(), sequence);
-    a.store.resign();
-    assert_eq!(b.store.revoke(deny("rogue")).unwrap(), sequence + 1);
-}
-
-#[test]
-fn without_the_shared_store_issuing_goes_on_and_the_bundle_is_frozen() {
-    let mesh = Mesh::new();
-    let (a, b) = mesh.two();
-    let (orders, token) = (id("orders"), a.token(&id("late")));
-    let mut svid = a.joined(&orders);
-    let before = bundle(&a);
-    mesh.shared.set_away(true);
-    assert!(a.store.follow(Duration::ZERO).is_err() && a.store.trouble().is_some());
-    a.authority.follow().unwrap();
-    svid = peer(&a.renew(&svid, &key()).unwrap());
-    a.issuer.self_test().unwrap();
-    // A token cannot be spent: nobody could tell whether it is.
-    let refused = a.join(&id("late"), &token, &key()).unwrap_err();
-    assert!(matches!(refused, IssueError::Store(StoreError::Shared(_))), "{refused}");
-    assert_eq!(tonic::Status::from(refused).code(), tonic::Code::Unavailable);
-    assert!(matches!(b.store.revoke(deny("thief")), Err(StoreError::Shared(_))));
-    assert_eq!(bundle(&a), before);
-    // A start as well, from the copy.
-    drop(a);
-    let a = mesh.replica("a");
-    assert_eq!(bundle(&a), before);
-    svid = peer(&a.renew(&svid, &key()).unwrap());
-    // A replica that has no copy says so.
-    let new = mesh.store("c").err().unwrap();
-    assert!(matches!(new, StoreError::Shared(SharedError::Unavailable(_))), "{new}");
-    drop(svid);
-    // A prepared issuing CA becomes active by itself.
-    mesh.shared.set_away(false);
-    mesh.clock.advance(3 * DAY + 13 * HOUR);
-    assert_eq!(a.authority.maintain().unwrap(), Some(Turn::Prepared));
-    mesh.shared.set_away(true);
-    let first = a.authority.active().key_id().to_vec();
-    mesh.clock.advance(DAY + 6 * HOUR);
-    assert_eq!(a.authority.maintain().unwrap(), Some(Turn::Activated));
-    assert_ne!(a.authority.active().key_id(), first);
-    let state = |replica: &Replica, key_id: &[u8]| {
-        let rows = replica.store.authorities().unwrap();
-        rows.into_iter().find(|row| row.key_id == key_id).map(|row| row.state)
-    };
-    assert_eq!(state(&b, &first), Some(State::Active), "nobody could be told");
-    mesh.shared.set_away(false);
-    a.follow();
-    b.follow();
-    assert_eq!(state(&b, &first), Some(State::Retired));
-    assert_eq!(state(&b, a.authority.active().key_id()), Some(State::Active));
-    b.renew(&a.joined(&orders), &key()).unwrap();
-}
-
-fn mesh_lease() -> Duration {
-    lead::TTL + Duration::from_secs(1)
 }
 
 #[test]
@@ -341,184 +274,54 @@ fn a_root_follows_when_the_sidecars_of_all_replicas_know_it() {
 }
 
 #[test]
-fn a_store_put_back_to_an_older_state_is_not_believed() {
+fn keys_of_jwt_svids_are_those_of_all() {
+    use crate::jwt::{JwtAuthority, JwtLives, JwtRequest, JwtTurn};
     let mesh = Mesh::new();
     let (a, b) = mesh.two();
-    let old = mesh.shared.snapshot();
-    b.store.revoke(deny("thief")).unwrap();
-    a.follow();
-    b.follow();
-    let before = bundle(&a);
-    mesh.shared.put_back(&old);
-    for replica in [&a, &b] {
-        let refused = replica.store.follow(Duration::ZERO).unwrap_err();
-        assert!(matches!(refused, StoreError::SharedRolledBack { .. }), "{refused}");
-        assert!(refused.to_string().contains("postern ca replicas put-back"));
-        assert_eq!(bundle(replica), before);
-    }
-    mesh.clock.advance(mesh_lease());
-    b.store.tend(Duration::ZERO).unwrap_or_default();
-    let refused = a.store.revoke(deny("rogue")).unwrap_err();
-    assert!(matches!(refused, StoreError::SharedRolledBack { .. } | StoreError::Fenced(_)), "{refused}");
-    // A restart does not make it forget, nor go without.
-    drop(a);
-    let a = mesh.replica("a");
-    assert_eq!(bundle(&a), before);
-    b.store.resign();
-    let sequence = a.store.carry_out(Edit::PutBack).unwrap().sequence.unwrap();
-    assert!(sequence > before.0);
-    a.follow();
-    b.follow();
-    assert_eq!(bundle(&a), bundle(&b));
-    assert_eq!((bundle(&a).0, bundle(&a).2), (sequence, 1));
-}
-
-#[test]
-fn a_ca_that_was_alone_becomes_that_of_all() {
-    let mesh = Mesh::new();
-    let (root, svid) = {
-        let keys = mesh.keys("a");
-        let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
-        let now = mesh.clock.wall();
-        let store =
-            Sqlite::open_with_ledger(&mesh.path("a"), &td(), keys.as_ref(), metrics, 1 << 20, now).unwrap();
-        let store = Arc::new(store);
+    let jwt = |replica: &Replica| {
         let clock = Arc::new(mesh.clock.clone());
-        let lives = crate::authority::Lives::with_leaf(HOUR);
-        let alone = crate::authority::Authority::open(td(), store.clone(), keys, clock, lives).unwrap();
-        store.revoke(deny("thief")).unwrap();
-        (alone.root(), alone.active().key_id().to_vec())
-    };
-    let (a, b) = mesh.two();
-    assert_eq!((a.authority.root(), a.authority.active().key_id()), (root.clone(), svid.as_slice()));
-    assert_eq!(b.authority.root(), root);
-    assert_eq!(bundle(&a), bundle(&b));
-    assert_eq!(bundle(&b).2, 1);
-    // Another CA is not mixed with it.
-    let other = Mesh::new();
-    drop(other.replica("x"));
-    let mixed = {
-        let keys = other.keys("x");
+        let lives = JwtLives::with_token(Duration::from_secs(300), false);
         let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
-        let (path, now) = (other.path("x"), other.clock.wall());
-        let local =
-            Sqlite::open_with_ledger(&path, &td(), keys.as_ref(), metrics.clone(), 1 << 20, now).unwrap();
-        let clock = Arc::new(mesh.clock.clone());
-        Replicated::open("x", Arc::new(local), mesh.shared, keys, td(), clock, metrics).err().unwrap()
+        let (authority, store, keys) =
+            (replica.authority.clone(), replica.store.clone(), replica.keys.clone());
+        JwtAuthority::open(authority, store, keys, clock, lives, None, metrics).unwrap()
     };
-    assert!(matches!(mixed, StoreError::OtherCa(_) | StoreError::SharedRolledBack { .. }), "{mixed}");
-}
-
-#[test]
-fn each_replica_has_a_name_and_a_place_of_its_own() {
-    let mesh = Mesh::new();
-    let (a, b) = mesh.two();
-    let live = [];
-    let said =
-        Standing { bundle_sequence: 1, bundle_digest: String::new(), leaf: HOUR, holders: &[], live: &live };
-    a.store.report(&said).unwrap();
-    // Another process under its name, with a directory of its own.
-    let twin = mesh.store_at("a", "twin").err().unwrap();
-    assert!(matches!(&twin, StoreError::SameName(name, _) if name == "a"), "{twin}");
-    // Its directory lost, it comes back after a while, and its old issuing CA signs no more.
-    mesh.clock.advance(STALE + Duration::from_secs(1));
-    let again = mesh.store_at("a", "twin").unwrap();
-    let rows = again.authorities().unwrap();
-    let old = rows.iter().find(|row| row.key_id == a.authority.active().key_id()).unwrap();
-    assert_eq!((old.state, old.replica.as_deref()), (State::Retired, None));
-    // A directory that is another replica's.
-    drop(b);
-    let wrong = mesh.store_at("c", "b").err().unwrap();
-    assert!(matches!(wrong, StoreError::OtherReplica { .. }), "{wrong}");
-    for bad in ["", "A", "a_b", "a/b", &"a".repeat(64)] {
-        assert!(!is_replica_name(bad), "{bad}");
-    }
-    assert!(is_replica_name("control-0"));
-}
-
-#[test]
-fn what_is_written_comes_back_and_what_is_damaged_is_refused() {
-    let mesh = Mesh::new();
-    let (a, b) = mesh.two();
-    b.store.revoke(deny("thief")).unwrap();
+    let at_b = jwt(&b);
     a.follow();
-    let entry = mesh.shared.read(STATE).unwrap().entries.remove(0);
-    let document = Document::decode(&entry.value, "demo.postern").unwrap();
-    assert_eq!(document.encode("demo.postern"), entry.value);
-    assert!(Document::decode(&entry.value, "other").unwrap_err().contains("name another prefix"));
-    let text = String::from_utf8(entry.value).unwrap();
-    for (from, to) in [
-        ("\"format\":1", "\"format\":2"),
-        ("\"issuing\"", "\"leaf\""),
-        ("\"root-", "\"../root-"),
-        ("\"active\"", "\"asleep\""),
-        ("a test", "a\\ntest"),
-        ("\"kind\":\"id\"", "\"kind\":\"name\""),
-        ("}", ""),
-    ] {
-        assert!(text.contains(from), "{from}");
-        assert!(Document::decode(text.replace(from, to).as_bytes(), "demo.postern").is_err(), "{to}");
+    let at_a = jwt(&a);
+    let signs = |replica: &Replica, jwt: &JwtAuthority| {
+        let svid = replica.joined(&id("orders"));
+        let audience = ["somebody".to_owned()];
+        let request = JwtRequest { peer: &svid, id: svid.id().as_str(), audience: &audience, ttl_seconds: 0 };
+        let token = jwt.issue(request).unwrap().token;
+        for verifier in [&a, &b] {
+            let now = mesh.clock.wall();
+            postern_svid::jwt::verify(&token, &audience[0], &verifier.authority.bundles(), now).unwrap();
+        }
+    };
+    signs(&a, &at_a);
+    signs(&b, &at_b);
+    // One of them turns the keys, and both sign with the new one.
+    let first = b.store.jwt_keys().unwrap()[0].label.clone();
+    for wanted in [JwtTurn::Prepared, JwtTurn::Activated] {
+        mesh.clock.advance(9 * HOUR);
+        b.store.tend(Duration::ZERO).unwrap_or_default();
+        b.store.tend(Duration::ZERO).unwrap();
+        assert_eq!(at_a.maintain().unwrap(), None, "it does not lead");
+        let mut turned = None;
+        while turned.is_none() {
+            mesh.clock.advance(HOUR / 2);
+            b.store.tend(Duration::ZERO).unwrap();
+            b.store.tend(Duration::ZERO).unwrap();
+            turned = at_b.maintain().unwrap();
+        }
+        assert_eq!(turned, Some(wanted));
+        a.follow();
+        assert_eq!(at_a.maintain().unwrap(), None);
     }
-    assert!(Document::decode(b"", "demo.postern").is_err());
-    // What damaged it is not followed, and issuing goes on.
-    let damaged = Change::put(STATE, entry.version, text.replace("\"active\"", "\"asleep\"").into_bytes());
-    mesh.shared.swap(&[damaged], None).unwrap();
-    assert!(matches!(a.store.follow(Duration::ZERO), Err(StoreError::Shared(SharedError::Damaged { .. }))));
-    a.issuer.self_test().unwrap();
-}
-
-#[test]
-fn an_operators_command_asks_the_running_control_plane() {
-    let mesh = Mesh::new();
-    let (a, b) = mesh.two();
-    // As another process opens it.
-    let command = Sqlite::open(&mesh.path("b"), &td()).unwrap();
-    let edits = [
-        Edit::Revoke(deny("thief")),
-        Edit::AllowAgain { entry: Revoked::Id(id("nobody")), reason: reason() },
-        Edit::Taint { label: "no-such-ca".to_owned(), reason: reason() },
-        Edit::Token(crate::token::TokenRecord {
-            hash: crate::token::Token::random().unwrap().hash(),
-            id: id("orders"),
-            created: mesh.clock.wall(),
-            expires: mesh.clock.wall() + HOUR,
-            bound: None,
-        }),
-        Edit::PutBack,
-    ];
-    for edit in &edits {
-        assert_eq!(Edit::decode(&edit.encode()).unwrap().encode(), edit.encode());
-    }
-    assert!(Edit::decode("{}").is_err() && Edit::decode("").is_err());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                b.store.local.carry_out(|edit| b.store.carry_out(edit), mesh.clock.wall()).unwrap();
-                std::thread::yield_now();
-            }
-        });
-        let before = command.bundle_sequence().unwrap();
-        let Edit::Revoke(entry) = edits[0].clone() else { panic!() };
-        assert_eq!(command.revoke(entry).unwrap(), before + 1);
-        assert_eq!(
-            command.allow_again(Revoked::Id(id("nobody")), reason(), mesh.clock.wall()).unwrap(),
-            None
-        );
-        assert!(!command.taint("no-such-ca".to_owned(), reason(), mesh.clock.wall()).unwrap());
-        let Edit::Token(token) = edits[3].clone() else { panic!() };
-        let hash = token.hash;
-        command.add_token(token.clone()).unwrap();
-        assert!(a.store.token(hash).unwrap().is_some_and(|found| found.id == id("orders")));
-        // What is refused is refused in its words.
-        let twice = command.add_token(token).unwrap_err().to_string();
-        assert!(twice.contains("this token is there already"), "{twice}");
-        stop.store(true, Ordering::Relaxed);
-    });
-    a.follow();
-    assert_eq!(bundle(&a).2, 1);
-    // A copy is nobody's replica: a drill on it asks nobody.
-    let copy = mesh.path("copy");
-    Sqlite::copy(&mesh.path("b"), &td(), &copy).unwrap();
-    Sqlite::open(&copy, &td()).unwrap().revoke(deny("rogue")).unwrap();
+    assert!(!a.keys.names().unwrap().contains(&first), "the old one's private half is gone at both");
+    assert!(!b.keys.names().unwrap().contains(&first));
+    assert!(mesh.shared.read(&format!("key/{first}")).unwrap().entries.is_empty());
+    signs(&a, &at_a);
+    signs(&b, &at_b);
 }

@@ -235,9 +235,11 @@ impl Copy<'_> {
         let is_new = self.change.is_some_and(|change| change.add.iter().any(|new| new.label == row.label));
         let mut row = row.clone();
         if self.is_own(&row) {
-            row.replica = None;
-            if !is_new {
-                // Of a database that was lost, or a step that broke off: nobody knows whether its key is here.
+            if is_new {
+                row.replica = None;
+            } else {
+                // Of a database that was lost, or a step that broke off: nobody knows whether its key is here, and what it has
+                // issued is known no better than what another replica has.
                 row.state = State::Retired;
             }
         }

@@ -128,6 +128,12 @@ async fn two_control_planes_are_one_trust() {
             .is_some_and(|text| text.contains("does not answer"))
     })
     .await;
+    eventually("/ready says so too", || async {
+        let address = b.health_address();
+        let (status, body) = get(address, "/ready", &address.to_string()).await;
+        status == 200 && body.contains("\"degraded\":[\"shared_store\"]")
+    })
+    .await;
     shared.set_away(false);
     // The client may come before the control plane has noticed: it is asked at once.
     client.issue(with_token(&id("late"), csr, &token)).await.unwrap();
