@@ -138,6 +138,12 @@ impl Replicated {
     }
 
     fn start(&self, has_copy: bool) -> Result<(), StoreError> {
+        if self.local.authorities()?.iter().any(|row| row.is_offline || row.kind == Kind::Tier) {
+            return Err(StoreError::Refused(
+                "replica: a CA with an offline root cannot be shared by replicas yet: run one control plane (docs/offline-root.md)"
+                    .to_owned(),
+            ));
+        }
         self.check_name()?;
         if self.fetch()?.is_none() {
             // Of several that start at once one makes the CA; the others wait for the lease and find it.

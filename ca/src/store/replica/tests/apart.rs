@@ -127,6 +127,13 @@ fn a_ca_that_was_alone_becomes_that_of_all() {
     assert_eq!(b.authority.root(), root);
     assert_eq!(bundle(&a), bundle(&b));
     assert_eq!(bundle(&b).2, 1);
+    // One whose root is offline is not shared: nobody here could sign for the others.
+    let offline = Mesh::new();
+    drop(offline.replica("a"));
+    let database = rusqlite::Connection::open(offline.path("a").join(crate::store::DATABASE)).unwrap();
+    database.execute("UPDATE authority SET offline = 1 WHERE kind = 'root'", []).unwrap();
+    let refused = offline.store("a").err().unwrap().to_string();
+    assert!(refused.contains("offline root"), "{refused}");
     // Another CA is not mixed with it.
     let other = Mesh::new();
     drop(other.replica("x"));
