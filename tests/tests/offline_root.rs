@@ -14,8 +14,11 @@ use serde_json::Value;
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/keys.md");
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/offline-root.md");
 
-fn mesh() -> Mesh {
+fn mesh(is_offline: bool) -> Mesh {
     let mut plan = Plan::new();
+    if is_offline {
+        plan.control("root: {offline: true}");
+    }
     // Renewed every two to three seconds.
     plan.ttl("5s");
     plan.sidecar("web");
@@ -145,9 +148,19 @@ fn a_ceremony_carries_a_mesh_and_tiers_follow_each_other_under_load() {
     if !foreign::need(&["openssl", "certtool", "pkilint", "h2load", "nginx", "curl"]) {
         return;
     }
-    let mesh = mesh();
+    let mesh = mesh(true);
     let vault = Vault::new(&mesh);
     let root = vault.certificate();
+
+    // No root is made here, by no mistake.
+    let run = || {
+        let mut command = Command::new(postern());
+        command.arg("control").arg("--config").arg(mesh.control.config());
+        foreign::run(&mut command, wait::PATIENCE)
+    };
+    for refused in [run(), here(&mesh, &["init"])] {
+        assert!(refused.code == 1 && refused.stderr.contains("root.offline"), "{}", refused.stderr);
+    }
 
     // Nothing but the certificate comes here, and nothing runs before the first tier is there.
     let made = told(&here(&mesh, &["init", "--root-cert", &root, "--json"]));
@@ -155,9 +168,7 @@ fn a_ceremony_carries_a_mesh_and_tiers_follow_each_other_under_load() {
     let state = mesh.control.state();
     let keys = fs::read_dir(state).expect("it was made").map(|entry| entry.expect("readable").file_name());
     assert!(!keys.into_iter().any(|name| name.to_string_lossy().starts_with("root-")), "no root's key");
-    let mut command = Command::new(postern());
-    command.arg("control").arg("--config").arg(mesh.control.config());
-    let early = foreign::run(&mut command, wait::PATIENCE);
+    let early = run();
     assert!(early.code == 1 && early.stderr.contains("postern ca tier csr"), "{}", early.stderr);
 
     let (csr, tier) = (path(&mesh, "tier.csr"), path(&mesh, "tier.pem"));
@@ -199,7 +210,7 @@ fn a_ceremony_carries_a_mesh_and_tiers_follow_each_other_under_load() {
 
     // Another tier under load.
     let before = fs::read(&first[2]).expect("it is ours");
-    let load = Load::start(&mesh, "web", "http://orders.shop/", Duration::from_secs(9));
+    let load = Load::start(&mesh, "web", "http://orders.shop/", Duration::from_secs(7));
     let next = vault.tier("next", false);
     assert_eq!(next["active"], true);
     for name in ["web", "orders"] {
@@ -273,7 +284,7 @@ fn openssl_as_a_companys_root_signs_the_tier() {
     if !foreign::need(&["openssl", "certtool", "curl"]) {
         return;
     }
-    let mesh = mesh();
+    let mesh = mesh(true);
     let company = mesh.directory().join("company");
     fs::create_dir(&company).expect("it is new");
     let root = company.join("root.pem").display().to_string();
@@ -308,7 +319,7 @@ fn the_certificates_of_a_root_that_is_online_are_clean_too() {
     if !foreign::need(&["openssl", "certtool", "pkilint"]) {
         return;
     }
-    let mesh = mesh();
+    let mesh = mesh(false);
     start(&mesh);
     let files = chain(&mesh, "orders");
     assert_eq!(files.len(), 2);

@@ -116,6 +116,16 @@ fn what_is_no_request_for_a_tier_is_not_signed() {
         let why = root.read(&file).err().unwrap().to_string();
         assert!(why.contains(says) && why.contains("request"), "{what}: {why}");
     }
+    // No input panics, and none that was changed proves its key.
+    let der = profile::tier_request(&td(), "tier-0123456789abcdef", &key).unwrap();
+    for at in 0..der.len() {
+        for bits in [1, 0x80, 0xff] {
+            let mut changed = der.clone();
+            changed[at] ^= bits;
+            assert!(csr::tier(&changed, &td()).is_err(), "{at}");
+        }
+        assert!(csr::tier(&der[..at], &td()).is_err());
+    }
     fs::write(&file, &good).unwrap();
     assert_eq!(root.read(&file).unwrap().label, "tier-0123456789abcdef");
 }

@@ -352,6 +352,11 @@ pub enum StartError {
         "{}: has a CA with another root, which is not replaced. Give the CA another stateDir; `postern ca status` shows the root that is there", .0.display()
     )]
     OtherRoot(PathBuf),
+    /// A CA that would be made with a root that it is not to have.
+    #[error(
+        "{}: has no CA yet, and root.offline says that its root is not made here: postern ca init --config FILE --root-cert root.pem, without --root-key (docs/offline-root.md)", .0.display()
+    )]
+    NoRoot(PathBuf),
     /// A root that comes by file.
     #[error(transparent)]
     Import(#[from] ImportError),
@@ -423,6 +428,9 @@ impl Core {
             }
         };
         let is_new = store.authorities()?.is_empty();
+        if is_new && config.offline_root {
+            return Err(StartError::NoRoot(config.state_dir.clone()));
+        }
         let authority = Arc::new(Authority::open(
             config.trust_domain.clone(),
             store.clone(),

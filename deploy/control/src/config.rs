@@ -66,6 +66,8 @@ pub struct Config {
     pub test: bool,
     /// Who is believed, and where it is written what they are granted.
     pub attestation: Attestation,
+    /// Whether its root is made elsewhere, so that none is made here.
+    pub offline_root: bool,
     /// Who says when the next root is made, activated and the old one removed.
     pub root_rotation: Mode,
     /// What is logged.
@@ -126,6 +128,7 @@ impl Config {
             federation: Federation::default(),
             test: false,
             attestation: Attestation::default(),
+            offline_root: false,
             root_rotation: Mode::Automatic,
             log: Log::default(),
         }
@@ -206,6 +209,7 @@ impl Config {
                 federation,
                 test: raw.test,
                 attestation,
+                offline_root: raw.root.is_some_and(|root| root.offline),
                 root_rotation: match raw.rotation.map(|rotation| rotation.root) {
                     None | Some(By::Automatic) => Mode::Automatic,
                     Some(By::Operator) => Mode::ByOperator,
@@ -274,12 +278,19 @@ struct Raw {
     federation: Option<federation::Raw>,
     #[serde(default)]
     test: bool,
+    root: Option<Root>,
     rotation: Option<Rotation>,
     #[serde(default)]
     attestation: attestation::Raw,
     registrations: Option<Spanned<String>>,
     #[serde(default)]
     log: Log,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Root {
+    offline: bool,
 }
 
 #[derive(Deserialize)]
@@ -470,6 +481,19 @@ log: {level: info, format: text}
         ] {
             let error = with(section).unwrap_err();
             assert!(error.contains(says) && error.contains("control.yaml:9:"), "{section}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_root_that_is_made_elsewhere() {
+        let with =
+            |section: &str| parse(&format!("{GOOD}root: {section}\n")).map(|config| config.offline_root);
+        assert!(!parse(GOOD).unwrap().offline_root);
+        assert!(with("{offline: true}").unwrap());
+        assert!(!with("{offline: false}").unwrap());
+        for section in ["{}", "{ofline: true}", "offline"] {
+            let error = with(section).unwrap_err();
+            assert!(error.contains("control.yaml:9:"), "{section}: {error}");
         }
     }
 

@@ -43,6 +43,11 @@ pub fn init(
     config.check().map_err(StartError::Config)?;
     let (directory, td, now) = (&config.state_dir, &config.trust_domain, clock.wall());
     // Read before anything is made: files that are refused leave no trace.
+    if config.offline_root && root.is_some_and(|(_, key)| key.is_some()) {
+        return Err(StartError::Config(
+            "root.offline: the root's key stays where it is: give --root-cert alone".to_owned(),
+        ));
+    }
     let offline = root.filter(|(_, key)| key.is_none()).map(|(certificate, _)| certificate);
     if let Some(certificate) = offline {
         if config.replica.is_some() {
@@ -60,6 +65,9 @@ pub fn init(
     let store = Arc::new(store);
     let found = store.authorities()?;
     let is_new = found.is_empty();
+    if is_new && config.offline_root && offline.is_none() {
+        return Err(StartError::NoRoot(directory.clone()));
+    }
     if let Some(root) = &root {
         if is_new {
             root.install(store.as_ref(), keys.as_ref(), now)?;
