@@ -1,6 +1,7 @@
 //! The trust bundle on its way to the sidecars, and who has acknowledged which version of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -90,6 +91,8 @@ pub struct Holder {
 #[derive(Default)]
 pub struct Acknowledgements {
     holders: Mutex<BTreeMap<LineageId, Holder>>,
+    /// The highest version that went out.
+    published: AtomicU64,
 }
 
 impl Acknowledgements {
@@ -118,12 +121,12 @@ impl Acknowledgements {
         }
     }
 
-    /// A sidecar reported. Only what it says about its own identity counts; a version that the CA never published is capped at
-    /// `published`.
+    /// A sidecar reported. Only what it says about its own identity counts.
     pub fn report(&self, lineage: LineageId, report: &proto::Report, published: u64, now: SystemTime) {
+        self.published.fetch_max(published, Ordering::Relaxed);
         let mut holders = self.holders.lock();
         let Some(holder) = holders.get_mut(&lineage) else { return };
-        holder.bundle_sequence = report.bundle_sequence.min(published);
+        holder.bundle_sequence = report.bundle_sequence;
         holder.reported = now;
         let own = report.held.iter().filter(|held| held.spiffe_id == holder.id.as_str());
         if let Some(held) = own.max_by_key(|held| held.not_after_unix_ms)
@@ -144,15 +147,24 @@ impl Acknowledgements {
     pub fn holders(&self, now: SystemTime) -> Vec<Holder> {
         let mut holders = self.holders.lock();
         holders.retain(|_, holder| !is_forgotten(holder, now));
-        holders.values().cloned().collect()
+        let counted = |holder: &Holder| Holder { bundle_sequence: self.counted(holder), ..holder.clone() };
+        holders.values().map(counted).collect()
     }
 
-    /// How many sidecars live and are behind `sequence`.
+    /// What an acknowledgement counts for. A version that was not published here is one of another life of this CA: whoever has it
+    /// refuses what comes from here, so it has acknowledged nothing.
+    fn counted(&self, holder: &Holder) -> u64 {
+        let known = holder.bundle_sequence <= self.published.load(Ordering::Relaxed);
+        if known { holder.bundle_sequence } else { 0 }
+    }
+
+    /// How many sidecars live and are behind `sequence`, which is published.
     pub fn behind(&self, sequence: u64, now: SystemTime) -> usize {
+        self.published.fetch_max(sequence, Ordering::Relaxed);
         let holders = self.holders.lock();
         holders
             .values()
-            .filter(|h| h.bundle_sequence < sequence && (h.streams > 0 || h.not_after >= now))
+            .filter(|h| self.counted(h) < sequence && (h.streams > 0 || h.not_after >= now))
             .count()
     }
 }
@@ -198,11 +210,16 @@ mod tests {
 
         ledger.opened(mine, &svid, start());
         assert_eq!(ledger.behind(1, start()), 1);
-        // About others nothing, about the future nothing, about its own certificate nothing impossible.
+        // About others nothing, about its own certificate nothing impossible; and a version that nobody published is none.
         ledger.report(mine, &report(99, vec![held("store", 1), held("orders", i64::MAX)]), 1, start());
         let one = &ledger.holders(start())[0];
-        assert_eq!((one.bundle_sequence, one.serial.as_slice()), (1, &[5; 16][..]));
+        assert_eq!((one.bundle_sequence, one.serial.as_slice()), (0, &[5; 16][..]));
         assert_eq!(one.not_after, start() + MAX_TTL);
+        assert_eq!(ledger.behind(1, start()), 1);
+        // It was here before we had heard of it ourselves.
+        ledger.report(mine, &report(2, Vec::new()), 1, start());
+        assert_eq!((ledger.behind(1, start()), ledger.behind(2, start())), (1, 0));
+        ledger.report(mine, &report(1, Vec::new()), 2, start());
         assert_eq!((ledger.behind(1, start()), ledger.behind(2, start())), (0, 1));
         let long = proto::Held { serial: vec![7; 21], ..held("orders", 1) };
         ledger.report(mine, &report(1, vec![long]), 1, start());

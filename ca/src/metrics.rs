@@ -68,6 +68,8 @@ pub struct Metrics {
     pub bundle_sequence: Gauge,
     /// Live sidecars that have not acknowledged it.
     pub bundle_behind: Gauge,
+    /// Whether roots and revocations cannot be brought up to what the store has.
+    pub trust_stuck: Gauge,
     /// Watch streams open.
     pub watchers: Gauge,
     /// Records in the ledger's files.
@@ -106,6 +108,7 @@ impl Metrics {
             revocations: Gauge::default(),
             bundle_sequence: Gauge::default(),
             bundle_behind: Gauge::default(),
+            trust_stuck: Gauge::default(),
             watchers: Gauge::default(),
             ledger_entries: Gauge::default(),
             ledger_sync: Histogram::new([
@@ -173,6 +176,11 @@ impl Metrics {
             "bundle_behind",
             "Live sidecars that have not acknowledged the trust bundle",
             metrics.bundle_behind.clone(),
+        );
+        ca.register(
+            "trust_stuck",
+            "1 while roots and revocations cannot be brought up to what the store has",
+            metrics.trust_stuck.clone(),
         );
         ca.register("watch_streams", "Open streams of sidecars", metrics.watchers.clone());
         ca.register("jwt_issued", "JWT-SVIDs handed out", metrics.jwt_issued.clone());

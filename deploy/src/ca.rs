@@ -239,12 +239,17 @@ fn has_ca(directory: &Path) -> bool {
 impl Of {
     /// The store, which must be there.
     fn store(self) -> Result<Result<Sqlite, StoreError>, ExitCode> {
+        Ok(self.store_and_domain()?.map(|(store, _)| store))
+    }
+
+    /// The store, which must be there, and whose it is.
+    fn store_and_domain(self) -> Result<Result<(Sqlite, TrustDomain), StoreError>, ExitCode> {
         let (directory, trust_domain) = self.place.resolve(self.trust_domain)?;
         if !has_ca(&directory) {
             let text = format!("{}: no CA has been here yet; start postern control", directory.display());
             return Ok(Err(StoreError::File(text)));
         }
-        Ok(Sqlite::open(&directory, &trust_domain))
+        Ok(Sqlite::open(&directory, &trust_domain).map(|store| (store, trust_domain)))
     }
 }
 

@@ -104,6 +104,8 @@ fn of_ca_and_control() {
     check(&["ca", "deny", "serial", "5a", "--config", "x"], 2, "--reason");
     check(&["ca", "deny", "serial", "5a", "--config", "x", "--reason", "\u{1b}[2J"], 2, "printable ASCII");
     check(&["ca", "allow-again", "serial", "5a"], 2, "--reason");
+    let again = ["ca", "allow-again", "serial", "5a", "--config", "x", "--reason", "r"];
+    check(&[&again[..], &["--for", "1d"]].concat(), 2, "belongs to postern ca deny");
     check(&["ca", "taint"], 2, "--reason");
     check(&["ca", "root", "activate", "--force", "--config", "x"], 2, "--reason");
     check(&["ca", "root", "prepare"], 2, "required");

@@ -159,6 +159,16 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
     let shown = status(&mesh);
     assert_eq!(shown["revocations"][0]["reason"], "laptop stolen", "{shown}");
     let count = issued();
+    // What would do harm, or nothing, is refused.
+    let control = web.split("/ns/").next().map(|td| format!("{td}/postern/control")).expect("an id");
+    for (id, time, says) in [
+        (web.as_str(), "5s", "denied for longer already (laptop stolen)"),
+        (&control, "1d", "control plane's own id"),
+        ("spiffe://other.example/ns/a/sa/b", "1d", "Deny it where other.example has its CA"),
+    ] {
+        let refused = ca(&mesh, &["deny", "id", id, "--for", time, "--reason", "a slip"]);
+        assert!(refused.code == 1 && refused.stderr.contains(says), "{id}: {}", refused.stderr);
+    }
     // Without its control plane a sidecar knows from its disk.
     mesh.control.kill();
     mesh.sidecar("orders").restart();

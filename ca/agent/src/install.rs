@@ -161,7 +161,7 @@ fn newer(held: Option<&Bundle>, offered: Bundle) -> Result<Option<Bundle>, Strin
     let (old, new) = (held.sequence(), offered.sequence());
     if new < old {
         return Err(format!(
-            "a trust bundle with sequence {new} is refused, {old} is in force (was the control plane restored from a backup without a new epoch?)"
+            "a trust bundle with sequence {new} is refused, {old} is in force (the control plane is in an older state than this sidecar has seen: put its newest backup back with postern ca restore --new-epoch)"
         ));
     }
     if new > old {

@@ -3,6 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::SystemTime;
 
 use postern_svid::TrustDomain;
 
@@ -20,8 +21,8 @@ const MAX_MANIFEST: u64 = 4_096;
 pub enum Epoch {
     /// From where the backup was: right only if nothing was issued after it.
     Same,
-    /// Above everything that can have been seen since.
-    New,
+    /// Above everything that can have been seen since, by the clock: it is the time now.
+    New(SystemTime),
 }
 
 /// What was put back.
@@ -121,8 +122,9 @@ fn unpack(
     }
     let (mut voided_tokens, mut old_ledger) = (0, None);
     let mut bundle_sequence = seen.bundle_sequence;
-    if epoch == Epoch::New {
-        (bundle_sequence, voided_tokens) = Sqlite::begin_epoch(&database, td)?;
+    if let Epoch::New(now) = epoch {
+        let marked = Sqlite::marked(&database, "bundle_sequence")?;
+        (bundle_sequence, voided_tokens) = Sqlite::begin_epoch(&database, td, marked, now)?;
         if let Some(state) = &seen.ledger
             && ledger.exists()
         {

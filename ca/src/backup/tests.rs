@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use postern_svid::Clock as _;
 
@@ -8,7 +9,7 @@ use crate::issue::IssueError;
 use crate::keys::Source;
 use crate::ledger::{Field, Kind, SEGMENT, Value};
 use crate::store::{self, MARK, Order, OrderVerb, Store, UNFINISHED};
-use crate::testing::{Home, id, key, td};
+use crate::testing::{Home, id, key, start, td};
 
 /// Small enough that a few certificates fill one.
 const SHORT: u64 = 4_096;
@@ -78,15 +79,16 @@ fn a_new_epoch_goes_on_above_everything_and_trusts_nothing_of_since() {
     let fresh = Home { clock: home.clock, ..Home::new() };
     let text = place.refused(&fresh, "backup", Epoch::Same);
     assert!(text.contains("while a control plane was at work") && text.contains("--new-epoch"), "{text}");
-    let restored = place.restore(&fresh, "backup", Epoch::New).unwrap();
-    assert_eq!((restored.bundle_sequence, restored.voided_tokens), (1 << 32, 1));
+    let restored = place.restore(&fresh, "backup", Epoch::New(start())).unwrap();
+    let epoch = 179_530_560 << 24;
+    assert_eq!((restored.bundle_sequence, restored.voided_tokens), (epoch, 1));
     assert_eq!(restored.manifest, manifest);
 
     let store = fresh.store_with_ledger(SHORT).unwrap();
-    assert!(store.open_orders().unwrap().is_empty(), "what an operator had asked for");
+    assert!(store.open_orders(fresh.clock.wall()).unwrap().is_empty(), "what an operator had asked for");
     let ca = fresh.ca_on(store.clone());
     assert_eq!(ca.authority.root(), root);
-    assert_eq!(ca.authority.bundle().sequence(), 1 << 32);
+    assert_eq!(ca.authority.bundle().sequence(), epoch);
     ca.renew(&early, &key()).unwrap();
     assert!(matches!(ca.renew(&since, &key()), Err(IssueError::Unauthenticated(_))), "made since the backup");
     assert!(matches!(ca.join(&id("store"), &open, &key()), Err(IssueError::Unauthenticated(_))), "voided");
@@ -203,12 +205,12 @@ fn what_is_known_to_be_newer_keeps_an_old_backup_out() {
         &td(),
         &place.seal,
         &place.file("old"),
-        Epoch::New,
+        Epoch::New(start()),
         Some(&place.file("forged")),
     );
     assert!(forged.unwrap_err().to_string().contains("forged"));
-    with_head(&other, Epoch::New).unwrap();
-    place.restore(&fresh, "old", Epoch::New).unwrap();
+    with_head(&other, Epoch::New(start())).unwrap();
+    place.restore(&fresh, "old", Epoch::New(start())).unwrap();
     drop(fresh.store_with_ledger(SEGMENT).unwrap());
 }
 
@@ -224,32 +226,33 @@ fn what_is_no_backup_or_not_whole_leaves_nothing_behind() {
     for (at, length) in [0, 40, 80, 200, good.len() / 2, good.len() - 1].into_iter().enumerate() {
         let name = format!("cut-{at}");
         keys::write_private(&place.file(&name), &good[..length]).unwrap();
-        place.refused(&Home::new(), &name, Epoch::New);
+        place.refused(&Home::new(), &name, Epoch::New(start()));
     }
     let mut changed = good.clone();
     changed[good.len() / 2] ^= 1;
     keys::write_private(&place.file("changed"), &changed).unwrap();
-    let text = place.refused(&Home::new(), "changed", Epoch::New);
+    let text = place.refused(&Home::new(), "changed", Epoch::New(start()));
     assert!(text.contains("changed or cut off"), "{text}");
-    assert!(place.refused(&Home::new(), "no-such-file", Epoch::New).contains("no-such-file"));
+    assert!(place.refused(&Home::new(), "no-such-file", Epoch::New(start())).contains("no-such-file"));
 
     let other = Place::new();
     fs::write(other.file("secret"), "fedcba9876543210".repeat(4)).unwrap();
     let seal = Seal::read(&Source::KeyFile(other.file("secret"))).unwrap();
-    let text = restore(&Home::new().path(), &td(), &seal, &place.file("good"), Epoch::New, None).unwrap_err();
+    let text = restore(&Home::new().path(), &td(), &seal, &place.file("good"), Epoch::New(start()), None)
+        .unwrap_err();
     assert!(text.to_string().contains("another secret"), "{text}");
     let elsewhere = postern_svid::TrustDomain::parse("other.example").unwrap();
     let refused =
-        restore(&Home::new().path(), &elsewhere, &place.seal, &place.file("good"), Epoch::New, None);
+        restore(&Home::new().path(), &elsewhere, &place.seal, &place.file("good"), Epoch::New(start()), None);
     assert!(matches!(refused, Err(BackupError::TrustDomain { .. })));
     // Never over something.
-    let text = place.restore(&home, "good", Epoch::New).unwrap_err().to_string();
+    let text = place.restore(&home, "good", Epoch::New(start())).unwrap_err().to_string();
     assert!(text.contains("not empty"), "{text}");
     drop(home.ca());
 
     // A restore that a crash ended.
     let fresh = Home::new();
-    place.restore(&fresh, "good", Epoch::New).unwrap();
+    place.restore(&fresh, "good", Epoch::New(start())).unwrap();
     fs::write(fresh.path().join(UNFINISHED), "").unwrap();
     let text = Sqlite::open(&fresh.path(), &td()).err().unwrap().to_string();
     assert!(text.contains("broke off here"), "{text}");
@@ -295,4 +298,23 @@ fn a_truncated_database_is_refused_and_says_how_to_restore() {
     }
     fs::write(&database, &whole).unwrap();
     drop(home.ca_on(home.store_with_ledger(SEGMENT).unwrap()));
+}
+
+#[test]
+fn the_same_backup_again_is_another_epoch() {
+    let (place, home) = (Place::new(), Home::new());
+    drop(home.ca());
+    place.take(&home, "backup", false);
+    let restored = |home: &Home, later| {
+        let epoch = Epoch::New(start() + Duration::from_secs(later));
+        place.restore(home, "backup", epoch).unwrap().bundle_sequence
+    };
+    let first = restored(&Home::new(), 0);
+    let again = restored(&Home::new(), 10);
+    assert!(again > first + 1_000_000, "above all that was published since: {first} {again}");
+    // With a clock that was set back, what a mark remembers still counts.
+    let marked = Home::new();
+    keys::private_dir(&marked.path()).unwrap();
+    fs::write(marked.path().join(MARK), format!("bundle_sequence {}\n", again + 7)).unwrap();
+    assert!(restored(&marked, 5) > again + 7);
 }

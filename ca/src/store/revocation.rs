@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use postern_svid::jwt::JwtKeys;
-use postern_svid::{Revocations, Revoked, SpiffeId};
+use postern_svid::{Revocations, Revoked, SpiffeId, TrustDomain};
 
-use super::Authority;
+use super::{Authority, StoreError};
+use crate::authz::Denied;
 use crate::lineage::LineageId;
 
 /// Bytes of all entries together. A bundle must fit into one message to a sidecar, beside its roots.
@@ -39,6 +40,40 @@ pub struct Revocation {
     pub at: SystemTime,
     /// When it falls away by itself; a taint never does.
     pub ends: Option<SystemTime>,
+}
+
+impl Revocation {
+    /// Whether the lists of `own` may name it: they act on its certificates alone, and without the control plane's own nobody would
+    /// hear of them.
+    pub fn check(&self, own: &TrustDomain) -> Result<(), StoreError> {
+        let Revoked::Id(id) = &self.entry else { return Ok(()) };
+        match crate::authz::may_exist(own, id) {
+            Ok(()) => Ok(()),
+            Err(Denied::TrustDomain { asked, .. }) => Err(StoreError::Refused(format!(
+                "{id}: the deny list of {own} acts on certificates of {own} alone. Deny it where {asked} has its CA, or take {asked} out of federation.trustDomains here"
+            ))),
+            Err(_) => Err(StoreError::Refused(format!(
+                "{id}: the control plane's own id; without it no sidecar would hear of any denial. If its key is stolen: postern ca deny serial, or postern ca taint its issuing CA"
+            ))),
+        }
+    }
+
+    /// Whether it may stand in the place of `old`, which names the same: a denial does not end earlier because it is repeated.
+    pub(crate) fn may_replace(&self, old: &Self) -> Result<(), StoreError> {
+        let earlier = match (self.ends, old.ends) {
+            (Some(new), Some(old)) => new < old,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if !earlier {
+            return Ok(());
+        }
+        Err(StoreError::Refused(format!(
+            "{}: denied for longer already ({}), and it stays so. To let it end earlier, take it off with postern ca allow-again first, and deny it anew",
+            self.entry,
+            old.reason.as_str()
+        )))
+    }
 }
 
 /// A leaf that is valid.
@@ -115,6 +150,8 @@ fn size(entry: &Revoked) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -122,6 +159,37 @@ mod tests {
         assert_eq!(Reason::parse("laptop stolen, INC-7").unwrap().as_str(), "laptop stolen, INC-7");
         for bad in ["", "   ", "two\nlines", "\u{1b}[2J", "gr\u{fc}n", &"x".repeat(201)] {
             assert_eq!(Reason::parse(bad), Err(ReasonError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_denied() {
+        let own = TrustDomain::parse("td").unwrap();
+        let deny = |entry, ends: Option<u64>| Revocation {
+            entry,
+            reason: Reason::parse("why").unwrap(),
+            at: SystemTime::UNIX_EPOCH,
+            ends: ends.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+        };
+        let id = |text: &str| deny(Revoked::Id(SpiffeId::parse(text).unwrap()), Some(1));
+        id("spiffe://td/a").check(&own).unwrap();
+        deny(Revoked::Serial(vec![1]), None).check(&own).unwrap();
+        for (bad, says) in [
+            ("spiffe://td/postern/control", "control plane's own"),
+            ("spiffe://other/a", "Deny it where other has its CA"),
+        ] {
+            let text = id(bad).check(&own).unwrap_err().to_string();
+            assert!(text.contains(says), "{text}");
+        }
+        let until = |ends| deny(Revoked::Key([1; 32]), ends);
+        for (old, new, ok) in [
+            (Some(9), Some(9), true),
+            (Some(9), Some(10), true),
+            (Some(9), None, true),
+            (Some(9), Some(8), false),
+            (None, Some(8), false),
+        ] {
+            assert_eq!(until(new).may_replace(&until(old)).is_ok(), ok, "{old:?} {new:?}");
         }
     }
 }

@@ -171,9 +171,15 @@ impl Sqlite {
         self.call(move |connection| order::add(connection, &order, at))
     }
 
-    /// Orders that wait, oldest first.
-    pub fn open_orders(&self) -> Result<Vec<(u64, Order)>, StoreError> {
-        self.read(order::open)
+    /// The verb that gave an order still waits for its answer: without that an order is not carried out after some seconds. `false`
+    /// if it is answered.
+    pub fn keep_order(&self, order: u64, at: SystemTime) -> Result<bool, StoreError> {
+        self.call(move |connection| order::waiting(connection, order, at))
+    }
+
+    /// Orders that somebody waits for, oldest first.
+    pub fn open_orders(&self, now: SystemTime) -> Result<Vec<(u64, Order)>, StoreError> {
+        self.read(move |connection| order::open(connection, now))
     }
 
     /// Says what became of an order.

@@ -197,6 +197,7 @@ pub async fn start_sharing(
         own: core.own.clone(),
         holders: core.holders.clone(),
         metrics: core.metrics.clone(),
+        health: health.clone(),
         clock: clock.clone(),
         mode: config.root_rotation,
         ttl: config.ttl,

@@ -52,6 +52,8 @@ struct Last {
     degraded: Vec<&'static str>,
     /// What only an operator can bring.
     needed: Vec<&'static str>,
+    /// Roots and revocations cannot be brought up to what the store has.
+    trust_stuck: bool,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -115,6 +117,11 @@ impl Health {
         self.last.lock().frozen = frozen;
     }
 
+    /// Whether what operators have said of roots and revocations cannot go out.
+    pub(crate) fn trust_stuck(&self, stuck: bool) {
+        self.last.lock().trust_stuck = stuck;
+    }
+
     /// From now on nobody new should come.
     pub(crate) fn stopping(&self) {
         self.last.lock().stopping = true;
@@ -123,7 +130,8 @@ impl Health {
     fn degraded_by(&self) -> Vec<&'static str> {
         let last = self.last.lock();
         let frozen = last.frozen.then_some("shared_store");
-        last.degraded.iter().chain(&last.needed).copied().chain(frozen).collect()
+        let stuck = last.trust_stuck.then_some("trust_not_published");
+        last.degraded.iter().chain(&last.needed).copied().chain(frozen).chain(stuck).collect()
     }
 
     /// Codes of what stands in the way of being ready.

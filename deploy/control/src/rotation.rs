@@ -14,6 +14,7 @@ use postern_svid::{Bundle, Clock};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::health::Health;
 use crate::own::Own;
 use crate::task::{self, Tasks};
 
@@ -44,6 +45,7 @@ pub(crate) struct Rotation {
     pub(crate) own: Arc<Own>,
     pub(crate) holders: Arc<Acknowledgements>,
     pub(crate) metrics: Metrics,
+    pub(crate) health: Arc<Health>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
     pub(crate) ttl: Duration,
@@ -96,6 +98,8 @@ impl Rotation {
         } else {
             now.failed = false;
         }
+        self.health.trust_stuck(now.failed);
+        self.metrics.trust_stuck.set(now.failed.into());
         now
     }
 
@@ -161,7 +165,7 @@ impl Rotation {
             self.store.local().carry_out(|edit| replicas.carry_out(edit), self.clock.wall())?;
             self.follow()?;
         }
-        for (number, order) in self.store.local().open_orders()? {
+        for (number, order) in self.store.local().open_orders(self.clock.wall())? {
             let holders = self.holders.holders(self.clock.wall());
             let done = self.authority.obey(order.verb, order.force.as_ref(), &holders);
             let answer = match done {

@@ -142,7 +142,7 @@ pub(super) fn restore(args: RestoreArgs) -> ExitCode {
         Err(code) => return code,
     };
     let directory = &config.state_dir;
-    let epoch = if args.new_epoch { Epoch::New } else { Epoch::Same };
+    let epoch = if args.new_epoch { Epoch::New(SystemClock.wall()) } else { Epoch::Same };
     let done = (|| {
         let seal = Seal::read(&source).map_err(KeyError::from)?;
         postern_ca::keys::private_dir(directory)?;

@@ -61,7 +61,7 @@ pub(super) struct How {
     /// Why; it stands in the ledger for good.
     #[arg(long, value_name = "TEXT")]
     reason: Reason,
-    /// How long. Needed for an id, which can get new certificates; else until nothing that is named can be valid.
+    /// With deny, how long. Needed for an id, which can get new certificates; else until nothing that is named can be valid.
     #[arg(long = "for", value_name = "TIME", value_parser = time)]
     time: Option<Duration>,
     /// Answer with a JSON document.
@@ -111,14 +111,15 @@ pub(super) fn deny(whom: Whom) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    let store = match of.store() {
-        Ok(Ok(store)) => store,
+    let (store, trust_domain) = match of.store_and_domain() {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return failed(error),
         Err(code) => return code,
     };
     let now = SystemClock.wall();
     let denied = ends(&store, &entry, time, now).and_then(|ends| {
         let entry = Revocation { entry: entry.clone(), reason, at: now, ends: Some(ends) };
+        entry.check(&trust_domain)?;
         Ok((store.revoke(entry)?, ends))
     });
     match denied {
@@ -159,7 +160,11 @@ fn ends(
 }
 
 pub(super) fn allow_again(whom: Whom) -> ExitCode {
-    let (entry, How { reason, json, of, .. }) = whom.parts();
+    let (entry, How { reason, time, json, of }) = whom.parts();
+    if time.is_some() {
+        eprintln!("postern ca allow-again: --for belongs to postern ca deny; what is allowed again stays so");
+        return ExitCode::from(2);
+    }
     let store = match of.store() {
         Ok(Ok(store)) => store,
         Ok(Err(error)) => return failed(error),

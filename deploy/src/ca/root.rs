@@ -15,6 +15,10 @@ use crate::say;
 
 /// The control plane looks four times a second; a step costs it two signatures and a write.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it says that it still waits.
+const SAY: Duration = Duration::from_secs(1);
+/// After which it tells that nobody answers.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Steps of a root's rotation.
 #[derive(Subcommand)]
@@ -133,12 +137,25 @@ fn import(file: &std::path::Path, of: &super::tier::Of) -> Result<(), ExitCode> 
 fn order(store: &Sqlite, order: Order) -> Result<Option<Answer>, StoreError> {
     let number = store.add_order(order, SystemClock.wall())?;
     let began = Instant::now();
+    let (mut said, mut told) = (began, false);
     loop {
         if let Some(answer) = store.answer_to(number)? {
             return Ok(Some(answer));
         }
         if began.elapsed() > PATIENCE && store.withdraw_order(number)? {
             return Ok(None);
+        }
+        // Whoever is interrupted says it no more, and then it is not done either.
+        if said.elapsed() > SAY {
+            store.keep_order(number, SystemClock.wall())?;
+            said = Instant::now();
+        }
+        if !told && began.elapsed() > SILENCE {
+            eprintln!(
+                "no control plane has answered yet; waiting {} s for one (interrupt this to withdraw it)",
+                PATIENCE.as_secs()
+            );
+            told = true;
         }
         #[expect(clippy::disallowed_methods, reason = "nothing else runs in this process")]
         std::thread::sleep(Duration::from_millis(50));

@@ -130,6 +130,9 @@ impl Document {
     }
 
     pub(crate) fn revoke(&mut self, new: Revocation) -> Result<u64, StoreError> {
+        if let Some(old) = self.revocations.iter().find(|one| one.entry == new.entry) {
+            new.may_replace(old)?;
+        }
         if self.enter(new) {
             return Ok(self.sequence);
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use postern_svid::TrustDomain;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
@@ -31,8 +32,11 @@ pub struct Seen {
 /// More than a key takes, sealed or not.
 const MAX_KEY: u64 = 64 * 1024;
 
-/// Epochs are the upper half of the trust bundle's version: nothing counts so far by single steps.
-const EPOCH: u32 = 32;
+/// Epochs are the upper part of the trust bundle's version: nothing counts so far by single steps.
+const EPOCH: u32 = 24;
+/// Epochs are counted like time, in steps of this many seconds: whoever puts the same backup back again comes to a higher one. The
+/// whole stays below 2^53 for more than a hundred years, so that any reader of JSON reads it right.
+const STEP: u64 = 10;
 
 impl Sqlite {
     /// Writes a consistent copy of the database of `td` in `directory` to the new file `to`, while others read and write.
@@ -80,12 +84,18 @@ impl Sqlite {
         })
     }
 
-    /// Lets the numbers of a copy go on above all that was ever seen, and voids the join tokens that were not spent when it was
+    /// Lets the numbers of a copy go on above all that was ever seen (`marked` is what a mark beside it remembers), and voids the join tokens that were not spent when it was
     /// made: they may have been since. What operators had asked for and was not done is not done now. Gives the trust bundle's version and the number of tokens.
-    pub(crate) fn begin_epoch(path: &Path, td: &TrustDomain) -> Result<(u64, u64), StoreError> {
+    pub(crate) fn begin_epoch(
+        path: &Path,
+        td: &TrustDomain,
+        marked: Option<u64>,
+        now: SystemTime,
+    ) -> Result<(u64, u64), StoreError> {
         let mut connection = copy(path, td)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let sequence = next_epoch(schema::number(&transaction, "bundle_sequence")?);
+        let sequence = schema::number(&transaction, "bundle_sequence")?.max(marked.unwrap_or(0));
+        let sequence = next_epoch(sequence, now);
         schema::set_number(&transaction, "bundle_sequence", sequence)?;
         let voided = transaction.execute("DELETE FROM token WHERE bound_key IS NULL", [])?;
         transaction.execute("DELETE FROM request WHERE answered IS NULL", [])?;
@@ -104,8 +114,10 @@ impl Sqlite {
     }
 }
 
-fn next_epoch(sequence: u64) -> u64 {
-    ((sequence >> EPOCH) + 1) << EPOCH
+fn next_epoch(sequence: u64, now: SystemTime) -> u64 {
+    let time = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / STEP;
+    // With a clock that is behind, and numbers that an older version made, the next one will do.
+    ((sequence >> EPOCH) + 1).max(time) << EPOCH
 }
 
 /// Opens a database that is not in its place, or not yet in use.
@@ -119,12 +131,25 @@ fn copy(path: &Path, td: &TrustDomain) -> Result<Connection, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn epochs_only_rise() {
-        for (before, after) in [(0, 1 << 32), (1, 1 << 32), (u32::MAX.into(), 1 << 32), (1 << 32, 2 << 32)] {
-            assert_eq!(next_epoch(before), after);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (before, now, after) in [
+            (0, 0, 1),
+            (1, 19, 1),
+            (1, 1_795_000_000, 179_500_000),
+            ((179_500_000 << 24) + 7, 1_795_000_009, 179_500_001),
+            (179_500_000 << 24, 1_795_000_010, 179_500_001),
+            (179_500_000 << 24, 1_600_000_000, 179_500_001),
+            // What an older version made of its first epoch.
+            (1 << 32, 0, 257),
+        ] {
+            assert_eq!(next_epoch(before, at(now)), after << 24, "{before} at {now}");
         }
+        assert!(next_epoch(0, at(5_000_000_000)) < 1 << 53, "in the year 2128");
     }
 }

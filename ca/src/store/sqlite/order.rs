@@ -1,6 +1,6 @@
 //! What an operator asks of the control plane: written by a verb, carried out and answered by the process that runs.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -10,6 +10,9 @@ use crate::store::{Edit, Edited, Reason};
 
 /// Requests that wait at most: nobody has more to ask of roots.
 const MAX_OPEN: i64 = 32;
+/// An order counts as long as the verb that gave it waits, which says so again and again: one that was broken off, or whose
+/// terminal is gone, is not carried out hours later by the next control plane.
+const WAITS: Duration = Duration::from_secs(5);
 /// Answered ones that are kept.
 const KEPT: i64 = 256;
 
@@ -64,7 +67,16 @@ fn room(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// From when until when a verb has said last that it waits, if it does.
+fn waits(now: SystemTime) -> [i64; 2] {
+    [now.checked_sub(WAITS).map_or(0, ms), ms(now + WAITS)]
+}
+
 pub(super) fn add(connection: &Connection, order: &Order, at: SystemTime) -> Result<u64, StoreError> {
+    connection.execute(
+        "DELETE FROM request WHERE answered IS NULL AND edit IS NULL AND NOT at BETWEEN ?1 AND ?2",
+        waits(at),
+    )?;
     room(connection)?;
     let reason = order.force.as_ref().map(Reason::as_str);
     connection.execute(
@@ -114,11 +126,22 @@ pub(super) fn read_edit(answer: &Answer) -> Result<Edited, StoreError> {
     serde_json::from_str(&answer.text).map_err(|error| StoreError::Refused(error.to_string()))
 }
 
-pub(super) fn open(connection: &Connection) -> Result<Vec<(u64, Order)>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT number, verb, reason FROM request WHERE answered IS NULL AND edit IS NULL ORDER BY number LIMIT 32",
+/// The verb still waits for the answer; `false` if it is there.
+pub(super) fn waiting(connection: &Connection, order: u64, at: SystemTime) -> Result<bool, StoreError> {
+    let changed = connection.execute(
+        "UPDATE request SET at = ?2 WHERE number = ?1 AND answered IS NULL",
+        params![number(order), ms(at)],
     )?;
-    let rows = statement.query_map([], |row| {
+    Ok(changed == 1)
+}
+
+/// Orders that somebody waits for, oldest first.
+pub(super) fn open(connection: &Connection, now: SystemTime) -> Result<Vec<(u64, Order)>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, verb, reason FROM request
+         WHERE answered IS NULL AND edit IS NULL AND at BETWEEN ?1 AND ?2 ORDER BY number LIMIT 32",
+    )?;
+    let rows = statement.query_map(waits(now), |row| {
         let (verb, reason): (String, Option<String>) = (row.get(1)?, row.get(2)?);
         Ok((row.get::<_, i64>(0)?.unsigned_abs(), verb, reason))
     })?;

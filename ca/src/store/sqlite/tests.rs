@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::lineage::{Attestor, LineageId};
-use crate::store::{Kind, State};
+use crate::store::{Kind, Reason, Revocation, State};
 use crate::testing::{HOUR, Home, id, start, td};
 use crate::token::Token;
 
@@ -347,4 +347,42 @@ fn a_probe_waits_for_a_store_that_hangs_no_longer_than_told() {
         assert!(matches!(probed, Err(StoreError::Slow)), "{probed:?}");
         go.send(()).unwrap();
     });
+}
+
+#[test]
+fn an_order_counts_as_long_as_somebody_waits_for_it() {
+    let home = Home::new();
+    let store = home.store();
+    let order = |verb| Order { verb, force: None };
+    let at = |seconds| start() + Duration::from_secs(seconds);
+    let open = |seconds| {
+        let orders = store.open_orders(at(seconds)).unwrap();
+        orders.into_iter().map(|(_, order)| order.verb).collect::<Vec<_>>()
+    };
+    let number = store.add_order(order(OrderVerb::Activate), start()).unwrap();
+    assert_eq!(open(4), [OrderVerb::Activate]);
+    assert!(open(6).is_empty(), "whoever gave it is gone");
+    assert!(store.keep_order(number, at(6)).unwrap());
+    assert_eq!(open(8), [OrderVerb::Activate], "no: it only came late");
+    assert!(open(0).is_empty(), "of a clock that leapt ahead");
+    store.add_order(order(OrderVerb::Remove), at(20)).unwrap();
+    assert_eq!(open(20), [OrderVerb::Remove]);
+    assert!(!store.keep_order(number, at(20)).unwrap(), "forgotten");
+}
+
+#[test]
+fn a_denial_does_not_end_earlier_because_it_is_repeated() {
+    let home = Home::new();
+    let store = home.store();
+    let deny = |reason: &str, seconds| {
+        let reason = Reason::parse(reason).unwrap();
+        let ends = Some(start() + Duration::from_secs(seconds));
+        store.revoke(Revocation { entry: Revoked::Id(id("web")), reason, at: start(), ends })
+    };
+    let sequence = deny("stolen", 86_400).unwrap();
+    let text = deny("again", 5).unwrap_err().to_string();
+    assert!(text.contains("stolen") && text.contains("allow-again"), "{text}");
+    let kept = store.trust().unwrap().revocations.remove(0);
+    assert_eq!((kept.reason.as_str(), kept.ends), ("stolen", Some(start() + Duration::from_secs(86_400))));
+    assert_eq!(deny("longer", 86_401).unwrap(), sequence, "sidecars have it already");
 }

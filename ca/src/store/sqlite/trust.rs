@@ -39,9 +39,12 @@ pub(super) fn raise_sequence(connection: &Connection) -> Result<u64, StoreError>
 }
 
 pub(super) fn revoke(connection: &Connection, path: &Path, new: &Revocation) -> Result<u64, StoreError> {
-    let is_there = is_there(connection, &new.entry)?;
+    let old = revocations(connection, path)?.into_iter().find(|one| one.entry == new.entry);
+    if let Some(old) = &old {
+        new.may_replace(old)?;
+    }
     enter(connection, new)?;
-    if is_there {
+    if old.is_some() {
         return schema::number(connection, "bundle_sequence");
     }
     lists(&revocations(connection, path)?).map_err(StoreError::Lists)?;

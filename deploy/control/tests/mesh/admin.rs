@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use postern_ca::store::{Reason, Revocation, Sqlite, Store};
+use postern_svid::{Clock as _, Revoked, SystemClock};
+
 use crate::common::*;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -32,6 +35,34 @@ async fn health() {
     assert_eq!(get(address, "/v1/certs", "localhost").await.0, 404);
     let post = "POST /ready HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     assert_eq!(raw(address, post).await.0, 405);
+    running.shutdown().await;
+}
+
+/// Whatever it is that keeps a denial from going out: somebody is told.
+#[tokio::test]
+async fn trust_that_cannot_go_out_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir);
+    let running = start(&state, HOUR).await;
+    let address = running.health_address();
+    let shown = async || {
+        let (status, body) = get(address, "/ready", "x").await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let (_, metrics) = get(address, "/metrics", "x").await;
+        let stuck = metrics.lines().find_map(|line| line.strip_prefix("postern_ca_trust_stuck "));
+        (status, body["degraded"].clone(), stuck.map(str::to_owned))
+    };
+    // The verb refuses this one.
+    let control = Revoked::Id(trust_domain().control_plane());
+    let store = Sqlite::open(&state, &trust_domain()).unwrap();
+    let (reason, at) = (Reason::parse("a slip").unwrap(), SystemClock.wall());
+    let denied = Revocation { entry: control.clone(), reason: reason.clone(), at, ends: None };
+    store.revoke(denied).unwrap();
+    let stuck = (200, serde_json::json!(["trust_not_published"]), Some("1".to_owned()));
+    eventually("it shows", || async { shown().await == stuck }).await;
+    store.allow_again(control, reason, at).unwrap();
+    let mended = (200, serde_json::json!([]), Some("0".to_owned()));
+    eventually("it is mended", || async { shown().await == mended }).await;
     running.shutdown().await;
 }
 

@@ -126,8 +126,16 @@ async fn watching() {
     };
     // It may say what it likes about others and about versions of the future.
     let other = Held { spiffe_id: id("store").as_str().to_owned(), serial: vec![9], ..held.clone() };
-    reports.send(Report { bundle_sequence: 99, held: vec![other, held] }).await.unwrap();
+    reports.send(Report { bundle_sequence: 99, held: vec![other.clone(), held.clone()] }).await.unwrap();
     let address = running.mesh_admin_address();
+    eventually("such a version is none", || async {
+        let (_, body) = get(address, "/v1/workloads", "localhost").await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let one = &body["workloads"][0];
+        one["bundleSequence"] == 0 && one["serial"] == postern_ca::hex(svid.serial())
+    })
+    .await;
+    reports.send(Report { bundle_sequence: 1, held: vec![other, held] }).await.unwrap();
     eventually("the report shows", || async {
         let (status, body) = get(address, "/v1/workloads", "localhost").await;
         assert_eq!(status, 200);
