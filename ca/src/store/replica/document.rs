@@ -205,10 +205,14 @@ impl Document {
         Ok(())
     }
 
-    /// Forgets CAs that sign no more and whose last leaf ended before `before`; whether there were any.
+    /// Forgets CAs that sign no more, because they are retired or their replica has gone, and whose last leaf ended before `before`;
+    /// whether there were any.
     pub(crate) fn prune(&mut self, before: SystemTime) -> bool {
         let all = self.authorities.len();
-        self.authorities.retain(|held| held.row.state != State::Retired || held.row.not_after >= before);
+        self.authorities.retain(|held| {
+            let signs_no_more = held.row.state == State::Retired || held.row.kind == Kind::Issuing;
+            !signs_no_more || held.row.not_after >= before
+        });
         self.authorities.len() != all
     }
 }

@@ -228,7 +228,7 @@ impl Copy<'_> {
 
     fn add(&self, held: &Held) -> Result<(), StoreError> {
         let Held { row, reason, tainted_for } = held;
-        if row.state == State::Retired && row.not_after < self.now {
+        if (row.state == State::Retired || row.kind == Kind::Issuing) && row.not_after < self.now {
             // Forgotten here already, and soon there.
             return Ok(());
         }

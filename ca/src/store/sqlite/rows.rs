@@ -335,7 +335,11 @@ pub(super) fn prune(connection: &Connection, before: SystemTime) -> Result<u64, 
         [],
     )?;
     connection.execute("DELETE FROM token WHERE expires < ?1", [before])?;
-    connection.execute("DELETE FROM authority WHERE state = 'retired' AND not_after < ?1", [before])?;
+    // Another replica's too, if that has gone and told nobody.
+    connection.execute(
+        "DELETE FROM authority WHERE (state = 'retired' OR replica IS NOT NULL) AND not_after < ?1",
+        [before],
+    )?;
     Ok(gone as u64)
 }
 

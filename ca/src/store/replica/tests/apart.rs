@@ -266,3 +266,35 @@ fn an_operators_command_asks_the_running_control_plane() {
     Sqlite::copy(&mesh.path("b"), &td(), &copy).unwrap();
     Sqlite::open(&copy, &td()).unwrap().revoke(deny("rogue")).unwrap();
 }
+
+#[test]
+fn what_a_replica_that_has_gone_left_behind_is_forgotten() {
+    let mesh = Mesh::new();
+    let (a, b) = mesh.two();
+    let gone = b.authority.active().key_id().to_vec();
+    b.store.resign();
+    drop(b);
+    let is_known = || {
+        let shared = mesh.shared.read(STATE).unwrap().entries.remove(0);
+        let shared = Document::decode(&shared.value, "demo.postern").unwrap();
+        let local = a.store.authorities().unwrap();
+        (
+            shared.authorities.iter().any(|held| held.row.key_id == gone),
+            local.iter().any(|row| row.key_id == gone),
+        )
+    };
+    for _ in 0..9 {
+        mesh.clock.advance(DAY);
+        a.store.tend(Duration::ZERO).unwrap();
+        a.store.tend(Duration::ZERO).unwrap();
+        a.authority.maintain().unwrap();
+        if mesh.clock.wall() < crate::testing::start() + 7 * DAY {
+            assert_eq!(is_known(), (true, true));
+        }
+    }
+    a.store.prune(mesh.clock.wall() - DAY).unwrap();
+    assert_eq!(is_known(), (false, false));
+    a.follow();
+    assert_eq!(is_known(), (false, false));
+    a.joined(&id("orders"));
+}
