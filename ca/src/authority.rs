@@ -108,6 +108,7 @@ impl Authority {
     ) -> Result<Self, AuthorityError> {
         let now = clock.wall();
         let mut trust = store.trust()?;
+        trust.check_clock(now)?;
         let is_new = trust.authorities.is_empty();
         if is_new {
             let root = make_root(&trust_domain, keys.as_ref(), lives, now)?;
@@ -141,6 +142,28 @@ impl Authority {
     /// The issuing CA that signs now.
     pub fn active(&self) -> Arc<Issuing> {
         self.view.read().slots.active.clone()
+    }
+
+    /// The CAs that are in the trust bundle or sign, and those to come: kind, state, name, end.
+    pub(crate) fn ends(&self) -> Vec<(&'static str, &'static str, String, SystemTime)> {
+        let view = self.view.read();
+        let issuing =
+            [(State::Active, Some(&view.slots.active)), (State::Prepared, view.slots.prepared.as_ref())];
+        let issuing = issuing.into_iter().filter_map(|(state, one)| Some((state, &one?.ca)));
+        let roots = view.roots.iter().map(|root| ("root", root.state.name(), &root.ca));
+        let tiers = view.roots.tiers.all.iter().filter(|tier| tier.state != State::Retired);
+        let tiers = tiers.map(|tier| ("tier", tier.state.name(), &tier.ca));
+        let all = roots.chain(tiers).chain(issuing.map(|(state, ca)| ("issuing", state.name(), ca)));
+        all.map(|(kind, state, ca)| (kind, state, ca.label.clone(), ca.validity.not_after)).collect()
+    }
+
+    /// Valid leaves of a CA that is tainted, or whose root is. The store is asked only if there is such a one.
+    pub fn tainted_leaves(&self, now: SystemTime) -> Result<usize, AuthorityError> {
+        let tainted = self.view.read().roots.tainted_issuers();
+        if tainted.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.store.live(now)?.iter().filter(|leaf| tainted.contains(&leaf.issuer)).count())
     }
 
     /// The certificate of the root that signs issuing CAs now.
@@ -308,9 +331,11 @@ impl Authority {
     /// Whether something else was there, and whether a new issuing CA had to be made.
     fn take_up(&self, when: &'static str, now: SystemTime) -> Result<(bool, bool), AuthorityError> {
         let trust = self.store.trust()?;
+        // Before anything is decided by this time, and before any key is made.
+        trust.check_clock(now)?;
         let before = {
             let view = self.view.read();
-            if view.is_that_of(&trust) && !view.slots.have_ended(now) {
+            if view.is_that_of(&trust) && !view.slots.cannot_sign(now) {
                 // Of a turn that the store refused only the key is left.
                 view.sweep(self.keys.as_ref());
                 return Ok((false, false));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use postern_svid::{Bundles, Role, SpiffeId, TrustDomain, VerifyError, verify};
+use postern_svid::{Bundles, SpiffeId, TrustDomain, VerifyError, verify_both};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -18,11 +18,8 @@ pub fn leaf(
     bundles: &Bundles,
     now: SystemTime,
 ) -> Result<(), CheckError> {
-    for role in [Role::Server, Role::Client] {
-        let peer = verify(chain, bundles, role, now)?;
-        if peer.id() != id {
-            return Err(CheckError::Different("the id"));
-        }
+    if verify_both(chain, bundles, now)?.id() != id {
+        return Err(CheckError::Different("the id"));
     }
     let first = chain.first().ok_or(CheckError::Different("the length of the chain"))?;
     let (rest, parsed) = X509Certificate::from_der(first).map_err(|_| CheckError::Unreadable)?;

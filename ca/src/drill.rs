@@ -318,7 +318,7 @@ impl Stage {
 mod tests {
     use super::*;
     use crate::keys::KeyFiles;
-    use crate::testing::{HOUR, Home, id, td};
+    use crate::testing::{Ca, HOUR, Home, id, td};
 
     #[test]
     fn a_rehearsal_ends_well_and_leaves_the_ca_alone() {
@@ -375,5 +375,41 @@ mod tests {
         let policy = LeafPolicy { ttl: HOUR, test: false };
         let done = root_rotation(&copy, &td(), keys, policy, home.clock.wall()).unwrap();
         assert!(done.refused[0].contains("/sa/orders could not renew"), "{done:?}");
+    }
+
+    /// The rehearsal holds certificates against bundles as a peer would, and tells of each that is refused.
+    #[test]
+    fn a_certificate_that_somebody_would_refuse_shows() {
+        let (home, other) = (Home::new(), Home::new());
+        let ca = home.ca();
+        let reply = ca.join(&id("orders"), &ca.token(&id("orders")), &crate::testing::key()).unwrap();
+        let rehearsal = Rehearsal {
+            steps: Vec::new(),
+            sidecars: 1,
+            renewals: 0,
+            verified: 0,
+            refused: Vec::new(),
+            stuck: Vec::new(),
+        };
+        // Somebody still has version 0, which knows another root.
+        let bundles = BTreeMap::from([(0, other.ca().authority.bundles())]);
+        let Ca { store, authority, issuer, clock, .. } = ca;
+        let keys = Arc::new(KeyFiles::new(&home.path()));
+        let scratch = home.dir.path().join("scratch");
+        let sidecars = Vec::new();
+        let mut stage =
+            Stage { store, authority, issuer, keys, scratch, clock, sidecars, bundles, rehearsal };
+        let mut played = stage.played(reply).unwrap();
+        played.sequence = 0;
+        stage.sidecars.push(played);
+        stage.verify_all();
+        let Rehearsal { verified, refused, .. } = &stage.rehearsal;
+        assert_eq!(*verified, 2);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(refused[0].contains("/sa/orders by bundle 0"), "{refused:?}");
+        // Once it is acknowledged that version is not looked at any more.
+        stage.sidecars[0].sequence = 1;
+        stage.verify_all();
+        assert_eq!((stage.rehearsal.refused.len(), stage.rehearsal.verified), (1, 3));
     }
 }

@@ -3,13 +3,14 @@
 //!
 //! Calls block (the store's disk, the signature): serve them from a blocking thread.
 
+mod admission;
 mod adopt;
 mod error;
 mod proof;
+mod published;
+mod stages;
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
@@ -21,14 +22,17 @@ use crate::authority::{self, Authority};
 use crate::authz;
 use crate::check;
 use crate::csr::{self, VerifiedKey};
-use crate::limits::{Buckets, RetryAfter};
 use crate::lineage::{Attestor, Lineage, LineageId};
 use crate::metrics::{AuthorityKind, Metrics, Proven, Reason};
 use crate::profile::{self, Serial, Validity};
-use crate::store::{Grant, Issued, Store, StoreError};
+use crate::store::{Grant, Issued, Store, StoreError, check_leap};
 use crate::token::TokenRecord;
+use admission::Admission;
 use proof::{Attested, Next, Renewed};
+use stages::Stages;
 
+pub use admission::Permit;
+pub(crate) use admission::{Full, Replicas};
 pub use adopt::from_another_replica;
 pub use error::IssueError;
 pub(crate) use error::busy;
@@ -41,14 +45,6 @@ pub const MIN_TEST_TTL: Duration = Duration::from_secs(5);
 /// The longest: a stolen key must not live longer than anybody watches.
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 3_600);
 
-/// Requests being worked on. Each takes a thread.
-const IN_FLIGHT: usize = 256;
-/// Per address, before anything is proven.
-const STRANGER: (u32, u32) = (20, 50);
-/// Per identity that has proven itself: many of them may stand behind one address.
-const KNOWN: (u32, u32) = (5, 20);
-/// Addresses and identities counted one by one.
-const COUNTED: usize = 16_384;
 /// How far the clock may step back: NTP corrects by less.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
 /// 2024-01-01: a machine whose clock says less woke up without one.
@@ -72,11 +68,13 @@ pub struct Issuer {
     metrics: Metrics,
     /// What attestors believe, and what their facts are granted; nothing until it is told.
     attestation: RwLock<Arc<Attestation>>,
-    strangers: Buckets<IpAddr>,
-    known: Buckets<SpiffeId>,
-    in_flight: Arc<AtomicUsize>,
+    admission: Admission,
     /// When the latest certificate was made.
     last: Mutex<SystemTime>,
+    /// The latest time that the store has seen.
+    seen: Mutex<Option<SystemTime>>,
+    /// The CAs whose ends the metrics tell.
+    shown: Mutex<Vec<AuthorityKind>>,
 }
 
 /// A request as it came in.
@@ -116,6 +114,16 @@ impl Proof<'_> {
     }
 }
 
+/// A certificate to be.
+struct Wanted<'a> {
+    id: &'a SpiffeId,
+    key: &'a VerifiedKey,
+    ttl: Duration,
+    lineage: LineageId,
+    /// How that began, and when.
+    began: (Attestor, SystemTime),
+}
+
 /// What goes back.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -131,25 +139,6 @@ pub struct Reply {
     pub now: SystemTime,
 }
 
-/// A request's place among those in flight; dropping it frees the place.
-#[derive(Debug)]
-pub struct Permit(Arc<AtomicUsize>);
-
-impl Permit {
-    /// One more of `most`, counted in `taken`.
-    pub(crate) fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let before = taken.fetch_add(1, Ordering::AcqRel);
-        let permit = Self(taken.clone());
-        (before < most).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl Issuer {
     /// A pipeline that signs with `authority` and writes to `store`.
     pub fn new(
@@ -160,6 +149,7 @@ impl Issuer {
         metrics: Metrics,
     ) -> Result<Self, IssueError> {
         let last = store.last_issued()?.unwrap_or(SystemTime::UNIX_EPOCH);
+        let seen = store.trust()?.seen;
         let issuer = Self {
             authority,
             store,
@@ -167,12 +157,12 @@ impl Issuer {
             policy,
             metrics,
             attestation: RwLock::default(),
-            strangers: Buckets::new(STRANGER.0, STRANGER.1, COUNTED),
-            known: Buckets::new(KNOWN.0, KNOWN.1, COUNTED),
-            in_flight: Arc::default(),
+            admission: Admission::new(),
             last: Mutex::new(last),
+            seen: Mutex::new(seen),
+            shown: Mutex::default(),
         };
-        issuer.throwaway()?;
+        issuer.prove()?;
         issuer.publish_metrics();
         Ok(issuer)
     }
@@ -188,30 +178,20 @@ impl Issuer {
         Ok(found.or_else(|| from_another_replica(&self.authority, self.store.as_ref(), peer)))
     }
 
-    /// Asks for a place, before anything costs anything.
-    pub fn admit(&self, source: IpAddr, peer: Option<&PeerSvid>) -> Result<Permit, IssueError> {
-        let now = self.clock.monotonic();
-        let taken = match peer {
-            Some(peer) => self.known.take(peer.id().clone(), now),
-            None => self.strangers.take(source, now),
-        };
-        let taken = taken.and_then(|()| {
-            Permit::take(&self.in_flight, IN_FLIGHT).ok_or(RetryAfter(Duration::from_secs(1)))
-        });
-        taken.map_err(|after| self.refused(IssueError::Busy(after)))
-    }
-
     /// Serves one request.
     pub fn issue(&self, request: Request<'_>) -> Result<Reply, IssueError> {
         let began = self.clock.monotonic();
         let proof = request.proof.name();
-        let result = self.steps(request).and_then(|reply| match request.proof {
-            Proof::Attested(evidence, _) => {
-                let held = evidence.still_holds();
-                held.map(|()| reply).map_err(|why| IssueError::NoProof(evidence.attestor(), why))
-            }
-            Proof::JoinToken(_) | Proof::Svid(_) => Ok(reply),
-        });
+        let result =
+            self.steps(request, &mut Stages::begin(&self.metrics, self.clock.as_ref())).and_then(|reply| {
+                match request.proof {
+                    Proof::Attested(evidence, _) => {
+                        let held = evidence.still_holds();
+                        held.map(|()| reply).map_err(|why| IssueError::NoProof(evidence.attestor(), why))
+                    }
+                    Proof::JoinToken(_) | Proof::Svid(_) => Ok(reply),
+                }
+            });
         self.metrics.seconds.observe(self.clock.monotonic().duration_since(began).as_secs_f64());
         match &result {
             Ok(_) => {
@@ -234,41 +214,39 @@ impl Issuer {
         let now = self.clock.wall();
         self.check_clock(now)?;
         let lineage = LineageId::random().map_err(|_| profile::ProfileError::Random)?;
-        let began = (Attestor::Own, now);
-        let reply =
-            self.make(&id, &key, self.policy.ttl, now, (lineage, began), Grant::New(Attestor::Own))?;
+        let stages = &mut Stages::begin(&self.metrics, self.clock.as_ref());
+        let wanted =
+            Wanted { id: &id, key: &key, ttl: self.policy.ttl, lineage, began: (Attestor::Own, now) };
+        let reply = self.make(wanted, now, Grant::New(Attestor::Own), stages)?;
         self.metrics.issued.get_or_create(&Proven { proof: "own" }).inc();
         Ok(reply)
     }
 
-    /// Proves that a request would be served: the clock is right, a throwaway leaf verifies, and the store takes a write.
+    /// Proves that a request would be served: the clock is right, the store takes a write, and a throwaway leaf verifies.
     pub fn self_test(&self) -> Result<(), IssueError> {
-        let now = self.clock.wall();
-        self.check_clock(now)?;
-        self.throwaway()?;
-        Ok(self.store.probe(now)?)
+        self.look_at_clock()?;
+        self.prove()
     }
 
-    fn throwaway(&self) -> Result<(), IssueError> {
+    /// Holds the clock against what the store has seen, which takes a write. Until an operator says otherwise, nothing happens at a
+    /// time that is before that, or far after it.
+    pub fn look_at_clock(&self) -> Result<(), IssueError> {
+        let now = self.clock.wall();
+        self.store.probe(now)?;
+        *self.seen.lock() = Some(now);
+        if self.is_behind(now) {
+            // Unless that was said meanwhile.
+            *self.last.lock() = self.store.last_issued()?.unwrap_or(SystemTime::UNIX_EPOCH);
+        }
+        self.check_clock(now)
+    }
+
+    /// Proves that what the issuing CA signs now verifies, by a leaf that is thrown away.
+    pub fn prove(&self) -> Result<(), IssueError> {
         let authority = &self.authority;
         let now = self.clock.wall();
         check::issuing(authority.trust_domain(), &authority.active(), &authority.bundles(), now)?;
         Ok(())
-    }
-
-    /// Brings the metrics that stand for a state up to date.
-    pub fn publish_metrics(&self) {
-        let ends = [
-            ("root", Some(self.authority.root_not_after())),
-            ("tier", self.authority.tier_not_after()),
-            ("issuing", Some(self.authority.active().not_after())),
-        ];
-        for (kind, end) in ends.into_iter().filter_map(|(kind, end)| Some((kind, end?))) {
-            let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            self.metrics.authority_not_after.get_or_create(&AuthorityKind { kind }).set(end);
-        }
-        let sequence = i64::try_from(self.authority.bundle().sequence()).unwrap_or(i64::MAX);
-        self.metrics.bundle_sequence.set(sequence);
     }
 
     fn refused(&self, error: IssueError) -> IssueError {
@@ -278,8 +256,10 @@ impl Issuer {
         error
     }
 
-    fn steps(&self, request: Request<'_>) -> Result<Reply, IssueError> {
+    fn steps(&self, request: Request<'_>, stages: &mut Stages<'_>) -> Result<Reply, IssueError> {
         let now = self.clock.wall();
+        // Everything would look expired by then; who asks is told the true reason.
+        self.check_leap(now)?;
         let attested = match request.proof {
             Proof::JoinToken(token) => self.token(token, now)?,
             Proof::Svid(peer) => Attested::Svid(self.predecessor(peer, request.predecessor, false, now)?),
@@ -293,7 +273,9 @@ impl Issuer {
         };
         let id = authz::grant(self.authority.trust_domain(), from_proof, &asked)
             .map_err(|denied| IssueError::Denied(denied, from_proof.clone()))?;
+        stages.done("proof");
         let key = csr::verify(request.csr, id)?;
+        stages.done("csr");
         self.check_denied(&attested, id, &key)?;
         let grant = match self.key_policy(&attested, id, &key, now)? {
             Next::Answer(issued) => return self.again(&issued, now),
@@ -316,7 +298,9 @@ impl Issuer {
             Attested::Token(_) => (random()?, (Attestor::JoinToken, now)),
             Attested::Facts { facts, .. } => (random()?, (facts.attestor(), now)),
         };
-        self.make(id, &key, ttl, now, lineage, grant)
+        stages.done("policy");
+        let (lineage, began) = lineage;
+        self.make(Wanted { id, key: &key, ttl, lineage, began }, now, grant, stages)
     }
 
     /// Whoever is denied gets nothing new either: the handshake has asked about the certificate that renews, and not about a join
@@ -334,11 +318,27 @@ impl Issuer {
 
     /// A clock that went back would make certificates that seem older than they are, and revive what has expired.
     fn check_clock(&self, now: SystemTime) -> Result<(), IssueError> {
-        let last = *self.last.lock();
-        if now + CLOCK_SLACK < last || now < SystemTime::UNIX_EPOCH + CLOCK_FLOOR {
-            return Err(IssueError::Clock { behind: last.duration_since(now).unwrap_or_default() });
+        if self.is_behind(now) || now < SystemTime::UNIX_EPOCH + CLOCK_FLOOR {
+            let behind = self.last.lock().duration_since(now).unwrap_or_default();
+            return Err(IssueError::Clock { behind });
         }
+        self.check_leap(now)
+    }
+
+    fn check_leap(&self, now: SystemTime) -> Result<(), IssueError> {
+        let check = |seen: Option<SystemTime>| seen.map_or(Ok(()), |seen| check_leap(seen, now));
+        if check(*self.seen.lock()).is_ok() {
+            return Ok(());
+        }
+        // Others write to the store as well, an operator among them.
+        let seen = self.store.trust()?.seen;
+        check(seen)?;
+        *self.seen.lock() = seen;
         Ok(())
+    }
+
+    fn is_behind(&self, now: SystemTime) -> bool {
+        now + CLOCK_SLACK < *self.last.lock()
     }
 
     fn life(&self, asked: u32) -> Result<Duration, IssueError> {
@@ -356,13 +356,12 @@ impl Issuer {
 
     fn make(
         &self,
-        id: &SpiffeId,
-        key: &VerifiedKey,
-        ttl: Duration,
+        wanted: Wanted<'_>,
         now: SystemTime,
-        (lineage, (attestor, attested)): (LineageId, (Attestor, SystemTime)),
         grant: Grant,
+        stages: &mut Stages<'_>,
     ) -> Result<Reply, IssueError> {
+        let Wanted { id, key, ttl, lineage, began: (attestor, attested) } = wanted;
         // It ends with its root at the latest.
         let issuing = self.authority.active();
         let end = issuing.not_after();
@@ -381,7 +380,9 @@ impl Issuer {
         };
         let leaf = profile::leaf(id, key, issuing.signer(), validity, serial)?;
         let chain: Vec<_> = std::iter::once(leaf).chain(issuing.chain()).collect();
+        stages.done("sign");
         check::leaf(&chain, id, key, &self.authority.bundles(), now)?;
+        stages.done("verify");
 
         let renew_after = now + left.mul_f64(renewal_point()?);
         let issued = Issued {
@@ -397,9 +398,11 @@ impl Issuer {
             certificate: chain[0].to_vec(),
         };
         self.store.record(issued, grant)?;
+        stages.done("record");
         let mut last = self.last.lock();
         *last = (*last).max(now);
         drop(last);
+        *self.seen.lock() = Some(now);
         let serial = crate::hex(serial.as_bytes());
         let (seconds, lineage) = (left.as_secs(), lineage);
         tracing::info!(%id, serial, %lineage, life_s = seconds, "certificate issued");
@@ -434,5 +437,7 @@ fn renewal_point() -> Result<f64, IssueError> {
 
 #[cfg(test)]
 mod attested_tests;
+#[cfg(test)]
+mod clock_tests;
 #[cfg(test)]
 mod tests;

@@ -15,13 +15,12 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use postern_svid::{Clock, PeerSvid, SpiffeId};
+use postern_svid::{Clock, PeerSvid};
 
 use crate::authority::Authority;
 use crate::bundle::REFRESH_HINT;
-use crate::issue::Permit;
+use crate::issue::{Full, Permit, Replicas};
 use crate::keys::KeyStore;
-use crate::limits::{Buckets, RetryAfter};
 use crate::metrics::Metrics;
 use crate::profile::ISSUING_KEY;
 use crate::store::{JwtChange, JwtKey, JwtState, JwtStore};
@@ -46,10 +45,8 @@ pub const MIN_TEST_TTL: Duration = Duration::from_secs(2);
 /// Unless told otherwise.
 pub const TTL: Duration = Duration::from_secs(300);
 
-/// Per identity: an agent keeps tokens by audience, and a workload has few of those.
-const KNOWN: (u32, u32) = (10, 50);
-/// Identities counted one by one.
-const COUNTED: usize = 16_384;
+/// Per certificate: an agent keeps tokens by audience, and a workload has few of those.
+const REPLICA: (u32, u32) = (10, 50);
 /// Requests being worked on; certificates have their own places.
 const IN_FLIGHT: usize = 64;
 
@@ -96,7 +93,7 @@ pub struct JwtAuthority {
     issuer: Option<String>,
     metrics: Metrics,
     slots: RwLock<Slots>,
-    known: Buckets<SpiffeId>,
+    replicas: Replicas,
     in_flight: Arc<AtomicUsize>,
     turning: Mutex<()>,
 }
@@ -140,17 +137,29 @@ impl JwtAuthority {
         slots.sweep(keys.as_ref());
         authority.follow()?;
         let (slots, turning) = (RwLock::new(slots), Mutex::new(()));
-        let known = Buckets::new(KNOWN.0, KNOWN.1, COUNTED);
-        let in_flight = Arc::default();
-        Ok(Self { authority, store, keys, clock, lives, issuer, metrics, slots, known, in_flight, turning })
+        let (replicas, in_flight) = (Replicas::new(REPLICA), Arc::default());
+        Ok(Self {
+            authority,
+            store,
+            keys,
+            clock,
+            lives,
+            issuer,
+            metrics,
+            slots,
+            replicas,
+            in_flight,
+            turning,
+        })
     }
 
     /// Asks for a place, before anything costs anything.
     pub fn admit(&self, peer: &PeerSvid) -> Result<Permit, JwtIssueError> {
-        let taken = self.known.take(peer.id().clone(), self.clock.monotonic()).and_then(|()| {
-            Permit::take(&self.in_flight, IN_FLIGHT).ok_or(RetryAfter(Duration::from_secs(1)))
-        });
-        taken.map_err(|after| self.refused(JwtIssueError::Busy(after)))
+        let taken = self
+            .replicas
+            .take(peer, self.clock.monotonic())
+            .and_then(|()| Permit::take(&self.in_flight, IN_FLIGHT).ok_or_else(Full::in_flight));
+        taken.map_err(|full| self.refused(JwtIssueError::Busy(full.counted(&self.metrics))))
     }
 
     /// Moves the keys on if their time has come. Cheap when it has not; called often.

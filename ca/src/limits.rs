@@ -18,7 +18,12 @@ pub struct Buckets<K> {
 struct Table<K> {
     buckets: HashMap<K, Bucket>,
     shared: Bucket,
+    /// So many keys, and those that are idle are let go of.
+    sweep_at: usize,
 }
+
+/// Keys below which nobody is looked through.
+const FEW: usize = 256;
 
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -34,20 +39,23 @@ impl<K: Eq + Hash> Buckets<K> {
     /// `rate` a second on average, `burst` at once, for at most `most` keys.
     pub fn new(rate: u32, burst: u32, most: usize) -> Self {
         let full = Bucket { tokens: f64::from(burst), at: None };
-        let table = Table { buckets: HashMap::new(), shared: full };
+        let table = Table { buckets: HashMap::new(), shared: full, sweep_at: FEW.min(most) };
         Self { rate: f64::from(rate), burst: f64::from(burst), most, table: Mutex::new(table) }
     }
 
     /// Takes one.
     pub fn take(&self, key: K, now: Instant) -> Result<(), RetryAfter> {
         let mut table = self.table.lock();
-        let Table { buckets, shared } = &mut *table;
-        if buckets.len() >= self.most && !buckets.contains_key(&key) {
-            // A bucket that is full again says the same as none.
+        let Table { buckets, shared, sweep_at } = &mut *table;
+        if buckets.len() >= *sweep_at && !buckets.contains_key(&key) {
+            // A bucket that is full again says the same as none. Twice what is left is let come before the next look: the work is
+            // spread, and the table follows those who are there.
             buckets.retain(|_, bucket| self.refilled(*bucket, now) < self.burst);
+            *sweep_at = (buckets.len() * 2).clamp(FEW.min(self.most), self.most);
             if buckets.len() >= self.most {
                 return self.take_from(shared, now);
             }
+            buckets.shrink_to(*sweep_at);
         }
         let bucket = buckets.entry(key).or_insert(Bucket { tokens: self.burst, at: None });
         self.take_from(bucket, now)
@@ -90,6 +98,17 @@ mod tests {
             assert_eq!(buckets.take("a", start + Duration::from_secs(60)), Ok(()));
         }
         assert!(buckets.take("a", start + Duration::from_secs(60)).is_err(), "never more than the burst");
+    }
+
+    /// Workloads that come and go leave nothing behind.
+    #[test]
+    fn the_table_follows_those_who_are_there() {
+        let buckets = Buckets::new(5, 20, 16_384);
+        let start = Instant::now();
+        for key in 0..100_000_u32 {
+            buckets.take(key, start + Duration::from_millis(18) * key).unwrap();
+            assert!(buckets.table.lock().buckets.len() <= FEW);
+        }
     }
 
     #[test]

@@ -20,6 +20,20 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+/// Which limit a request has met.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Shed {
+    /// `in_flight`, or whose pace it was: `source`, `certificate`, `lineage`, `id`.
+    pub limit: &'static str,
+}
+
+/// A step of issuing.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Stage {
+    /// One of [`Metrics::STAGES`].
+    pub stage: &'static str,
+}
+
 /// How an identity was proven.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct Proven {
@@ -32,6 +46,10 @@ pub struct Proven {
 pub struct AuthorityKind {
     /// `root`, `tier` or `issuing`.
     pub kind: &'static str,
+    /// Where it stands in its life.
+    pub state: &'static str,
+    /// Its name.
+    pub label: String,
 }
 
 /// What an operator has to bring about.
@@ -48,6 +66,10 @@ pub struct Metrics {
     pub issued: Family<Proven, Counter>,
     /// Requests refused.
     pub rejected: Family<Reason, Counter>,
+    /// Requests refused for a limit before anything was computed for them.
+    pub shed: Family<Shed, Counter>,
+    /// Seconds that each step of a request took.
+    pub stages: Family<Stage, Histogram, fn() -> Histogram>,
     /// Seconds from a request's arrival to its answer.
     pub seconds: Histogram,
     /// Forks of lineages found: copied keys.
@@ -62,6 +84,8 @@ pub struct Metrics {
     pub rotations: Counter,
     /// Roots that began to sign in the place of another.
     pub root_rotations: Counter,
+    /// Valid leaves of a tainted CA.
+    pub tainted_leaves: Gauge,
     /// Entries of the taint and deny lists.
     pub revocations: Gauge,
     /// Version of the trust bundle.
@@ -91,6 +115,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Steps of a request: what its proof attests, the request's own signature, whether the key may be certified, the new certificate's
+    /// signature, its verification, its record on the disk.
+    pub const STAGES: [&str; 6] = ["proof", "csr", "policy", "sign", "verify", "record"];
+    /// Limits that a request may meet.
+    const LIMITS: [&str; 5] = ["certificate", "id", "in_flight", "lineage", "source"];
+
     /// Registers everything.
     pub fn new(registry: &mut Registry) -> Self {
         // A certificate takes about a millisecond of computing and an fsync; the last step is the caller's deadline.
@@ -98,6 +128,8 @@ impl Metrics {
         let metrics = Self {
             issued: Family::default(),
             rejected: Family::default(),
+            shed: Family::default(),
+            stages: Family::new_with_constructor(stage_seconds),
             seconds,
             forks: Counter::default(),
             truncated: Counter::default(),
@@ -105,6 +137,7 @@ impl Metrics {
             operator_needed: Family::default(),
             rotations: Counter::default(),
             root_rotations: Counter::default(),
+            tainted_leaves: Gauge::default(),
             revocations: Gauge::default(),
             bundle_sequence: Gauge::default(),
             bundle_behind: Gauge::default(),
@@ -125,6 +158,12 @@ impl Metrics {
         for reason in IssueError::REASONS {
             drop(metrics.rejected.get_or_create(&Reason { reason }));
         }
+        for limit in Self::LIMITS {
+            drop(metrics.shed.get_or_create(&Shed { limit }));
+        }
+        for stage in Self::STAGES {
+            drop(metrics.stages.get_or_create(&Stage { stage }));
+        }
         for reason in JwtIssueError::REASONS {
             drop(metrics.jwt_rejected.get_or_create(&Reason { reason }));
         }
@@ -137,6 +176,12 @@ impl Metrics {
         let ca = registry.sub_registry_with_prefix("postern_ca");
         ca.register("issued", "Certificates handed out", metrics.issued.clone());
         ca.register("rejected", "Requests for certificates refused", metrics.rejected.clone());
+        ca.register(
+            "shed",
+            "Requests refused for a limit before anything was computed for them",
+            metrics.shed.clone(),
+        );
+        ca.register_with_unit("issue_stage", "Each step of a request", Unit::Seconds, metrics.stages.clone());
         ca.register_with_unit(
             "issue",
             "From a request's arrival to its answer",
@@ -169,6 +214,11 @@ impl Metrics {
             "root_rotations",
             "Roots that began to sign in the place of another",
             metrics.root_rotations.clone(),
+        );
+        ca.register(
+            "tainted_leaves_live",
+            "Valid leaves of a CA that is tainted, or whose root is",
+            metrics.tainted_leaves.clone(),
         );
         ca.register("revocations", "Entries of the taint and deny lists", metrics.revocations.clone());
         ca.register("bundle_sequence", "Version of the trust bundle", metrics.bundle_sequence.clone());
@@ -207,4 +257,11 @@ impl Metrics {
         ca.register("shared_store_answers", "Whether the shared store answers", metrics.shared_store.clone());
         metrics
     }
+}
+
+/// Most steps take some tens of microseconds; the record waits for the disk.
+fn stage_seconds() -> Histogram {
+    Histogram::new([
+        0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0,
+    ])
 }

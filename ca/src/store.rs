@@ -23,9 +23,13 @@ pub use jwt::{JwtChange, JwtIssued, JwtKey, JwtState, JwtStore};
 pub use replica::{
     Behind, ControlStore, Edit, Edited, ReplicaKeys, Replicated, STALE, Standing, Summary, is_replica_name,
 };
-pub(crate) use revocation::lists;
 pub use revocation::{Live, MAX_LISTS, Reason, ReasonError, Revocation, Trust};
+pub(crate) use revocation::{check_leap, lists};
 pub use sqlite::{Answer, DATABASE, JournalEntry, MARK, Order, OrderVerb, Seen, Sqlite, UNFINISHED};
+
+/// How far ahead of the latest time seen a clock may be. Longer than a long weekend without the machine, and the life of an issuing CA:
+/// whatever was handed out before is over by then.
+pub const LEAP: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// The CA's memory.
 pub trait Store: Send + Sync + 'static {
@@ -78,7 +82,8 @@ pub trait Store: Send + Sync + 'static {
     fn last_issued(&self) -> Result<Option<SystemTime>, StoreError>;
     /// Numbers for people.
     fn counts(&self, now: SystemTime) -> Result<Counts, StoreError>;
-    /// Forgets certificates that ended before `before` and what hangs on them alone; keeps CAs.
+    /// Forgets certificates that ended before `before` and what hangs on them alone; keeps CAs. After a pause, or a clock that went
+    /// ahead, not all of it at once.
     fn prune(&self, before: SystemTime) -> Result<u64, StoreError>;
     /// Proves that something can be written durably now, or fails within seconds.
     fn probe(&self, now: SystemTime) -> Result<(), StoreError>;
@@ -319,7 +324,10 @@ pub struct Counts {
 #[non_exhaustive]
 pub enum StoreError {
     /// The clock is behind the newest record.
-    #[error("the clock is {} s behind the ledger's newest record", .behind.as_secs())]
+    #[error(
+        "the clock is {} s behind the ledger's newest record. Correct it; if it is right and was ahead earlier, say so: postern ca clock confirm --reason TEXT",
+        .behind.as_secs()
+    )]
     Clock {
         /// By how much.
         behind: Duration,
@@ -327,6 +335,18 @@ pub enum StoreError {
     /// What a decision rested on has changed meanwhile: somebody else was faster.
     #[error("{0}; another request was faster")]
     Conflict(&'static str),
+    /// The clock is far ahead of anything the store has seen.
+    #[error(
+        "the clock says {}, {} days after the latest time that this CA has seen ({}): nothing is issued, replaced or forgotten meanwhile. \
+         Correct the clock, and it goes on by itself; or, if the clock is right, say so: postern ca clock confirm --reason TEXT",
+        moment(*.at), .at.duration_since(*.seen).unwrap_or_default().as_secs() / 86_400, moment(*.seen)
+    )]
+    Leapt {
+        /// What the clock says.
+        at: SystemTime,
+        /// The latest time seen.
+        seen: SystemTime,
+    },
     /// The content contradicts itself.
     #[error("{path}: damaged: {detail}. Move the state directory away and put a backup back: postern ca restore (docs/backup.md)", path = .0.display(), detail = .1)]
     Damaged(PathBuf, String),
@@ -443,4 +463,11 @@ pub enum StoreError {
 
 fn name_of(replica: &str) -> String {
     if replica.is_empty() { "another replica".to_owned() } else { format!("the replica {replica}") }
+}
+
+/// A time for people.
+fn moment(at: SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at);
+    at.format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_else(|_| "a time beyond the calendar".to_owned())
 }

@@ -4,6 +4,7 @@
 
 mod backup;
 mod bundle;
+mod clock;
 mod drill;
 mod init;
 mod keys;
@@ -91,6 +92,11 @@ enum Verb {
     Tier {
         #[command(subcommand)]
         verb: tier::Verb,
+    },
+    /// The machine's clock, as the CA sees it.
+    Clock {
+        #[command(subcommand)]
+        verb: clock::Verb,
     },
     /// Rehearse a rotation on a copy, with a clock that runs ahead.
     Drill {
@@ -187,6 +193,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Verb::Root { verb } => root::run(verb),
         Verb::Replicas { verb } => replicas::run(verb),
         Verb::Tier { verb } => tier::run(verb),
+        Verb::Clock { verb } => clock::run(verb),
         Verb::Drill { verb } => drill::run(verb),
         Verb::Taint(args) => revoke::taint(args),
         Verb::Deny { whom } => revoke::deny(whom),

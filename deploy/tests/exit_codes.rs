@@ -108,6 +108,8 @@ fn of_ca_and_control() {
     check(&[&again[..], &["--for", "1d"]].concat(), 2, "belongs to postern ca deny");
     check(&["ca", "taint"], 2, "--reason");
     check(&["ca", "root", "activate", "--force", "--config", "x"], 2, "--reason");
+    check(&["ca", "clock", "confirm", "--config", "x"], 2, "--reason");
+    check(&["ca", "clock", "show"], 2, "required");
     check(&["ca", "root", "prepare"], 2, "required");
     check(&["ca", "who", "--admin", "127.0.0.1:1"], 1, "is postern control running?");
     check(&["ca", "who", "--admin", "nowhere"], 2, "address with a port");

@@ -61,6 +61,8 @@ fn publish(sidecar: &Sidecar, identity: Arc<Identity>) {
     let ends = identity.svid.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
     let metrics = &sidecar.metrics;
     metrics.svid_not_after.set(ends.as_secs_f64());
+    let due = identity.renew_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+    metrics.svid_renew_after.set(due.as_secs_f64());
     metrics.svid_renewals.inc();
     let trust_domain = identity.svid.id().trust_domain();
     if let Some(bundle) = identity.bundles.of_trust_domain(&trust_domain) {

@@ -27,7 +27,7 @@ impl Run {
 }
 
 /// Whether all `tools` are here, as `tests/setup.sh` names them (`curl`, `openssl`, `h2load`, `nghttp`, `nghttpd`,
-/// `nginx`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`). If not, the test is skipped, loudly: say so on standard error, count it in
+/// `nginx`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`). If not, the test is skipped, loudly: say so on standard error, count it in
 /// `target/skipped.txt`, and let the test return. CI fails on what stands there.
 ///
 /// ```no_run
@@ -70,6 +70,13 @@ pub fn skip(reason: &str) {
 pub fn python(peer: &str) -> (PathBuf, PathBuf) {
     let interpreter = target_directory().join("foreign/venv/bin/python");
     (interpreter, Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(peer))
+}
+
+/// The library that `faketime` puts under a program with threads.
+pub fn libfaketime() -> PathBuf {
+    let listed = run(Command::new("dpkg").args(["-L", "libfaketime"]), wait::PATIENCE).text();
+    let found = listed.lines().find(|line| line.ends_with("/libfaketimeMT.so.1")).map(PathBuf::from);
+    found.unwrap_or_else(|| panic!("the package libfaketime has no libfaketimeMT.so.1: {listed}"))
 }
 
 /// Runs a program to its end, which must come in time.

@@ -24,6 +24,7 @@ mod documents;
 mod etcd;
 pub mod foreign;
 mod forge;
+pub mod identity;
 mod issuer;
 mod load;
 mod loopback;

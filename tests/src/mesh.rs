@@ -44,6 +44,7 @@ pub struct ControlPlane {
     config: PathBuf,
     state: PathBuf,
     log: PathBuf,
+    environment: Mutex<Vec<(String, String)>>,
     process: Mutex<Option<Process>>,
 }
 
@@ -109,6 +110,7 @@ impl Mesh {
             config: control_config,
             state: root.join("control"),
             log: root.join("control.log"),
+            environment: Mutex::default(),
             process: Mutex::new(None),
         };
         Self { sidecars, control, documents, block: Arc::new(plan.block), directory }
@@ -180,7 +182,7 @@ impl Mesh {
         let config = root.join(format!("{name}.yaml"));
         fs::write(&config, text.join("\n") + "\n").expect("the directory is ours");
         let (state, log) = (root.join(name), root.join(format!("{name}.log")));
-        ControlPlane { address, config, state, log, process: Mutex::new(None) }
+        ControlPlane { address, config, state, log, environment: Mutex::default(), process: Mutex::new(None) }
     }
 
     fn running(&self) -> impl Iterator<Item = &Sidecar> {
@@ -202,8 +204,14 @@ impl ControlPlane {
     pub fn start_unready(&self) {
         let process = Process::start("control", &postern(), &self.log, |command| {
             command.arg("control").arg("--config").arg(&self.config);
+            command.envs(self.environment.lock().iter().map(|(name, value)| (name, value)));
         });
         *self.process.lock() = Some(process);
+    }
+
+    /// Variables that it is started with from now on.
+    pub fn environment(&self, variables: &[(String, String)]) {
+        *self.environment.lock() = variables.to_vec();
     }
 
     /// Kills it (SIGKILL) and waits until it is gone.

@@ -1,8 +1,5 @@
 //! The issuance ledger with real processes: kills, full disks, the verbs, and readers that were not written here.
 
-#[path = "ledger/client.rs"]
-mod client;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +9,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use postern_svid::{SpiffeId, Svid, TrustDomain};
+use postern_tests::identity::Client;
 use postern_tests::{ControlPlane, Mesh, Plan, TRUST_DOMAIN, foreign, namespace, postern, wait};
 use serde_json::Value;
-
-use client::Client;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ledger.md");
 const CLIENTS: usize = 4;

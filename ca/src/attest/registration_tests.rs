@@ -119,12 +119,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     /// Whatever the facts say and whatever the registrations: what is granted is the id asked for, of this trust domain, not the
-    /// mesh's own, and tells the facts that stand in it.
+    /// mesh's own, and tells the facts that stand in it; and one registration grants it by itself, the first whose own conditions
+    /// the facts fit and whose own template makes the id, with its own life.
     #[test]
     fn exactly_the_id_or_none(
         facts in prop::collection::vec((0..3_usize, letters()), 0..5),
-        templates in prop::collection::vec((0..6_usize, letters()), 1..4),
-        wanted in prop::collection::vec(letters(), 1..3),
+        templates in prop::collection::vec((0..6_usize, letters(), prop::collection::vec(letters(), 1..3)), 1..4),
         asked in prop::collection::vec(letters(), 1..5),
     ) {
         let names = [FactName::KubernetesCluster, FactName::KubernetesNamespace, FactName::KubernetesServiceAccount];
@@ -132,24 +132,26 @@ proptest! {
         for (name, value) in facts {
             found = found.with(names[name].clone(), value);
         }
-        let patterns: Vec<Pattern> = wanted.iter().filter_map(|text| Pattern::parse(text).ok()).collect();
         let shapes = [
             "spiffe://td/{k8s.namespace}", "spiffe://td/ns/{k8s.namespace}/sa/{k8s.serviceAccount}", "spiffe://td/x{k8s.cluster}y",
             "spiffe://td/{k8s.namespace}/control", "spiffe://td/fixed", "spiffe://td/",
         ];
-        let all: Vec<Registration> = templates
+        let all: Vec<(Registration, Vec<Pattern>)> = templates
             .iter()
-            .filter_map(|(shape, more)| {
+            .enumerate()
+            .filter_map(|(number, (shape, more, wanted))| {
                 let id = Template::parse(&td(), &format!("{}{more}", shapes[*shape])).ok()?;
+                let patterns: Vec<_> = wanted.iter().filter_map(|text| Pattern::parse(text).ok()).collect();
                 let from = vec![Clause {
                     attestor: Attestor::Kubernetes,
                     wants: vec![(FactName::KubernetesNamespace, patterns.clone())],
                 }];
-                Some(Registration { name: "r".into(), place: String::new(), id, from, ttl: None })
+                let ttl = Some(std::time::Duration::from_secs(number as u64));
+                Some((Registration { name: format!("r{number}"), place: String::new(), id, from, ttl }, patterns))
             })
             .collect();
-        let ids: Vec<SpiffeId> = all.iter().filter_map(|one| one.id.render(&td(), &found).ok()).collect();
-        let registrations = Registrations::new(all.clone());
+        let ids: Vec<SpiffeId> = all.iter().filter_map(|(one, _)| one.id.render(&td(), &found).ok()).collect();
+        let registrations = Registrations::new(all.iter().map(|(one, _)| one.clone()).collect());
         let asked = asked.iter().flat_map(|path| {
             [SpiffeId::parse(&format!("spiffe://td/{path}")), SpiffeId::parse(&format!("spiffe://other/{path}"))]
         });
@@ -157,13 +159,20 @@ proptest! {
             let granted = registrations.grant(&td(), &found, &asked);
             let says = registrations.explain(&td(), &found, &asked);
             prop_assert_eq!(granted.is_some(), says.iter().any(|judged| judged.outcome == Outcome::Grants));
+            let fits = |patterns: &[Pattern]| {
+                found.values(&FactName::KubernetesNamespace).any(|v| patterns.iter().any(|p| p.fits(v)))
+            };
+            let granting = all.iter().find(|(one, patterns)| {
+                fits(patterns) && one.id.render(&td(), &found).is_ok_and(|id| id == asked)
+            });
+            let by = granted.as_ref().map(|granted| (&granted.registration, granted.ttl));
+            prop_assert_eq!(by, granting.map(|(one, _)| (&one.name, one.ttl)));
             let Some(granted) = granted else { continue };
             prop_assert_eq!(&granted.id, &asked);
             prop_assert!(asked.is_member_of(&td()) && !asked.is_reserved());
-            prop_assert!(found.values(&FactName::KubernetesNamespace).any(|v| patterns.iter().any(|p| p.fits(v))));
             // As many segments as some template has: no fact made two, or none.
             let segments = asked.path().matches('/').count();
-            prop_assert!(all.iter().any(|one| one.id.as_str().matches('/').count() - 2 == segments));
+            prop_assert!(all.iter().any(|(one, _)| one.id.as_str().matches('/').count() - 2 == segments));
         }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Roots {
     pub(super) bundles: Bundles,
     pub(super) sequence: u64,
     pub(super) renew_before: Option<SystemTime>,
+    /// Key identifiers of tainted roots, those that are removed among them.
+    tainted: BTreeSet<Vec<u8>>,
     /// When the first entry of the deny list ends.
     pub(super) next_end: Option<SystemTime>,
     /// Rows as they were read, to see whether others are there by now.
@@ -87,6 +89,8 @@ impl Roots {
                 is_elsewhere: row.replica.is_some(),
             });
         }
+        let roots = trust.authorities.iter().filter(|row| row.kind == Kind::Root);
+        let tainted = roots.filter(|row| row.tainted.is_some());
         let bundle = Bundle::new(td.clone(), trust.sequence, trusted)?
             .with_revocations(revocations)
             .with_jwt_keys(trust.jwt_keys.clone());
@@ -97,6 +101,7 @@ impl Roots {
             bundles: Bundles::of(bundle),
             sequence: trust.sequence,
             renew_before: trust.renew_before,
+            tainted: tainted.map(|row| row.key_id.clone()).collect(),
             next_end: trust.revocations.iter().filter_map(|one| one.ends).min(),
             seen: seen(&trust.authorities),
         })
@@ -168,6 +173,12 @@ impl Roots {
                     root.ca.key_id == one.root && root.state.is_trusted() && root.tainted.is_none()
                 })
         })
+    }
+
+    /// Key identifiers of the issuing CAs that are tainted, or whose tier or root is.
+    pub(super) fn tainted_issuers(&self) -> BTreeSet<Vec<u8>> {
+        let is_tainted = |one: &&Issuer| self.is_tainted(&one.label) || self.tainted.contains(&one.root);
+        self.issuers.iter().filter(is_tainted).map(|one| one.key_id.clone()).collect()
     }
 
     /// Removes the keys of roots that sign no more, and of those that were never written down.

@@ -34,10 +34,10 @@ impl Slots {
         live.is_empty()
     }
 
-    /// Whether none of them can sign any more.
-    pub(super) fn have_ended(&self, now: SystemTime) -> bool {
+    /// Whether none of them can sign now: they have ended, or were made while the clock was ahead.
+    pub(super) fn cannot_sign(&self, now: SystemTime) -> bool {
         let mut all = [Some(&self.active), self.prepared.as_ref()].into_iter().flatten();
-        all.all(|issuing| issuing.not_after() <= now)
+        all.all(|issuing| issuing.not_after() <= now || issuing.ca.validity.not_before > now)
     }
 
     /// Rows that are not retired and not in use: a turn broken off has left them, they ended while nobody looked, or they are
@@ -75,11 +75,12 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The newest issuing CA in `state` that has not ended, with its key loaded and a throwaway leaf verified. One that a tainted tier
+    /// The newest issuing CA in `state` that is valid now, with its key loaded and a throwaway leaf verified. One that a tainted tier
     /// has signed is none, once another one signs.
     fn usable(&self, state: State) -> Result<Option<Arc<Issuing>>, AuthorityError> {
         let mut newest = None;
-        for row in good(self.rows).filter(|row| row.state == state && row.not_after > self.now) {
+        let is_valid = |row: &&Row| (row.not_before..row.not_after).contains(&self.now);
+        for row in good(self.rows).filter(|row| row.state == state).filter(is_valid) {
             let ca = Ca::from_row(row)?;
             if ca.issuer == self.parent.key_id || !self.roots.is_tainted(&ca.label) {
                 newest = Some(ca);

@@ -119,6 +119,7 @@ fn a_restart_takes_up_where_it_was() {
 
     // Asleep for longer than an issuing CA lives.
     home.clock.advance(30 * DAY);
+    home.confirm_clock(&home.store());
     let ca = home.ca();
     assert_eq!(ca.authority.root(), root);
     assert!(ca.authority.active().not_after() > home.clock.wall());
@@ -135,6 +136,8 @@ fn a_sleep_past_the_end_of_both_issuing_cas_is_recovered_from_on_waking() {
         let before = ca.authority.active().key_id().to_vec();
         // Suspended: monotonic time stands still.
         home.clock.jump_wall(30 * 86_400_000);
+        assert!(ca.issuer.self_test().is_err(), "{what}");
+        home.confirm_clock(&ca.store);
         assert!(ca.issuer.self_test().is_err(), "{what}");
         assert_eq!(ca.authority.maintain().unwrap(), Some(Turn::Activated), "{what}");
         ca.issuer.self_test().unwrap();
@@ -180,6 +183,7 @@ fn a_sleep_past_the_end_of_the_root_is_told() {
     let home = Home::new();
     let ca = home.ca();
     home.clock.jump_wall(3_651 * 86_400_000);
+    home.confirm_clock(&ca.store);
     assert!(matches!(ca.authority.maintain(), Err(AuthorityError::RootExpired)));
 }
 
@@ -244,6 +248,7 @@ fn an_expired_root_says_so() {
     let home = Home::new();
     drop(home.ca());
     home.clock.advance(3_651 * DAY);
+    home.confirm_clock(&home.store());
     assert!(matches!(home.authority(home.store()), Err(AuthorityError::RootExpired)));
 }
 
@@ -454,6 +459,7 @@ fn what_broken_turns_left_is_cleared_away_at_the_start() {
 
     // Asleep for longer than any of them lives: their keys go with them.
     home.clock.advance(30 * DAY);
+    home.confirm_clock(&home.store());
     drop(home.ca());
     assert_eq!((count(State::Active), count(State::Prepared)), (1, 0));
     assert_eq!(key_files(&home).len(), 2);

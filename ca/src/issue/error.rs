@@ -25,7 +25,7 @@ pub enum IssueError {
     Check(#[from] CheckError),
     /// The clock went back.
     #[error(
-        "the clock is {} s behind the last certificate issued, or before 2024; nothing is issued until it has caught up. Correct the clock; if it leapt ahead earlier, restore the state directory from before",
+        "the clock is {} s behind the last certificate issued, or before 2024; nothing is issued until it has caught up. Correct the clock; if it is right and was ahead earlier, say so: postern ca clock confirm --reason TEXT",
         .behind.as_secs()
     )]
     Clock {
@@ -127,7 +127,7 @@ impl IssueError {
             Self::Predecessor => "predecessor",
             Self::Profile(_) => "internal",
             Self::Revoked(_) => "revoked",
-            Self::Store(StoreError::Clock { .. }) => "clock",
+            Self::Store(StoreError::Clock { .. } | StoreError::Leapt { .. }) => "clock",
             Self::Store(StoreError::Ledger(_)) => "ledger",
             Self::Store(_) => "store",
             Self::Ttl { .. } => "ttl",

@@ -137,6 +137,7 @@ impl Issuer {
         if predecessor.id != *peer.id() || lineage.spiffe_id != *peer.id() {
             return Err(IssueError::Unauthenticated("the store knows this serial number under another id"));
         }
+        self.pace(lineage.id)?;
         match lineage.judge(&predecessor.serial, repeated, now) {
             Ok(step) => Ok(Renewed { step, is_adopted, predecessor, lineage }),
             Err(refusal) => {

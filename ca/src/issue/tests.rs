@@ -327,7 +327,7 @@ fn limits_come_before_everything() {
     let known = ca.joined(&id("orders"));
     permits.push(ca.issuer.admit(source, Some(&known)).unwrap());
     // And all together are bounded, whatever their addresses.
-    for n in permits.len()..IN_FLIGHT {
+    for n in permits.len()..admission::IN_FLIGHT {
         let other = Ipv4Addr::from(u32::try_from(n).unwrap()).into();
         permits.push(ca.issuer.admit(other, None).unwrap());
     }
@@ -335,6 +335,54 @@ fn limits_come_before_everything() {
     assert_eq!(reason(ca.issuer.admit(fresh, None)), "busy");
     permits.pop();
     ca.issuer.admit(fresh, None).unwrap();
+}
+
+/// An emergency: all replicas of one id come back at once, twice, and none waits for another.
+#[test]
+fn hundreds_of_replicas_of_one_id_renew_in_the_same_second() {
+    let home = Home::new();
+    let ca = home.ca();
+    let (source, orders) = (Ipv4Addr::LOCALHOST.into(), id("orders"));
+    let mut replicas: Vec<_> = (0..40).map(|_| ca.joined(&orders)).collect();
+    for round in 0..2 {
+        for replica in &mut replicas {
+            drop(ca.issuer.admit(source, Some(replica)).unwrap_or_else(|error| panic!("{round}: {error}")));
+            *replica = peer(&ca.renew(replica, &key()).unwrap());
+        }
+    }
+    // Of more of them than are worth making here, the table of paces alone is asked.
+    let paces = admission::Replicas::new((5, 20));
+    let now = ca.clock.monotonic();
+    for n in 0..500_u32 {
+        let serial = [&[0x40; 12][..], &n.to_be_bytes()].concat();
+        for _ in 0..2 {
+            paces.take_of(serial.clone(), &orders, now).unwrap();
+        }
+    }
+    assert!(paces.take_of(vec![0x41; 16], &orders, now).is_err(), "one id does not take all of the CA");
+    paces.take_of(vec![0x42; 16], &id("store"), now).unwrap();
+
+    // One replica is held to its own pace, and a certificate renewed in a hurry brings no fresh allowance.
+    let mut fast = replicas.pop().unwrap();
+    for _ in 0..18 {
+        drop(ca.issuer.admit(source, Some(&fast)).unwrap());
+        fast = peer(&ca.renew(&fast, &key()).unwrap());
+    }
+    drop(ca.issuer.admit(source, Some(&fast)).unwrap());
+    assert_eq!(reason(ca.renew(&fast, &key())), "busy");
+    let shed = |limit| ca.metrics.shed.get_or_create(&crate::metrics::Shed { limit }).get();
+    assert_eq!(shed("lineage"), 1);
+    let other = replicas.pop().unwrap();
+    ca.renew(&other, &key()).unwrap();
+    for _ in 0..19 {
+        drop(ca.issuer.admit(source, Some(&other)).unwrap());
+    }
+    // 1 when it renewed in the second round by this certificate's predecessor, which has its own.
+    drop(ca.issuer.admit(source, Some(&other)).unwrap());
+    assert_eq!(reason(ca.issuer.admit(source, Some(&other))), "busy");
+    assert_eq!(shed("certificate"), 1);
+    home.clock.advance(Duration::from_secs(1));
+    ca.renew(&fast, &key()).unwrap();
 }
 
 #[test]

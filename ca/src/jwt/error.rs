@@ -51,7 +51,7 @@ pub enum JwtIssueError {
     #[error("the CA's own test failed: {0}")]
     Check(JwtError),
     /// The clock is before every certificate, or before that of the newest record.
-    #[error("the clock is {} s behind the ledger's newest record", .0.as_secs())]
+    #[error("the clock is {} s behind the ledger's newest record; postern ca clock show", .0.as_secs())]
     Clock(Duration),
     /// Another id than the connection's was asked for.
     #[error("a token of another id was asked for than the connection's, {0}")]
@@ -103,6 +103,7 @@ impl JwtIssueError {
             Self::Denied(_) => "denied",
             Self::Revoked(_) => "revoked",
             Self::Sign => "internal",
+            Self::Store(StoreError::Leapt { .. }) => "clock",
             Self::Store(_) => "store",
             Self::Ttl { .. } => "ttl",
             Self::Unauthenticated(_) => "unauthenticated",

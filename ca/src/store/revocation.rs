@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use postern_svid::jwt::JwtKeys;
 use postern_svid::{Revocations, Revoked, SpiffeId, TrustDomain};
 
-use super::{Authority, StoreError};
+use super::{Authority, LEAP, StoreError};
 use crate::authz::Denied;
 use crate::lineage::LineageId;
 
@@ -27,6 +27,23 @@ pub struct Trust {
     pub jwt_keys: JwtKeys,
     /// Leaves issued before are to be renewed at once.
     pub renew_before: Option<SystemTime>,
+    /// The latest time that the store has seen.
+    pub seen: Option<SystemTime>,
+}
+
+impl Trust {
+    /// Refuses a time that is a leap ahead of the latest seen.
+    pub fn check_clock(&self, now: SystemTime) -> Result<(), StoreError> {
+        self.seen.map_or(Ok(()), |seen| check_leap(seen, now))
+    }
+}
+
+/// Refuses a time that is more than [`LEAP`] after the latest seen.
+pub(crate) fn check_leap(seen: SystemTime, at: SystemTime) -> Result<(), StoreError> {
+    match at.duration_since(seen) {
+        Ok(ahead) if ahead > LEAP => Err(StoreError::Leapt { at, seen }),
+        _ => Ok(()),
+    }
 }
 
 /// An entry of the taint or deny list.

@@ -7,12 +7,14 @@
 //! With a ledger, which the control plane has, what was committed is in its files as well before the call returns.
 
 mod backup;
+mod clock;
 mod federation;
 mod jwt;
 mod ledger;
 mod mark;
 mod order;
 mod outbox;
+mod readers;
 mod replica;
 mod rows;
 mod schema;
@@ -43,6 +45,7 @@ use crate::lineage::{Lineage, LineageId};
 use crate::metrics::Metrics;
 use crate::token::{TokenHash, TokenRecord};
 use ledger::Ledger;
+use readers::Readers;
 use thread::{Message, Thread, job};
 
 pub use backup::Seen;
@@ -60,6 +63,8 @@ pub const UNFINISHED: &str = "restore.unfinished";
 const QUEUE: usize = 1_024;
 /// How long another process may hold the write lock.
 const BUSY: Duration = Duration::from_secs(5);
+/// Statements that are kept ready: a certificate takes a dozen, and parsing them anew takes as long as running them.
+const STATEMENTS: usize = 64;
 /// How long a probe may take: two waits for the lock, for it may come behind others, and a slow disk. Beyond it the disk hangs.
 const PROBE: Duration = Duration::from_secs(15);
 
@@ -68,6 +73,7 @@ pub struct Sqlite {
     path: PathBuf,
     trust_domain: TrustDomain,
     jobs: Mutex<Option<SyncSender<Message>>>,
+    readers: Readers,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The mark lags behind the database; the next commit writes it.
     mark_lags: AtomicBool,
@@ -116,10 +122,12 @@ impl Sqlite {
             })
             .map_err(|error| StoreError::File(format!("starting the store's thread: {error}")))?;
         let (jobs, writer) = (Mutex::new(Some(jobs)), Mutex::new(Some(writer)));
+        let readers = Readers::new(&path);
         Ok(Self {
             path,
             trust_domain: td.clone(),
             jobs,
+            readers,
             writer,
             mark_lags: AtomicBool::new(false),
             asks: false,
@@ -141,29 +149,44 @@ impl Sqlite {
 
     /// A number that changes when another process has written. Costs a look into shared memory, no lock.
     pub fn data_version(&self) -> Result<i64, StoreError> {
-        self.read(|connection| Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?))
-    }
-
-    /// Reads as of one moment, beside whoever writes: it waits for no lock, so it keeps nobody from theirs.
-    fn read<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
         let (answer, result) = sync_channel(1);
-        let read = move |connection: &Connection| {
-            let transaction = connection.unchecked_transaction()?;
-            work(&transaction)
-        };
+        // Asked of the connection that writes, for which its own writes are none of another process.
         self.send(Message::Look(Box::new(move |connection| {
+            let version = connection.pragma_query_value(None, "data_version", |row| row.get(0));
             // Nobody waits any more: fine.
-            let _ = answer.send(read(connection));
+            let _ = answer.send(version.map_err(StoreError::from));
         })))?;
         result.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Reads as of one moment, beside whoever writes: it waits for no lock and no commit, and keeps nobody from theirs.
+    fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.jobs.lock().is_none() {
+            return Err(StoreError::Closed);
+        }
+        self.readers.look(work)
     }
 
     /// Steps of the CAs' life after the one with this number, some at a time; for the highest number, the last one.
     pub fn journal(&self, after: u64) -> Result<Vec<JournalEntry>, StoreError> {
         self.call(move |connection| trust::journal(connection, after))
+    }
+
+    /// The latest time that the store has seen.
+    pub fn seen(&self) -> Result<Option<SystemTime>, StoreError> {
+        self.read(clock::seen)
+    }
+
+    /// Refuses a time that is before that of the newest record.
+    pub fn check_back(&self, at: SystemTime) -> Result<(), StoreError> {
+        self.read(|connection| clock::check_back(connection, at))
+    }
+
+    /// An operator says that this is the time, whatever the store has seen before. Gives what that was.
+    pub fn confirm_clock(&self, now: SystemTime, reason: Reason) -> Result<Option<SystemTime>, StoreError> {
+        let before = self.call(move |connection| clock::confirm(connection, now, &reason))?;
+        self.note_progress();
+        Ok(before)
     }
 
     /// Asks the control plane for a step; gives the number to look for its answer.
@@ -264,6 +287,7 @@ impl Drop for Sqlite {
         if let Err(error) = self.remember() {
             tracing::warn!(%error, "the store's mark was not written");
         }
+        self.readers.close();
         drop(self.jobs.lock().take());
         if let Some(writer) = self.writer.lock().take() {
             // A panic there has been reported by its own hook.
@@ -274,8 +298,7 @@ impl Drop for Sqlite {
 
 impl Store for Sqlite {
     fn authorities(&self) -> Result<Vec<Authority>, StoreError> {
-        let path = self.path.clone();
-        self.call(move |connection| rows::authorities(connection, &path))
+        self.read(|connection| rows::authorities(connection, &self.path))
     }
 
     fn change_authorities(&self, change: AuthorityChange) -> Result<(), StoreError> {
@@ -289,8 +312,7 @@ impl Store for Sqlite {
     }
 
     fn trust(&self) -> Result<Trust, StoreError> {
-        let path = self.path.clone();
-        self.read(move |connection| trust::trust(connection, &path))
+        self.read(|connection| trust::trust(connection, &self.path))
     }
 
     fn revoke(&self, entry: Revocation) -> Result<u64, StoreError> {
@@ -333,8 +355,7 @@ impl Store for Sqlite {
     }
 
     fn live(&self, now: SystemTime) -> Result<Vec<Live>, StoreError> {
-        let path = self.path.clone();
-        self.read(move |connection| trust::live(connection, &path, now))
+        self.read(|connection| trust::live(connection, &self.path, now))
     }
 
     fn raise_bundle_sequence(&self, to: u64) -> Result<(), StoreError> {
@@ -356,29 +377,25 @@ impl Store for Sqlite {
     }
 
     fn token(&self, hash: TokenHash) -> Result<Option<TokenRecord>, StoreError> {
-        let path = self.path.clone();
-        self.call(move |connection| rows::token(connection, &path, hash))
+        self.read(|connection| rows::token(connection, &self.path, hash))
     }
 
     fn certificate(&self, serial: &[u8]) -> Result<Option<(Issued, Lineage)>, StoreError> {
-        let (path, serial) = (self.path.clone(), serial.to_owned());
-        self.call(move |connection| {
-            let Some(issued) = rows::certificate(connection, &path, &serial)? else { return Ok(None) };
-            let lineage = rows::lineage(connection, &path, issued.lineage)?;
-            let lineage = lineage
-                .ok_or_else(|| StoreError::Damaged(path, "a certificate has no lineage".to_owned()))?;
-            Ok(Some((issued, lineage)))
+        self.read(|connection| {
+            let path = &self.path;
+            let Some(issued) = rows::certificate(connection, path, serial)? else { return Ok(None) };
+            let lineage = rows::lineage(connection, path, issued.lineage)?;
+            let none = || StoreError::Damaged(path.clone(), "a certificate has no lineage".to_owned());
+            Ok(Some((issued, lineage.ok_or_else(none)?)))
         })
     }
 
     fn lineage(&self, id: LineageId) -> Result<Option<Lineage>, StoreError> {
-        let path = self.path.clone();
-        self.call(move |connection| rows::lineage(connection, &path, id))
+        self.read(|connection| rows::lineage(connection, &self.path, id))
     }
 
     fn key_owner(&self, key: [u8; 32]) -> Result<Option<Issued>, StoreError> {
-        let path = self.path.clone();
-        self.call(move |connection| rows::key_owner(connection, &path, key))
+        self.read(|connection| rows::key_owner(connection, &self.path, key))
     }
 
     fn record(&self, issued: Issued, grant: Grant) -> Result<(), StoreError> {
@@ -404,8 +421,7 @@ impl Store for Sqlite {
         after: &[u8],
         limit: usize,
     ) -> Result<Vec<Issued>, StoreError> {
-        let (path, after) = (self.path.clone(), after.to_owned());
-        self.call(move |connection| rows::valid_certificates(connection, &path, now, &after, limit))
+        self.read(|connection| rows::valid_certificates(connection, &self.path, now, after, limit))
     }
 
     fn last_issued(&self) -> Result<Option<SystemTime>, StoreError> {
@@ -416,7 +432,7 @@ impl Store for Sqlite {
     }
 
     fn counts(&self, now: SystemTime) -> Result<Counts, StoreError> {
-        self.call(move |connection| rows::counts(connection, now))
+        self.read(|connection| rows::counts(connection, now))
     }
 
     fn prune(&self, before: SystemTime) -> Result<u64, StoreError> {
@@ -426,7 +442,10 @@ impl Store for Sqlite {
     fn probe(&self, now: SystemTime) -> Result<(), StoreError> {
         let ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let ms = u64::try_from(ms).unwrap_or(u64::MAX);
-        self.recorded_within(PROBE, move |connection| schema::set_number(connection, "probed_ms", ms))
+        self.recorded_within(PROBE, move |connection| {
+            clock::believe(connection, now)?;
+            schema::set_number(connection, "probed_ms", ms)
+        })
     }
 }
 
@@ -461,6 +480,7 @@ fn connect(directory: &Path) -> Result<(PathBuf, Connection), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&path, flags)?;
     connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok((path, connection))
 }
 

@@ -16,5 +16,5 @@ pub use id::{IdError, SpiffeId, TrustDomain};
 #[cfg(feature = "x509")]
 pub use x509::{
     Bundle, BundleError, Bundles, Channel, Culprit, Document, DocumentError, PeerSvid, Revocations,
-    RevocationsError, Revoked, Role, Svid, SvidError, VerifyError, tls, verify, verify_again,
+    RevocationsError, Revoked, Role, Svid, SvidError, VerifyError, tls, verify, verify_again, verify_both,
 };

@@ -6,7 +6,9 @@ mod pki;
 use std::time::Duration;
 
 use pki::*;
-use postern_svid::{Bundle, BundleError, Bundles, Role, Svid, SvidError, TrustDomain, VerifyError, verify};
+use postern_svid::{
+    Bundle, BundleError, Bundles, Role, Svid, SvidError, TrustDomain, VerifyError, verify, verify_both,
+};
 use rcgen::{
     BasicConstraints, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose,
     PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519, SanType, SerialNumber,
@@ -298,6 +300,30 @@ fn wrong_paths() {
 }
 
 /// The issuing CA's path length is 0: what it makes of a stolen key is leaves, not authorities.
+/// A purpose that is missing anywhere on the way is missed, though one path is built for both roles.
+#[test]
+fn both_roles_at_once() {
+    const BOTH: [ExtendedKeyUsagePurpose; 2] =
+        [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let places: [fn(&mut Pki) -> &mut Vec<ExtendedKeyUsagePurpose>; 3] = [
+        |pki| &mut pki.leaf.extended_key_usages,
+        |pki| &mut pki.issuing.extended_key_usages,
+        |pki| &mut pki.root.extended_key_usages,
+    ];
+    for (at, place) in places.into_iter().enumerate() {
+        for purposes in [&BOTH[..], &BOTH[..1], &BOTH[1..]] {
+            let mut pki = Pki::new();
+            *place(&mut pki) = purposes.to_vec();
+            let (chain, bundles) = (pki.chain(), pki.bundles());
+            let each =
+                [Role::Server, Role::Client].map(|role| verify(&chain, &bundles, role, pki.now).is_ok());
+            let both = verify_both(&chain, &bundles, pki.now).is_ok();
+            assert_eq!(both, each == [true; 2], "place {at}, {purposes:?}: {each:?}");
+            assert_eq!(both, purposes.len() == 2, "place {at}, {purposes:?}");
+        }
+    }
+}
+
 #[test]
 fn no_authority_below_the_issuing_ca() {
     let pki = Pki::new();

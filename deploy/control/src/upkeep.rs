@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use postern_ca::authority::{Alarm, Authority, Turn};
 use postern_ca::bundle::Acknowledgements;
-use postern_ca::issue::Issuer;
+use postern_ca::issue::{IssueError, Issuer};
 use postern_ca::jwt::JwtAuthority;
 use postern_ca::metrics::{Metrics, Needed};
-use postern_ca::store::ControlStore;
+use postern_ca::store::{ControlStore, StoreError};
 use postern_svid::Clock;
 use tokio::time::MissedTickBehavior;
 
@@ -140,6 +140,13 @@ impl Upkeep {
 
     /// One round; a step that fails does not keep the others from happening. Gives when rows were last deleted.
     fn round(&self, pruned: Instant) -> Instant {
+        let looked = self.issuer.look_at_clock();
+        if let Err(error @ IssueError::Store(StoreError::Leapt { .. })) = &looked {
+            // Everything else would go by that time.
+            tracing::error!(%error, "the clock has leapt ahead");
+            self.health.tested(Some(error.reason()));
+            return pruned;
+        }
         match self.authority.maintain() {
             Ok(None) => {}
             Ok(Some(turn)) => {
@@ -167,7 +174,7 @@ impl Upkeep {
         if let Err(error) = renewed {
             tracing::error!(%error, "renewal failed; the present certificate stays until its end");
         }
-        match self.issuer.self_test() {
+        match looked.and_then(|()| self.issuer.prove()) {
             Ok(()) => self.health.tested(None),
             Err(error) => {
                 tracing::error!(%error, "the CA cannot issue");

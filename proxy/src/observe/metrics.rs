@@ -123,6 +123,8 @@ pub struct Metrics {
     pub policy_revoked: Counter,
     /// When the own certificate ends, in seconds since 1970.
     pub svid_not_after: Gauge<f64, AtomicU64>,
+    /// When it is due for renewal, in seconds since 1970.
+    pub svid_renew_after: Gauge<f64, AtomicU64>,
     /// Certificates put in force.
     pub svid_renewals: Counter,
     /// Sequence number of the trust bundle in force.

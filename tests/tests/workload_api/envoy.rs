@@ -176,9 +176,9 @@ struct Beside {
 }
 
 impl Beside {
-    fn start() -> Self {
+    fn start(ttl: &str) -> Self {
         let mut plan = Plan::new();
-        plan.ttl("8s");
+        plan.ttl(ttl);
         plan.sidecar("web");
         plan.sidecar("orders").serves(80, 8080, "http");
         plan.sidecar("edge").workload_api("");
@@ -231,7 +231,7 @@ fn an_envoy_with_secrets_from_its_sidecar_is_a_peer_both_ways_across_renewals() 
         return;
     }
     let time = Duration::from_secs(if is_long() { 60 } else { 24 });
-    let beside = Beside::start();
+    let beside = Beside::start("8s");
     let Beside { mesh, origin, host, web, .. } = &beside;
 
     // Each side takes exactly the one whom it expects, though the roots vouch for all of them.
@@ -269,23 +269,10 @@ fn an_envoy_follows_from_one_root_to_the_next() {
     if !foreign::need(&["envoy", "openssl"]) {
         return;
     }
-    let beside = Beside::start();
+    let beside = Beside::start("8s");
     let mesh = &beside.mesh;
-    let ca = |arguments: &[&str]| {
-        let mut command = Command::new(postern());
-        command.arg("ca").args(arguments).arg("--config").arg(mesh.control.config());
-        let ran = foreign::run(&mut command, Duration::from_secs(60));
-        assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.stderr);
-        ran.text()
-    };
-    let roots = || {
-        let status: Value = serde_json::from_str(&ca(&["status", "--json"])).expect("it is JSON");
-        let all = status["authorities"].as_array().cloned().unwrap_or_default();
-        all.into_iter()
-            .filter(|one| one["kind"] == "root")
-            .map(|one| one["state"].clone())
-            .collect::<Vec<_>>()
-    };
+    let ca = |arguments: &[&str]| ca(mesh, arguments);
+    let roots = || roots(mesh).into_iter().map(|(_, state)| state).collect::<Vec<_>>();
     println!("{}", ca(&["root", "prepare"]).trim());
     let (begun, mut asked, mut served) = (Instant::now(), 0, BTreeSet::new());
     loop {
@@ -308,6 +295,71 @@ fn an_envoy_follows_from_one_root_to_the_next() {
     assert!(served.len() >= 2, "{served:?}");
     println!("{asked} calls each way, none failed");
     beside.nothing_was_refused();
+}
+
+/// A root whose key is lost: nobody's request fails, and in the end nobody takes what it has vouched for, Envoy neither.
+#[test]
+fn an_envoy_comes_through_an_emergency_and_refuses_every_old_chain_in_the_end() {
+    if !foreign::need(&["envoy", "curl", "openssl"]) {
+        return;
+    }
+    // Long enough for the two renewals, each of which Envoy's connections outlive by two seconds.
+    let beside = Beside::start("20s");
+    let mesh = &beside.mesh;
+    let papers = mesh.directory().join("stolen.pem");
+    std::fs::copy(mesh.sidecar("web").state().join("svid.pem"), &papers).expect("the sidecar has stored it");
+    let papers = papers.display().to_string();
+    let thief = || {
+        let url = format!("https://{}/", SocketAddr::new(beside.host, IN));
+        let as_web = ["--insecure", "--http2", "--max-time", "5", "--cert", &papers, "--key", &papers, &url];
+        mesh.curl_directly(&as_web).status
+    };
+    assert_eq!(thief(), 200, "a copied key is good until somebody notices");
+    let (root, _) = roots(mesh).remove(0);
+    let (begun, mut asked) = (Instant::now(), 0);
+    let said = std::thread::scope(|scope| {
+        let tainting = scope.spawn(|| ca(mesh, &["taint", &root, "--reason", "root key lost"]));
+        while !tainting.is_finished() {
+            beside.both_ways(asked);
+            asked += 1;
+            wait::pause(Duration::from_millis(20));
+        }
+        tainting.join().expect("the verb came to its end")
+    });
+    print!("{said}");
+    assert!(said.contains("all 3 sidecars refuse"), "{said}");
+    // Its dates are right still: it was refused within the time that the verb has printed.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_ne!(thief(), 200, "what came from the tainted root is refused by Envoy too");
+    let ours = SocketAddr::new(beside.host, IN);
+    let fresh = shown_issuer(ours);
+    let issued = ca(mesh, &["status", "--json"]);
+    let status: Value = serde_json::from_str(&issued).expect("it is JSON");
+    let active = status["authorities"].as_array().cloned().unwrap_or_default();
+    let active = active.iter().find(|one| one["kind"] == "issuing" && one["state"] == "active").cloned();
+    let label = active.map(|one| one["label"].to_string()).unwrap_or_default();
+    assert!(label.contains(&fresh), "Envoy serves a certificate of {fresh}, {label} signs");
+    (0..50).for_each(|more| beside.both_ways(asked + more));
+    println!("{asked} calls each way meanwhile, none failed");
+    beside.nothing_was_refused();
+}
+
+/// `postern ca …` on the mesh's control plane.
+fn ca(mesh: &Mesh, arguments: &[&str]) -> String {
+    let mut command = Command::new(postern());
+    command.arg("ca").args(arguments).arg("--config").arg(mesh.control.config());
+    let ran = foreign::run(&mut command, Duration::from_secs(90));
+    assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.text(), ran.stderr);
+    ran.text()
+}
+
+/// Label and state of each root, oldest first.
+fn roots(mesh: &Mesh) -> Vec<(String, String)> {
+    let status: Value = serde_json::from_str(&ca(mesh, &["status", "--json"])).expect("it is JSON");
+    let all = status["authorities"].as_array().cloned().unwrap_or_default();
+    let text = |one: &Value, name: &str| one[name].as_str().unwrap_or_default().to_owned();
+    let roots = all.iter().filter(|one| one["kind"] == "root");
+    roots.map(|one| (text(one, "label"), text(one, "state"))).collect()
 }
 
 /// The unique name of the CA that signed the certificate which a stranger is shown.

@@ -188,6 +188,7 @@ fn death_between_any_two_steps_loses_nothing() {
     drop(home.ca());
     assert_eq!(tier_keys(&home), 1, "what was never written down is gone");
     home.clock.advance(DAY_LONG * 250);
+    home.confirm_clock(&home.store());
     let spare = home.tier(&vault, true);
     drop(home.ca());
     assert_eq!(states(&home, Kind::Tier), [State::Active, State::Prepared]);
@@ -355,6 +356,7 @@ fn the_end_of_the_tier_is_told_and_mended() {
     let (home, vault) = Home::offline();
     let ca = home.ca();
     home.clock.jump_wall(366 * 86_400_000);
+    home.confirm_clock(&home.store());
     assert!(matches!(ca.authority.maintain(), Err(AuthorityError::NoTier)));
     assert_eq!(codes(&home), ["tier_missing"]);
     home.tier(&vault, false);
@@ -363,8 +365,10 @@ fn the_end_of_the_tier_is_told_and_mended() {
     assert_eq!(states(&home, Kind::Tier), [State::Retired, State::Active]);
     // A root near its end is told of, too.
     home.clock.jump_wall(6 * 365 * 86_400_000);
+    home.confirm_clock(&home.store());
     assert_eq!(codes(&home), ["tier_missing"]);
     home.clock.jump_wall(365 * 86_400_000);
+    home.confirm_clock(&home.store());
     assert_eq!(codes(&home), ["tier_missing", "root_renewal_due"]);
 }
 
@@ -374,8 +378,10 @@ fn a_spare_of_the_same_day_is_no_successor() {
     home.tier(&vault, true);
     let ca = home.ca();
     home.clock.advance(DAY_LONG * 183);
+    home.confirm_clock(&home.store());
     assert_eq!(codes(&home), ["tier_renewal_due"]);
     home.clock.advance(DAY_LONG * 100);
+    home.confirm_clock(&home.store());
     for _ in 0..3 {
         assert_ne!(ca.authority.maintain().unwrap(), Some(Turn::TierActivated));
     }

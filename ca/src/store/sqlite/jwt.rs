@@ -6,7 +6,7 @@ use postern_svid::jwt;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::rows::{from_ms, invalid, ms, state_of};
-use super::{Sqlite, StoreError, outbox, trust};
+use super::{Sqlite, StoreError, clock, outbox, trust};
 use crate::ledger::{Draft, Field, Kind};
 use crate::store::{JwtChange, JwtIssued, JwtKey, JwtStore};
 
@@ -37,7 +37,7 @@ impl JwtStore for Sqlite {
 
     fn record_jwt(&self, issued: JwtIssued) -> Result<(), StoreError> {
         self.recorded(move |connection| {
-            outbox::check_time(connection, issued.issued)?;
+            clock::check_back(connection, issued.issued)?;
             let draft = Draft::new(Kind::Jwt)
                 .text(Field::Id, issued.id.as_str())
                 .text(Field::Proof, "svid")

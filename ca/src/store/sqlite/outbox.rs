@@ -1,12 +1,12 @@
 //! Where the ledger's records are made and wait for its files, within the transaction that does what they tell.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use postern_svid::{Revoked, TrustDomain};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{StoreError, rows, schema, trust};
+use super::{StoreError, clock, rows, schema, trust};
 use crate::ledger::{self, Draft, Field, HeadKey, Identity, Kind, MAX_BODY, SLACK_MS, State};
 use crate::store::{self, Basis, Grant, Issued, Revocation};
 use crate::token::TokenRecord;
@@ -17,6 +17,7 @@ const CHUNK: i64 = 256;
 /// Adds a record; gives its number. The first one begins the ledger. Its time is never more than [`SLACK_MS`] before that of
 /// an earlier one, whatever the clock says.
 pub(super) fn append(connection: &Connection, at: SystemTime, draft: Draft) -> Result<u64, StoreError> {
+    clock::recorded(connection, at)?;
     begin(connection, at)?;
     append_to(connection, at, draft)
 }
@@ -44,15 +45,6 @@ fn append_to(connection: &Connection, at: SystemTime, draft: Draft) -> Result<u6
         .prepare_cached("INSERT INTO outbox (sequence, body) VALUES (?1, ?2)")?
         .execute(params![size, body])?;
     Ok(size.unsigned_abs())
-}
-
-/// Refuses a time too long before that of the newest record: a certificate must not seem older than it is.
-pub(super) fn check_time(connection: &Connection, at: SystemTime) -> Result<(), StoreError> {
-    let newest: Option<i64> =
-        connection.query_row("SELECT time FROM ledger", [], |row| row.get(0)).optional()?;
-    let newest = newest.unwrap_or(0).unsigned_abs();
-    let behind = newest.saturating_sub(ledger::ms(at));
-    if behind > SLACK_MS { Err(StoreError::Clock { behind: Duration::from_millis(behind) }) } else { Ok(()) }
 }
 
 /// Begins the ledger if there is none.

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use postern_svid::{Revoked, SpiffeId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, outbox, schema, trust};
+use super::{Authority, AuthorityChange, Counts, Grant, Issued, StoreError, clock, outbox, schema, trust};
 use crate::lineage::{Attestor, Lineage, LineageId};
+use crate::store::revocation::check_leap;
 use crate::store::{Kind, State};
 use crate::token::{Bound, TokenHash, TokenRecord};
 
@@ -41,6 +42,7 @@ pub(super) fn change_authorities(
     connection: &Connection,
     change: &AuthorityChange,
 ) -> Result<(), StoreError> {
+    clock::believe(connection, change.at)?;
     let sequence = if change.publishes { trust::raise_sequence(connection)? } else { 0 };
     for new in &change.add {
         let record = outbox::append(connection, change.at, outbox::authority(new))?;
@@ -171,14 +173,14 @@ pub(super) fn lineage(
 }
 
 pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) -> Result<(), StoreError> {
-    outbox::check_time(connection, issued.issued)?;
+    clock::check_back(connection, issued.issued)?;
     match grant {
         Grant::Token(hash) => {
-            let spent = connection.execute(
+            let mut spend = connection.prepare_cached(
                 "UPDATE token SET bound_key = ?2, lineage = ?3
                  WHERE hash = ?1 AND bound_key IS NULL AND expires > ?4",
-                params![hash.0, issued.key, issued.lineage.0, ms(issued.issued)],
             )?;
+            let spent = spend.execute(params![hash.0, issued.key, issued.lineage.0, ms(issued.issued)])?;
             if spent != 1 {
                 return Err(StoreError::Conflict("the token was spent meanwhile"));
             }
@@ -191,10 +193,10 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
         Grant::Attested { basis, renews: None } => begin_lineage(connection, issued, basis.attestor)?,
         Grant::Lineage { predecessor, newest }
         | Grant::Attested { renews: Some((predecessor, newest)), .. } => {
-            let moved = connection.execute(
+            let mut step = connection.prepare_cached(
                 "UPDATE lineage SET newest = ?2, parent = ?3 WHERE id = ?1 AND newest = ?4 AND forked IS NULL",
-                params![issued.lineage.0, issued.serial, predecessor, newest],
             )?;
+            let moved = step.execute(params![issued.lineage.0, issued.serial, predecessor, newest])?;
             if moved != 1 {
                 return Err(StoreError::Conflict("the lineage moved on meanwhile"));
             }
@@ -212,23 +214,23 @@ pub(super) fn record(connection: &Connection, issued: &Issued, grant: &Grant) ->
 }
 
 fn insert(connection: &Connection, issued: &Issued, record: u64) -> Result<(), StoreError> {
-    connection.execute(
+    let mut insert = connection.prepare_cached(
         "INSERT INTO issued (serial, spiffe_id, lineage, issuer, key, issued, not_before, not_after, renew_after, certificate, record)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        params![
-            issued.serial,
-            issued.id.as_str(),
-            issued.lineage.0,
-            issued.issuer,
-            issued.key,
-            ms(issued.issued),
-            ms(issued.not_before),
-            ms(issued.not_after),
-            ms(issued.renew_after),
-            issued.certificate,
-            number(record)
-        ],
     )?;
+    insert.execute(params![
+        issued.serial,
+        issued.id.as_str(),
+        issued.lineage.0,
+        issued.issuer,
+        issued.key,
+        ms(issued.issued),
+        ms(issued.not_before),
+        ms(issued.not_after),
+        ms(issued.renew_after),
+        issued.certificate,
+        number(record)
+    ])?;
     Ok(())
 }
 
@@ -327,7 +329,10 @@ pub(super) fn counts(connection: &Connection, now: SystemTime) -> Result<Counts,
 }
 
 pub(super) fn prune(connection: &Connection, before: SystemTime) -> Result<u64, StoreError> {
-    let before = ms(before);
+    if let Some(seen) = clock::seen(connection)? {
+        check_leap(seen, before)?;
+    }
+    let before = ms(clock::prune_to(connection, before)?);
     // A forked lineage stays as long as its certificates: dropping it earlier would forget the alarm.
     let gone = connection.execute("DELETE FROM issued WHERE not_after < ?1", [before])?;
     connection.execute(
@@ -388,10 +393,17 @@ fn issued(row: &Row<'_>) -> rusqlite::Result<Issued> {
 }
 
 fn begin_lineage(connection: &Connection, issued: &Issued, attestor: Attestor) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT INTO lineage (id, spiffe_id, attestor, attested, newest) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![issued.lineage.0, issued.id.as_str(), attestor.as_str(), ms(issued.issued), issued.serial],
-    )?;
+    connection
+        .prepare_cached(
+            "INSERT INTO lineage (id, spiffe_id, attestor, attested, newest) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            issued.lineage.0,
+            issued.id.as_str(),
+            attestor.as_str(),
+            ms(issued.issued),
+            issued.serial
+        ])?;
     Ok(())
 }
 

@@ -218,7 +218,8 @@ pub(super) fn trust_domain(connection: &Connection) -> Result<Option<String>, St
 /// A single number; 0 if it was never written.
 pub(super) fn number(connection: &Connection, name: &str) -> Result<u64, StoreError> {
     let value: Option<i64> = connection
-        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))
+        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
         .optional()?;
     Ok(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0))
 }
@@ -238,7 +239,9 @@ pub(super) fn set_text(connection: &Connection, name: &str, value: &str) -> Resu
 /// Writes a single number.
 pub(super) fn set_number(connection: &Connection, name: &str, value: u64) -> Result<(), StoreError> {
     let value = i64::try_from(value).map_err(|_| StoreError::Conflict("a number beyond 2^63"))?;
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
+        .execute(params![name, value])?;
     Ok(())
 }
 

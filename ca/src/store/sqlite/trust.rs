@@ -7,7 +7,7 @@ use postern_svid::{Revoked, SpiffeId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{from_ms, id, invalid, ms, number, time};
-use super::{StoreError, jwt, outbox, rows, schema};
+use super::{StoreError, clock, jwt, outbox, rows, schema};
 use crate::lineage::{Attestor, LineageId};
 use crate::store::revocation::lists;
 use crate::store::{Live, Reason, Revocation, Trust};
@@ -21,6 +21,7 @@ pub(super) fn trust(connection: &Connection, path: &Path) -> Result<Trust, Store
         authorities: rows::authorities(connection, path)?,
         revocations: revocations(connection, path)?,
         jwt_keys: jwt::published(connection, path)?,
+        seen: clock::seen(connection)?,
         renew_before: (renew > 0).then(|| from_ms(i64::try_from(renew).unwrap_or(i64::MAX))),
     })
 }

@@ -101,7 +101,8 @@ impl Case {
         let bundle = bundle.map_err(|error| error.to_string())?;
         let facts = read(&self.chain[0]).map_err(|error| error.to_string())?;
         lint::leaf(&facts, &[self.role]).map_err(|error| error.to_string())?;
-        path(read, &self.chain, &facts, &bundle, self.role, self.now).map_err(|error| error.to_string())?;
+        path(read, &self.chain, &facts, &bundle, &[self.role], self.now)
+            .map_err(|error| error.to_string())?;
         self.name_fits(&EndEntityCert::try_from(&self.chain[0]).unwrap())
     }
 

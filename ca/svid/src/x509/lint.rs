@@ -98,8 +98,8 @@ pub(super) fn root(facts: &Facts, td: &TrustDomain) -> Result<(), VerifyError> {
     }
 }
 
-/// Whether a root, if it limits its purposes, has that of the leaf in `role`: webpki asks this of issuing CAs only.
-pub(super) fn purposes_of_root(facts: &Facts, role: Role) -> Result<(), VerifyError> {
+/// Whether a CA, if it limits its purposes, has that of the leaf in `role`: webpki asks this of issuing CAs only, and of one role.
+pub(super) fn purposes_of_authority(facts: &Facts, role: Role) -> Result<(), VerifyError> {
     match (facts.purposes, role) {
         (None, _) => Ok(()),
         (Some(purposes), Role::Client) if purposes.client => Ok(()),

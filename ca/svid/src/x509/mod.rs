@@ -19,7 +19,7 @@ pub use error::{Culprit, VerifyError};
 pub use possession::Channel;
 pub use revoked::{Revocations, RevocationsError, Revoked};
 pub use svid::{Svid, SvidError};
-pub use verify::{PeerSvid, verify, verify_again};
+pub use verify::{PeerSvid, verify, verify_again, verify_both};
 
 /// Which side of a TLS connection a certificate stands for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

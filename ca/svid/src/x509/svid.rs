@@ -13,7 +13,7 @@ use super::bundle::{Bundles, to_pem};
 use super::cert::Facts;
 use super::error::VerifyError;
 use super::lint;
-use super::verify::{PeerSvid, verify};
+use super::verify::{PeerSvid, verify_both};
 use crate::SpiffeId;
 
 /// A chain that is an SVID for both sides of a connection, and the key that belongs to it. Whether anybody trusts it is
@@ -53,10 +53,7 @@ impl Svid {
 
     /// Verifies this SVID as its peers will, in both roles.
     pub fn verify_against(&self, bundles: &Bundles, now: SystemTime) -> Result<(), VerifyError> {
-        for role in [Role::Client, Role::Server] {
-            verify(self.chain(), bundles, role, now)?;
-        }
-        Ok(())
+        verify_both(self.chain(), bundles, now).map(drop)
     }
 
     /// The id.

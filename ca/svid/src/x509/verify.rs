@@ -107,6 +107,24 @@ pub fn verify(
     role: Role,
     now: SystemTime,
 ) -> Result<PeerSvid, VerifyError> {
+    verify_for(chain, bundles, &[role], now)
+}
+
+/// As [`verify`] in both roles, at the price of one: the signatures of a path are the same in each.
+pub fn verify_both(
+    chain: &[CertificateDer<'_>],
+    bundles: &Bundles,
+    now: SystemTime,
+) -> Result<PeerSvid, VerifyError> {
+    verify_for(chain, bundles, &[Role::Server, Role::Client], now)
+}
+
+fn verify_for(
+    chain: &[CertificateDer<'_>],
+    bundles: &Bundles,
+    roles: &[Role],
+    now: SystemTime,
+) -> Result<PeerSvid, VerifyError> {
     let leaf = chain.first().ok_or(VerifyError::NoCertificate)?;
     if chain.len() > MAX_CHAIN {
         return Err(VerifyError::ChainTooLong(chain.len()));
@@ -120,9 +138,9 @@ pub fn verify(
     let bundle = bundles
         .of_trust_domain(&td)
         .ok_or_else(|| VerifyError::UnknownTrustDomain(td.as_str().to_owned()))?;
-    lint::leaf(&facts, &[role])?;
+    lint::leaf(&facts, roles)?;
     bundle.revocations().check_leaf(&facts, &id)?;
-    path(Facts::parse, chain, &facts, bundle, role, now)?;
+    path(Facts::parse, chain, &facts, bundle, roles, now)?;
     Ok(PeerSvid::from_leaf(id, facts))
 }
 
@@ -132,22 +150,23 @@ pub(super) fn path(
     chain: &[CertificateDer<'_>],
     facts: &Facts,
     bundle: &Bundle,
-    role: Role,
+    roles: &[Role],
     now: SystemTime,
 ) -> Result<(), VerifyError> {
     let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
     let refused = RefCell::new(None);
     let check = |path: &VerifiedPath<'_>| {
-        check_path(read, path, facts, bundle, role, now).map_err(|error| {
+        check_path(read, path, facts, bundle, roles, now).map_err(|error| {
             *refused.borrow_mut() = Some(error);
             webpki::Error::UnknownIssuer
         })
     };
     let anchors: Vec<TrustAnchor<'_>> = bundle.anchors().iter().map(|root| root.anchor.clone()).collect();
     let leaf = EndEntityCert::try_from(leaf).map_err(|error| from_webpki(error, chain, now))?;
-    let usage = match role {
-        Role::Client => KeyUsage::client_auth(),
-        Role::Server => KeyUsage::server_auth(),
+    // webpki asks for one purpose; `check_path` asks for the rest.
+    let usage = match roles.first() {
+        Some(Role::Client) => KeyUsage::client_auth(),
+        Some(Role::Server) | None => KeyUsage::server_auth(),
     };
     match leaf.verify_for_usage(SIGNATURES, &anchors, intermediates, unix(now), usage, None, Some(&check)) {
         Ok(_) => Ok(()),
@@ -178,7 +197,7 @@ fn check_path(
     path: &VerifiedPath<'_>,
     leaf: &Facts,
     bundle: &Bundle,
-    role: Role,
+    roles: &[Role],
     now: SystemTime,
 ) -> Result<(), VerifyError> {
     let mut authorities = Vec::new();
@@ -186,6 +205,9 @@ fn check_path(
         let facts = read(&authority.der()).map_err(|error| error.of(Culprit::IssuingCa(Vec::new())))?;
         lint::issuing_ca(&facts, bundle.trust_domain())
             .and_then(|()| bundle.revocations().check_authority(&facts))
+            .and_then(|()| {
+                roles.iter().skip(1).try_for_each(|role| lint::purposes_of_authority(&facts, *role))
+            })
             .map_err(|error| error.of(Culprit::IssuingCa(facts.own_key_id())))?;
         authorities.push(facts);
     }
@@ -197,7 +219,7 @@ fn check_path(
     // Two roots may share name and key: a renewed one and its expired predecessor. One that is valid will do.
     let mut error = VerifyError::Untrusted("the root of the path is not in the bundle".to_owned());
     for root in bundle.anchors().iter().filter(|root| root.anchor == *path.anchor()) {
-        let checked = check_root(&root.facts, authorities.len(), role, now)
+        let checked = check_root(&root.facts, authorities.len(), roles, now)
             .and_then(|()| bundle.revocations().check_authority(&root.facts))
             .map_err(|error| error.of(Culprit::Root(root.facts.own_key_id())))
             .and_then(|()| lint::linked(child, &root.facts).map_err(|error| error.of(culprit.clone())));
@@ -210,7 +232,7 @@ fn check_path(
 }
 
 /// webpki takes an anchor for a name and a key: its dates, its path length and its purposes are ours to check.
-fn check_root(root: &Facts, below: usize, role: Role, now: SystemTime) -> Result<(), VerifyError> {
+fn check_root(root: &Facts, below: usize, roles: &[Role], now: SystemTime) -> Result<(), VerifyError> {
     let culprit = || Culprit::Root(root.own_key_id());
     if now < root.not_before {
         return Err(VerifyError::NotYetValid { culprit: culprit(), not_before: root.not_before, now });
@@ -222,7 +244,7 @@ fn check_root(root: &Facts, below: usize, role: Role, now: SystemTime) -> Result
     if limit.is_some_and(|limit| below > usize::try_from(limit).unwrap_or(usize::MAX)) {
         return Err(VerifyError::IssuerProfile("the path is longer than its root allows"));
     }
-    lint::purposes_of_root(root, role)
+    roles.iter().try_for_each(|role| lint::purposes_of_authority(root, *role))
 }
 
 fn from_webpki(error: webpki::Error, chain: &[CertificateDer<'_>], now: SystemTime) -> VerifyError {

@@ -26,7 +26,7 @@ async fn health() {
         "postern_ca_issued_total{proof=\"join_token\"} 1",
         "postern_ca_issued_total{proof=\"own\"} 1",
         "postern_ca_bundle_sequence 1",
-        "postern_ca_authority_not_after_seconds{kind=\"root\"}",
+        "postern_ca_authority_not_after_seconds{kind=\"root\",state=\"active\",",
         "postern_ca_issue_seconds_count 1",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postern_ca::store::{Sqlite, State, Store as _};
+use postern_ca::store::{Reason, Sqlite, State, Store as _};
 use postern_control::{LockError, StartError};
 use postern_svid::{Clock as _, SystemClock, TestClock, TrustDomain};
 
@@ -109,7 +109,8 @@ async fn not_ready_while_nothing_can_be_written() {
     running.shutdown().await;
 }
 
-/// Suspended for longer than an issuing CA lives, with its successor ready: on waking it makes new ones by itself.
+/// Suspended for longer than issuing CAs live, with a successor ready: on waking it waits for an operator's word on the clock, and makes
+/// new ones then by itself.
 #[tokio::test]
 async fn a_sleep_past_both_issuing_cas_needs_no_restart() {
     const DAY: Duration = Duration::from_secs(86_400);
@@ -126,6 +127,8 @@ async fn a_sleep_past_both_issuing_cas_needs_no_restart() {
     })
     .await;
     clock.jump_wall(30 * 86_400_000);
+    eventually("the leap shows", || async { ready(&running).await.1.contains(&"clock".to_owned()) }).await;
+    store.confirm_clock(clock.wall(), Reason::parse("it was asleep").unwrap()).unwrap();
     eventually("its new certificate is served", || async { Client::connect(&running, None).await.is_ok() })
         .await;
     eventually("it is ready", || async { ready(&running).await == (200, Vec::new()) }).await;

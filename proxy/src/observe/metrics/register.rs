@@ -181,6 +181,7 @@ impl Default for Metrics {
                 .map(|reason| decision_dropped.get_or_create_owned(&vec![("reason", reason)])),
             policy_revoked: Counter::default(),
             svid_not_after: Gauge::default(),
+            svid_renew_after: Gauge::default(),
             svid_renewals: Counter::default(),
             bundle_sequence: Gauge::default(),
             tokens: TokenCounts::new(&mut registry),
@@ -255,6 +256,11 @@ impl Metrics {
             "svid_not_after_seconds",
             "When the own certificate ends, since 1970",
             self.svid_not_after.clone(),
+        );
+        registry.register(
+            "svid_renew_after_seconds",
+            "When the own certificate is due for renewal, since 1970",
+            self.svid_renew_after.clone(),
         );
         registry.register("svid_renewals", "Certificates put in force", self.svid_renewals.clone());
         registry.register(

@@ -1,10 +1,12 @@
 //! The bench: what a hop through a pair of sidecars costs, beside what other proxies cost in the same run, what more rules
-//! add to it, and what one sidecar takes on disk, in memory and in time.
+//! add to it, what one sidecar takes on disk, in memory and in time, and what certificates cost the control plane.
 //!
 //! ```text
 //! cargo run --release -p postern-tests --bin bench -- mesh [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- policy [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- size [--quick] [--json FILE]
+//! cargo run --release -p postern-tests --bin bench -- issue [--quick] [--rounds N] [--seconds N] [--json FILE]
+//! cargo run --release -p postern-tests --bin bench -- soak [--quick] [--seconds N] [--lineages N] [--rate N] [--json FILE]
 //! ```
 //!
 //! It builds what it measures (`postern-proxy` in the profile `dist`), installs what it compares with, starts everything
@@ -15,6 +17,7 @@ mod build;
 mod certificates;
 mod contenders;
 mod install;
+mod issue;
 mod load;
 mod machine;
 mod mesh;
@@ -42,9 +45,11 @@ fn main() -> ExitCode {
         }
     };
     let done = match options.command {
+        Command::Issue => issue::run(&options),
         Command::Mesh => mesh::run(&options),
         Command::Policy => policy::run(&options),
         Command::Size => size::run(&options),
+        Command::Soak => issue::soak::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,11 +6,13 @@ use std::time::Duration;
 use crate::Failure;
 
 pub(crate) const USAGE: &str = "\
-usage: bench mesh|policy|size [options]
+usage: bench mesh|policy|size|issue|soak [options]
   --quick          fewer and shorter rounds: a glance, not a figure to quote
-  --rounds N       interleaved rounds (mesh, policy: 5, quick 3), starts (size: 10, quick 3)
-  --seconds N      length of one measurement (mesh, policy: 5, quick 2)
-  --connections N  client connections (mesh, policy: 32), idle mesh connections (size: 1000)
+  --rounds N       interleaved rounds (mesh, policy, issue: 5, quick 3), starts (size: 10, quick 3)
+  --seconds N      length of one measurement (mesh, policy, issue: 5, quick 2; soak: 600, quick 60)
+  --connections N  client connections (mesh, policy: 32), requests at a time (issue: 32), idle mesh connections (size: 1000)
+  --lineages N     soak: lineages in the store (100000, quick 10000)
+  --rate N         soak: renewals a second (56)
   --only A,B       mesh: only these contenders besides direct: postern, envoy, haproxy; policy: postern, envoy
   --proxy FILE     measure this postern-proxy instead of building one in the profile dist
   --built          build nothing: the binaries in the target directory are those to be measured
@@ -26,6 +28,10 @@ pub(crate) enum Command {
     Policy,
     /// One sidecar at rest.
     Size,
+    /// Certificates a second.
+    Issue,
+    /// Memory of the control plane of a large mesh that renews.
+    Soak,
 }
 
 /// The command line, read.
@@ -36,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) length: Duration,
     pub(crate) warm_up: Duration,
     pub(crate) connections: usize,
+    pub(crate) lineages: usize,
+    pub(crate) rate: usize,
     pub(crate) only: Option<Vec<String>>,
     pub(crate) proxy: Option<PathBuf>,
     pub(crate) is_built: bool,
@@ -50,6 +58,8 @@ impl Options {
             Some("mesh") => Command::Mesh,
             Some("policy") => Command::Policy,
             Some("size") => Command::Size,
+            Some("issue") => Command::Issue,
+            Some("soak") => Command::Soak,
             Some(other) => return Err(format!("there is no bench `{other}`")),
             None => return Err("which bench?".to_owned()),
         };
@@ -69,6 +79,8 @@ impl Options {
                 "--rounds" => options.rounds = positive(name, value)?,
                 "--seconds" => options.length = Duration::from_secs(positive(name, value)? as u64),
                 "--connections" => options.connections = positive(name, value)?,
+                "--lineages" => options.lineages = positive(name, value)?,
+                "--rate" => options.rate = positive(name, value)?,
                 "--only" => options.only = Some(value.split(',').map(str::to_owned).collect()),
                 "--proxy" => options.proxy = Some(value.into()),
                 "--target-dir" => options.target_directory = Some(value.into()),
@@ -81,16 +93,24 @@ impl Options {
 
     fn defaults(command: Command, is_quick: bool) -> Self {
         let rounds = match (command, is_quick) {
-            (Command::Mesh | Command::Policy, false) => 5,
+            (Command::Mesh | Command::Policy | Command::Issue, false) => 5,
+            (Command::Soak, _) => 1,
             (Command::Size, false) => 10,
             (_, true) => 3,
         };
         Self {
             command,
             rounds,
-            length: Duration::from_secs(if is_quick { 2 } else { 5 }),
+            length: Duration::from_secs(match (command, is_quick) {
+                (Command::Soak, false) => 600,
+                (Command::Soak, true) => 60,
+                (_, false) => 5,
+                (_, true) => 2,
+            }),
             warm_up: Duration::from_secs(1),
             connections: if command == Command::Size { 1_000 } else { 32 },
+            lineages: if is_quick { 10_000 } else { 100_000 },
+            rate: 56,
             only: None,
             proxy: None,
             is_built: false,
