@@ -19,7 +19,7 @@ use crate::bundle::Holder;
 use crate::csr;
 use crate::issue::{IssueError, Issuer, LeafPolicy, Proof, Reply, Request};
 use crate::keys::{self, KeyError, KeyStore};
-use crate::lineage::LineageId;
+use crate::lineage::{Attestor, LineageId};
 use crate::metrics::Metrics;
 use crate::offline::pem;
 use crate::profile::{self, ISSUING_KEY, ProfileError, ROOT_KEY, Signer, Validity};
@@ -42,6 +42,8 @@ pub struct Rehearsal {
     pub steps: Vec<(Duration, &'static str, String)>,
     /// Sidecars that were played.
     pub sidecars: usize,
+    /// Of these, those that attest with each renewal. There is nobody to attest in a rehearsal: that they would succeed is assumed.
+    pub attesting: usize,
     /// Certificates that they renewed.
     pub renewals: u64,
     /// How often one's certificate was held against another one's bundle.
@@ -81,6 +83,7 @@ struct Played {
     svid: PeerSvid,
     chain: Vec<CertificateDer<'static>>,
     lineage: LineageId,
+    attests: bool,
     renew_after: SystemTime,
     sequence: u64,
 }
@@ -116,6 +119,7 @@ pub fn root_rotation(
     let rehearsal = Rehearsal {
         steps: Vec::new(),
         sidecars: 0,
+        attesting: 0,
         renewals: 0,
         verified: 0,
         refused: Vec::new(),
@@ -138,8 +142,16 @@ impl Stage {
             let Some((issued, lineage)) = self.store.certificate(&leaf.serial)? else { continue };
             let chain = vec![CertificateDer::from(issued.certificate)];
             let Ok(svid) = tls::peer(Some(&chain)) else { continue };
+            let attests = lineage.attestor != Attestor::JoinToken;
             // Its issuing CA is not stored beside it; it renews before it is looked at.
-            self.sidecars.push(Played { svid, chain, lineage: lineage.id, renew_after: now, sequence: 0 });
+            self.sidecars.push(Played {
+                svid,
+                chain,
+                lineage: lineage.id,
+                attests,
+                renew_after: now,
+                sequence: 0,
+            });
         }
         for number in self.sidecars.len()..FEWEST {
             let td = self.authority.trust_domain();
@@ -148,6 +160,7 @@ impl Stage {
             self.sidecars.push(played);
         }
         self.rehearsal.sidecars = self.sidecars.len();
+        self.rehearsal.attesting = self.sidecars.iter().filter(|one| one.attests).count();
         Ok(())
     }
 
@@ -162,24 +175,35 @@ impl Stage {
             expires,
             bound: None,
         })?;
-        let reply = self.ask(id.as_str(), &[], Proof::JoinToken(token.reveal()))?;
+        let reply = self.ask(id.as_str(), &[], Proof::JoinToken(token.reveal()), false)?;
         self.played(reply)
     }
 
-    fn ask(&self, id: &str, predecessor: &[u8], proof: Proof<'_>) -> Result<Reply, DrillError> {
+    fn ask(
+        &self,
+        id: &str,
+        predecessor: &[u8],
+        proof: Proof<'_>,
+        attests: bool,
+    ) -> Result<Reply, DrillError> {
         let key = rcgen::KeyPair::generate_for(ISSUING_KEY).map_err(ProfileError::Build)?;
         let csr = csr::own(&key)?;
-        Ok(self.issuer.issue(Request { csr: &csr, id, ttl_seconds: 0, predecessor, proof })?)
+        let request = Request { csr: &csr, id, ttl_seconds: 0, predecessor, proof };
+        Ok(match proof {
+            Proof::Svid(svid) if attests => self.issuer.rehearse(request, svid)?,
+            _ => self.issuer.issue(request)?,
+        })
     }
 
     fn played(&self, reply: Reply) -> Result<Played, DrillError> {
         let unusable = |_| IssueError::Unauthenticated("what was issued cannot be read");
         let svid = tls::peer(Some(&reply.chain)).map_err(unusable)?;
         let of = self.store.certificate(svid.serial())?;
-        let lineage = of.map(|(_, lineage)| lineage.id);
-        let lineage = lineage.ok_or(IssueError::Unauthenticated("what was issued is not stored"))?;
+        let lineage = of.map(|(_, lineage)| (lineage.id, lineage.attestor != Attestor::JoinToken));
+        let (lineage, attests) =
+            lineage.ok_or(IssueError::Unauthenticated("what was issued is not stored"))?;
         let sequence = reply.bundle.sequence();
-        Ok(Played { svid, chain: reply.chain, lineage, renew_after: reply.renew_after, sequence })
+        Ok(Played { svid, chain: reply.chain, lineage, attests, renew_after: reply.renew_after, sequence })
     }
 
     fn play(&mut self, ttl: Duration, began: SystemTime) -> Result<(), DrillError> {
@@ -261,7 +285,8 @@ impl Stage {
             if now < one.renew_after {
                 continue;
             }
-            let asked = self.ask(one.svid.id().as_str(), one.svid.serial(), Proof::Svid(&one.svid));
+            let asked =
+                self.ask(one.svid.id().as_str(), one.svid.serial(), Proof::Svid(&one.svid), one.attests);
             match asked.and_then(|reply| self.played(reply)) {
                 Ok(new) => {
                     // A reply brings the bundle along; it is acknowledged a moment later.
@@ -386,6 +411,7 @@ mod tests {
         let rehearsal = Rehearsal {
             steps: Vec::new(),
             sidecars: 1,
+            attesting: 0,
             renewals: 0,
             verified: 0,
             refused: Vec::new(),
@@ -411,5 +437,20 @@ mod tests {
         stage.sidecars[0].sequence = 1;
         stage.verify_all();
         assert_eq!((stage.rehearsal.refused.len(), stage.rehearsal.verified), (1, 3));
+    }
+
+    #[test]
+    fn who_attests_with_each_renewal_is_played_too() {
+        let home = Home::new();
+        home.ca().joined(&id("orders"));
+        let database = rusqlite::Connection::open(home.path().join(crate::store::DATABASE)).unwrap();
+        database.execute("UPDATE lineage SET attestor = ?1", [Attestor::Kubernetes.as_str()]).unwrap();
+        let copy = home.dir.path().join("copy");
+        Sqlite::copy(&home.path(), &td(), &copy).unwrap();
+        let keys = Arc::new(KeyFiles::new(&copy));
+        let policy = LeafPolicy { ttl: HOUR, test: false };
+        let done = root_rotation(&copy, &td(), keys, policy, home.clock.wall()).unwrap();
+        assert_eq!((done.sidecars, done.attesting), (3, 1));
+        assert_eq!((done.refused, done.stuck, done.steps.len()), (vec![], vec![], 4));
     }
 }

@@ -265,8 +265,25 @@ impl Issuer {
             Proof::Svid(peer) => Attested::Svid(self.predecessor(peer, request.predecessor, false, now)?),
             Proof::Attested(evidence, renews) => self.attested(evidence, renews, &request, now)?,
         };
+        self.serve(request, &attested, now, stages)
+    }
+
+    /// Renews as whoever repeats its attestation does, without one: for a rehearsal, on a copy, which has nobody's proofs.
+    pub(crate) fn rehearse(&self, request: Request<'_>, renews: &PeerSvid) -> Result<Reply, IssueError> {
+        let now = self.clock.wall();
+        let attested = Attested::Svid(self.predecessor(renews, request.predecessor, true, now)?);
+        self.serve(request, &attested, now, &mut Stages::begin(&self.metrics, self.clock.as_ref()))
+    }
+
+    fn serve(
+        &self,
+        request: Request<'_>,
+        attested: &Attested,
+        now: SystemTime,
+        stages: &mut Stages<'_>,
+    ) -> Result<Reply, IssueError> {
         let asked = SpiffeId::parse(request.id).map_err(IssueError::Id)?;
-        let from_proof = match &attested {
+        let from_proof = match attested {
             Attested::Token(token) => &token.id,
             Attested::Svid(renewed) => &renewed.lineage.spiffe_id,
             Attested::Facts { granted, .. } => &granted.id,
@@ -276,18 +293,18 @@ impl Issuer {
         stages.done("proof");
         let key = csr::verify(request.csr, id)?;
         stages.done("csr");
-        self.check_denied(&attested, id, &key)?;
-        let grant = match self.key_policy(&attested, id, &key, now)? {
+        self.check_denied(attested, id, &key)?;
+        let grant = match self.key_policy(attested, id, &key, now)? {
             Next::Answer(issued) => return self.again(&issued, now),
             Next::Make(grant) => grant,
         };
         self.check_clock(now)?;
         let mut ttl = self.life(request.ttl_seconds)?;
-        if let Attested::Facts { granted, .. } = &attested {
+        if let Attested::Facts { granted, .. } = attested {
             ttl = granted.ttl.map_or(ttl, |most| ttl.min(most.max(self.least())));
         }
         let random = || LineageId::random().map_err(|_| profile::ProfileError::Random);
-        let lineage = match &attested {
+        let lineage = match attested {
             Attested::Svid(Renewed { lineage, .. })
             | Attested::Facts { renews: Some(Renewed { lineage, .. }), .. } => {
                 (lineage.id, (lineage.attestor, lineage.attested))

@@ -75,8 +75,13 @@ pub(super) fn run(verb: Verb) -> ExitCode {
 }
 
 fn print(rehearsal: &Rehearsal) {
-    let Rehearsal { steps, sidecars, renewals, verified, refused, stuck } = rehearsal;
+    let Rehearsal { steps, sidecars, attesting, renewals, verified, refused, stuck } = rehearsal;
     say(format_args!("rehearsed on a copy with {sidecars} sidecars; nothing of the CA was touched"));
+    if *attesting > 0 {
+        say(format_args!(
+            "  {attesting} of them attest with each renewal; there is nobody to attest here, so that this part is taken for granted"
+        ));
+    }
     for (after, step, label) in steps {
         say(format_args!("  after {:>8}  {step} {label}", span(*after)));
     }
@@ -97,6 +102,7 @@ fn print_json(rehearsal: &Rehearsal) {
     say(json!({
         "steps": steps,
         "sidecars": rehearsal.sidecars,
+        "attesting": rehearsal.attesting,
         "renewals": rehearsal.renewals,
         "verified": rehearsal.verified,
         "refused": rehearsal.refused,
