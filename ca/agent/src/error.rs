@@ -218,6 +218,11 @@ impl AttemptError {
         Self::Refused { code: status.code(), message, shown: String::new() }
     }
 
+    /// Whether what was shown proves nothing to the control plane.
+    pub(crate) const fn is_unauthenticated(&self) -> bool {
+        matches!(self, Self::Refused { code: Code::Unauthenticated, .. })
+    }
+
     /// Adds to a refusal which token was shown for which id, and what to do where that is in doubt.
     pub(crate) fn with_token(mut self, config: &Config) -> Self {
         if let Self::Refused { code: Code::PermissionDenied | Code::Unauthenticated, shown, .. } = &mut self {

@@ -20,6 +20,8 @@ use crate::proto::{self, issue_request::Proof};
 
 /// A chain is a leaf and what lies between it and the root.
 const MAX_CHAIN: usize = 7;
+/// Between two looks for a new token, while without one nothing goes on: whoever puts it there watches.
+const TOKEN_LOOK: Duration = Duration::from_secs(1);
 
 /// Keeps an SVID in force, for ever.
 pub(crate) async fn run(live: &Live) {
@@ -36,6 +38,7 @@ pub(crate) async fn run(live: &Live) {
         }
         let hurried = live.hurry.take();
         let proof = proof(live, by_token);
+        let had_proof = live.has_fresh_proof();
         match anywhere(live, &proof).await {
             Ok(()) => {
                 backoff.reset();
@@ -45,16 +48,43 @@ pub(crate) async fn run(live: &Live) {
             Err(error) => {
                 live.hurry.put_back(hurried);
                 live.failed(&error);
-                let wait = backoff.wait(live.pace());
-                warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
                 // An SVID renews within limits that only the control plane knows; beyond them a new token is the way, so
                 // both are tried in turn. One whose root has left the bundle is not even asked about: the handshake ends it,
                 // and what was used up before will not help.
                 by_token = proof.is_renewal()
                     && (refused_for_good(&error) && live.can_prove().is_ok()
                         || is_disowned(live) && live.has_fresh_proof());
-                sleep(wait).await;
+                // A token that was never tried does not wait for what went before it.
+                let is_new = by_token && !live.config.attestation.is_repeated() && live.has_fresh_proof();
+                if is_new {
+                    backoff.reset();
+                }
+                let wait = backoff.wait(live.pace());
+                warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
+                let was_tried = !proof.is_renewal() && refused_for_good(&error);
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = new_proof(live, had_proof && !was_tried || is_new) => {
+                        info!("there is a new token, and it is tried");
+                        by_token = true;
+                        backoff.reset();
+                    }
+                }
             }
+        }
+    }
+}
+
+/// Resolves when a token lies in its file that was never tried; `known` says that the one there now is waiting its turn already.
+async fn new_proof(live: &Live, known: bool) {
+    // What can be shown again and again is no news.
+    if known || live.config.attestation.is_repeated() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(live.pace().tick().min(TOKEN_LOOK)).await;
+        if live.has_fresh_proof() {
+            return;
         }
     }
 }

@@ -29,6 +29,10 @@ pub(crate) async fn run(live: &Live) {
     let mut backoff = Backoff::new();
     // Told once when it goes and once when it is back, however often is tried between.
     let mut lost = false;
+    // Why the control plane refused the stream, as told last.
+    let mut refused: Option<String> = None;
+    // Whether somebody said, since a stream was open, that it does not know the SVID.
+    let mut is_unknown = false;
     // Replicas that were tried since a stream was open.
     let mut tried = 0;
     loop {
@@ -36,7 +40,11 @@ pub(crate) async fn run(live: &Live) {
         let (pace, mut place) = (live.pace(), live.place());
         let ended = follow(live, &identity, pace, &mut backoff, &mut lost, &mut place).await;
         let was_open = live.stream_closed();
+        if was_open {
+            (refused, is_unknown) = (None, false);
+        }
         if let Err(error) = ended {
+            is_unknown |= error.is_unauthenticated();
             tried = if was_open { 1 } else { tried + 1 };
             live.go_elsewhere(place);
             if tried < live.config.places() {
@@ -52,6 +60,19 @@ pub(crate) async fn run(live: &Live) {
                     control_plane = live.config.control_plane,
                     "the control plane is lost: {error}; the certificate in force is good to its end, and it is tried again and again"
                 );
+            } else if let AttemptError::Refused { .. } = &error
+                && refused.as_ref() != Some(&error.to_string())
+            {
+                // What it was lost by is old news by then: it is there, and says no.
+                warn!(control_plane = live.config.control_plane, "the stream is refused: {error}");
+            }
+            if let AttemptError::Refused { .. } = &error {
+                refused = Some(error.to_string());
+            }
+            if std::mem::take(&mut is_unknown) {
+                // As after a restore from a backup: what it does not know gets neither bundles nor revocations until it renews.
+                info!("the control plane does not know the certificate in force, so that it is renewed now");
+                live.hurry.tell(Duration::ZERO, 0.0, pace, live.clock.monotonic());
             }
             let wait = backoff.wait(pace);
             debug!(retry_in_ms = wait.as_millis(), "no stream to the control plane: {error}");

@@ -74,6 +74,10 @@ pub(crate) struct Ca {
     pub(crate) stale: AtomicBool,
     /// Answers have this refusal instead.
     pub(crate) refuse: Mutex<Option<Status>>,
+    /// It has been restored, and knows nobody until somebody shows this token.
+    pub(crate) forgotten: Mutex<Option<String>>,
+    /// Life of the next SVIDs.
+    pub(crate) ttl: Mutex<Duration>,
     /// Requests that arrived.
     pub(crate) received: AtomicU64,
     /// Streams that were opened.
@@ -128,6 +132,8 @@ impl Ca {
             other_id: Mutex::new(None),
             stale: AtomicBool::new(false),
             refuse: Mutex::new(None),
+            forgotten: Mutex::new(None),
+            ttl: Mutex::new(TTL),
             received: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             federation: watch::Sender::new(api::Federation::default()),
@@ -186,7 +192,7 @@ impl Ca {
         let serial = self.serial.fetch_add(1, Ordering::SeqCst).to_be_bytes()[6..].to_vec();
         let age =
             if self.stale.load(Ordering::SeqCst) { TTL + Duration::from_secs(1) } else { Duration::ZERO };
-        let mut params = leaf(id, self.clock.wall() - age, TTL);
+        let mut params = leaf(id, self.clock.wall() - age, *self.ttl.lock());
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let issuer = Issuer::from_params(&self.issuing, &self.issuing_key);
         (params.signed_by(public_key, &issuer).unwrap().der().clone(), serial)
@@ -254,13 +260,20 @@ impl Identity for Api {
         let (leaf, serial) = ca.issue(&id, &csr.public_key);
         ca.seen.lock().push(Seen {
             peer,
-            token,
+            token: token.clone(),
             predecessor: request.predecessor_serial,
             public_key: csr.public_key.der_bytes().to_vec(),
             serial,
         });
         if let Some(status) = ca.refuse.lock().clone() {
             return Err(status);
+        }
+        {
+            let mut forgotten = ca.forgotten.lock();
+            if forgotten.is_some() && *forgotten != token {
+                return Err(Status::unauthenticated("a certificate that this store never issued"));
+            }
+            *forgotten = None;
         }
         while ca.keep_answers.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -269,7 +282,7 @@ impl Identity for Api {
         Ok(Response::new(api::IssueResponse {
             chain_der: vec![leaf.to_vec(), ca.issuing_der.to_vec()],
             bundle: Some(ca.bundle.borrow().clone()),
-            renew_after_unix_ms: now + i64::try_from(TTL.as_millis()).unwrap() / 2,
+            renew_after_unix_ms: now + i64::try_from(ca.ttl.lock().as_millis()).unwrap() / 2,
             ca_time_unix_ms: now + 7,
         }))
     }
@@ -299,6 +312,9 @@ impl Identity for Api {
     ) -> Result<Response<Self::WatchStream>, Status> {
         if request.extensions().get::<Peer>().and_then(|peer| peer.0.clone()).is_none() {
             return Err(Status::unauthenticated("no SVID"));
+        }
+        if self.0.forgotten.lock().is_some() {
+            return Err(Status::unauthenticated("this CA does not know the connection's certificate"));
         }
         self.0.streams.fetch_add(1, Ordering::SeqCst);
         let mut reports = request.into_inner();
