@@ -196,18 +196,46 @@ pub fn private_dir_there(directory: &Path) -> Result<(), KeyError> {
     check_owner_and_mode(directory, &found, "700")
 }
 
-/// Reads a file that only its owner may read.
+/// Reads a file of ours that only we may read. We made it, and no link to it.
 pub fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let file = open_regular(path, nix::libc::O_NOFOLLOW)?;
+    let found = file.metadata().map_err(|error| KeyError::Io(path.to_owned(), error))?;
+    check_owner_and_mode(path, &found, "600")?;
+    read_all(path, file, &found, limit)
+}
+
+/// Reads a secret that somebody else puts there: ours or root's, and closed to everybody else. Links are followed, for every file
+/// of a volume that a cluster or a secret's manager fills is one; owner and mode are those of what they lead to.
+pub fn read_given(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let file = open_regular(path, 0)?;
+    let found = file.metadata().map_err(|error| KeyError::Io(path.to_owned(), error))?;
+    if found.uid() == 0 {
+        check_mode(path, &found, "600")?;
+    } else {
+        check_owner_and_mode(path, &found, "600")?;
+    }
+    read_all(path, file, &found, limit)
+}
+
+/// The file is judged after it is open, through its descriptor: a path can change between two calls. What would block in open is
+/// refused.
+fn open_regular(path: &Path, flags: i32) -> Result<File, KeyError> {
     let io = |error| KeyError::Io(path.to_owned(), error);
-    // The file is judged after it is open, through its descriptor: a path can change between two calls. A link is refused, and
-    // so is whatever would block in open.
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let flags = flags | nix::libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
-    let found = file.metadata().map_err(io)?;
-    if !found.is_file() {
+    if !file.metadata().map_err(io)?.is_file() {
         return Err(KeyError::NotAFile(path.to_owned()));
     }
-    check_owner_and_mode(path, &found, "600")?;
+    Ok(file)
+}
+
+fn read_all(
+    path: &Path,
+    file: File,
+    found: &fs::Metadata,
+    limit: u64,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let io = |error| KeyError::Io(path.to_owned(), error);
     let length = usize::try_from(found.len().min(limit)).unwrap_or(0);
     // With its room reserved the buffer never moves and leaves no copy behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
@@ -322,6 +350,10 @@ pub(crate) fn check_owner_and_mode(
     if found.uid() != user {
         return Err(KeyError::Owner { path: path.to_owned(), owner: found.uid(), user });
     }
+    check_mode(path, found, wanted)
+}
+
+fn check_mode(path: &Path, found: &fs::Metadata, wanted: &'static str) -> Result<(), KeyError> {
     let mode = found.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(KeyError::Mode { path: path.to_owned(), mode, wanted });

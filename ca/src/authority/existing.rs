@@ -1,8 +1,9 @@
 //! A root that exists already, from files: proven fit for a mesh before anything is stored. Whatever is wrong with it would
 //! otherwise show in every sidecar, and a root cannot be taken back.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SignatureAlgori
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::asn1_rs::{Oid, oid};
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -158,12 +159,14 @@ impl Fit {
         depth: u32,
         now: SystemTime,
     ) -> Result<Self, String> {
-        Bundle::new(td.clone(), 1, vec![der.clone()])
-            .map_err(|error| format!("{error}; sidecars would refuse it"))?;
         let unreadable = || "not an X.509 certificate".to_owned();
         let (_, parsed) = X509Certificate::from_der(der).map_err(|_| unreadable())?;
+        // What is said of roots alone comes before what is said of any certificate.
         let algorithm = profile::algorithm(parsed.public_key())
             .ok_or("its key is of a kind that a root here does not have: make one on P-384 or P-256")?;
+        check_names(td, &parsed)?;
+        Bundle::new(td.clone(), 1, vec![der.clone()])
+            .map_err(|error| format!("{error}; sidecars would refuse it"))?;
         if parsed.subject().as_raw() != parsed.issuer().as_raw() {
             return Err(
                 "it is signed by another CA: a root signs itself, and its key is needed here".to_owned()
@@ -189,6 +192,12 @@ impl Fit {
                 ParsedExtension::NameConstraints(_) => {
                     return Err(
                         "it has name constraints, which not every verifier of a mesh understands: make a root without, the issuing CA has its own"
+                            .to_owned(),
+                    );
+                }
+                ParsedExtension::ExtendedKeyUsage(_) => {
+                    return Err(
+                        "it has an extended key usage, by which some verifiers narrow what is below it: make a root without"
                             .to_owned(),
                     );
                 }
@@ -219,6 +228,25 @@ impl Fit {
         let spki = parsed.public_key().raw.to_vec();
         Ok(Self { algorithm, key_id, validity: Validity { not_before, not_after }, spki })
     }
+}
+
+/// Refuses other names than the trust domain's: a root is found by its subject, and names nothing else.
+fn check_names(td: &TrustDomain, parsed: &X509Certificate<'_>) -> Result<(), String> {
+    let own = td.id();
+    for extension in parsed.extensions() {
+        let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };
+        let names = &names.general_names;
+        if !matches!(names.as_slice(), [GeneralName::URI(uri)] if *uri == own) {
+            // It may hold anything.
+            let found: Vec<_> =
+                names.iter().take(4).map(|name| name.to_string().escape_debug().to_string()).collect();
+            return Err(format!(
+                "its subject alternative name holds {}: a root has none, or {own} alone",
+                found.join(", ")
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn is_signed_by_itself(parsed: &X509Certificate<'_>, algorithm: &'static SignatureAlgorithm) -> bool {
@@ -256,7 +284,9 @@ pub(super) fn certificates_of(path: &Path, most: usize) -> Result<Vec<Certificat
     let io = |error| KeyError::Io(path.to_owned(), error);
     let unfit = |what: String| RootError::Unfit { file: path.to_owned(), what };
     let mut text = Vec::new();
-    let file = File::open(path).map_err(io)?;
+    // Opening a FIFO would wait for a writer.
+    let flags = nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
     if !file.metadata().map_err(io)?.is_file() {
         return Err(KeyError::NotAFile(path.to_owned()).into());
     }
@@ -272,7 +302,7 @@ pub(super) fn certificates_of(path: &Path, most: usize) -> Result<Vec<Certificat
 /// The key of `fit` as PKCS#8.
 fn key_of(path: &Path, fit: &Fit) -> Result<Zeroizing<Vec<u8>>, RootError> {
     let unfit = |what: &str| RootError::Unfit { file: path.to_owned(), what: what.to_owned() };
-    let text = keys::read_private(path, MAX_FILE)?;
+    let text = keys::read_given(path, MAX_FILE)?;
     const ENCRYPTED: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
     if ENCRYPTED.iter().any(|mark| text.windows(mark.len()).any(|part| part == *mark)) {
         return Err(unfit(

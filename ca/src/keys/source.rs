@@ -10,7 +10,7 @@ use nix::sys::termios::{self, LocalFlags, SetArg};
 use zeroize::Zeroizing;
 
 use super::seal::SealError;
-use super::{KeyError, read_private};
+use super::{KeyError, read_given};
 
 /// A key of 256 bits in hexadecimal and a line's end; the longest passphrase that is read.
 const MAX_SECRET: u64 = 1_024;
@@ -76,7 +76,7 @@ impl PinSource {
     pub(super) fn read(&self) -> Result<Zeroizing<String>, String> {
         let refused = |why: String| format!("the PIN in {self}: {why}");
         let bytes = match self {
-            Self::File(path) => read_private(path, MAX_SECRET).map_err(|error| refused(explain(error)))?,
+            Self::File(path) => read_given(path, MAX_SECRET).map_err(|error| refused(explain(error)))?,
             Self::Environment(name) => {
                 let text = variable(name).map_err(refused)?;
                 Zeroizing::new(text.as_bytes().to_vec())
@@ -97,11 +97,11 @@ impl Source {
         let refused = |why: String| SealError::Source { secret: self.clone(), why };
         match self {
             Self::KeyFile(path) => {
-                let bytes = read_private(path, MAX_SECRET).map_err(|error| refused(explain(error)))?;
+                let bytes = read_given(path, MAX_SECRET).map_err(|error| refused(explain(error)))?;
                 key(&bytes).map(Secret::Key).map_err(refused)
             }
             Self::PassphraseFile(path) => {
-                let bytes = read_private(path, MAX_SECRET).map_err(|error| refused(explain(error)))?;
+                let bytes = read_given(path, MAX_SECRET).map_err(|error| refused(explain(error)))?;
                 passphrase(&bytes).map(Secret::Passphrase).map_err(refused)
             }
             Self::Environment(name) => {
@@ -270,7 +270,13 @@ mod tests {
         assert!(why(&gone).contains("there is no such file"), "{}", why(&gone));
         let Source::KeyFile(open) = file("open", digits.as_bytes()) else { panic!("a file") };
         fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(why(&Source::KeyFile(open)).contains("chmod 600"));
+        assert!(why(&Source::KeyFile(open.clone())).contains("chmod 600"));
+        // As in a Secret's volume: the name leads to a file, and that one is judged.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&open, &link).unwrap();
+        assert!(why(&Source::KeyFile(link.clone())).contains("chmod 600"));
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(matches!(Source::KeyFile(link).read(), Ok(Secret::Key(_))));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use postern_svid::Clock as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    SanType,
+    Issuer, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+    PKCS_ECDSA_P521_SHA512, PKCS_ED25519, SanType,
 };
 use time::OffsetDateTime;
 
@@ -120,7 +120,7 @@ fn an_install_that_broke_off_is_taken_up() {
 #[test]
 fn each_refusal_says_what_is_wrong_with_the_certificate() {
     type Change = fn(&mut CertificateParams);
-    let cases: [(&str, Change, &str); 11] = [
+    let cases: [(&str, Change, &str); 15] = [
         ("a leaf", |p| p.is_ca = IsCa::ExplicitNoCa, "no certificate authority"),
         ("no CA flag at all", |p| p.is_ca = IsCa::NoCa, "no certificate authority"),
         ("path length 0", |p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)), "path length is 0"),
@@ -148,7 +148,35 @@ fn each_refusal_says_what_is_wrong_with_the_certificate() {
         (
             "for code only",
             |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning],
-            "a chain made below it is refused",
+            "extended key usage",
+        ),
+        (
+            "for servers and clients",
+            |p| {
+                p.extended_key_usages =
+                    vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            },
+            "extended key usage",
+        ),
+        (
+            "a DNS name",
+            |p| p.subject_alt_names = vec![SanType::DnsName("ca.example".try_into().unwrap())],
+            "(ca.example): a root has none",
+        ),
+        (
+            "an address beside the trust domain",
+            |p| {
+                p.subject_alt_names = vec![
+                    SanType::URI(td().id().try_into().unwrap()),
+                    SanType::IpAddress(IpAddr::from([10, 0, 0, 1])),
+                ];
+            },
+            "spiffe://demo.postern alone",
+        ),
+        (
+            "the trust domain twice",
+            |p| p.subject_alt_names = vec![SanType::URI(td().id().try_into().unwrap()); 2],
+            "spiffe://demo.postern alone",
         ),
         ("no name", |p| p.distinguished_name = rcgen::DistinguishedName::new(), "subject is empty"),
     ];
@@ -159,8 +187,10 @@ fn each_refusal_says_what_is_wrong_with_the_certificate() {
         let text = files.refused();
         assert!(text.contains(says) && text.contains("root.pem"), "{what}: {text}");
     }
-    let text = Files::of(params(), &PKCS_ED25519).refused();
-    assert!(text.contains("P-384 or P-256"), "{text}");
+    for other in [&PKCS_ED25519, &PKCS_ECDSA_P521_SHA512] {
+        let text = Files::of(params(), other).refused();
+        assert!(text.contains("on P-384 or P-256") && !text.contains("Ed25519"), "{text}");
+    }
 }
 
 #[test]
@@ -233,6 +263,9 @@ fn each_refusal_says_what_is_wrong_with_the_files() {
     assert!(files.refused().contains("chmod 600"), "{}", files.refused());
     fs::remove_file(files.path("root.pem")).unwrap();
     assert!(files.refused().contains("root.pem"));
+    // A pipe that nobody writes to is no file, and is not waited for.
+    nix::unistd::mkfifo(&files.path("root.pem"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(files.refused().contains("not a regular file"), "{}", files.refused());
     // Comments and texts around the sections are fine.
     let files = Files::new(&format!("subject=…\n{certificate}"), &format!("Bag Attributes\n{pem}"));
     files.read().unwrap();

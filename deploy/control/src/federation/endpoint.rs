@@ -115,7 +115,7 @@ fn load(certificate: &Path, key: &Path) -> Result<(Arc<ServerConfig>, Vec<u8>), 
         return Err(unfit(certificate, "it holds no certificate (PEM)".to_owned()));
     }
     let secret =
-        keys::read_private(key, MAX_FILE).map_err(|error: KeyError| EndpointError(error.to_string()))?;
+        keys::read_given(key, MAX_FILE).map_err(|error: KeyError| EndpointError(error.to_string()))?;
     let private = PrivateKeyDer::from_pem_slice(&secret)
         .map_err(|error| unfit(key, format!("it holds no private key (PEM): {error}")))?;
     let mut config = ServerConfig::builder_with_provider(tls::provider())
