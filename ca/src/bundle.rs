@@ -158,14 +158,13 @@ impl Acknowledgements {
         if known { holder.bundle_sequence } else { 0 }
     }
 
-    /// How many sidecars live and are behind `sequence`, which is published.
-    pub fn behind(&self, sequence: u64, now: SystemTime) -> usize {
+    /// How many sidecars live and are behind `sequence`, which is published, without those that are denied: they cannot catch up.
+    pub fn behind(&self, sequence: u64, now: SystemTime, is_denied: impl Fn(&Holder) -> bool) -> usize {
         self.published.fetch_max(sequence, Ordering::Relaxed);
-        let holders = self.holders.lock();
-        holders
-            .values()
-            .filter(|h| self.counted(h) < sequence && (h.streams > 0 || h.not_after >= now))
-            .count()
+        let is_behind =
+            |h: &&Holder| self.counted(h) < sequence && (h.streams > 0 || h.not_after >= now);
+        let behind: Vec<_> = self.holders.lock().values().filter(is_behind).cloned().collect();
+        behind.iter().filter(|holder| !is_denied(holder)).count()
     }
 }
 
@@ -209,18 +208,23 @@ mod tests {
         assert!(ledger.holders(start()).is_empty(), "no stream, no entry");
 
         ledger.opened(mine, &svid, start());
-        assert_eq!(ledger.behind(1, start()), 1);
+        assert_eq!(ledger.behind(1, start(), |_| false), 1);
         // About others nothing, about its own certificate nothing impossible; and a version that nobody published is none.
         ledger.report(mine, &report(99, vec![held("store", 1), held("orders", i64::MAX)]), 1, start());
         let one = &ledger.holders(start())[0];
         assert_eq!((one.bundle_sequence, one.serial.as_slice()), (0, &[5; 16][..]));
         assert_eq!(one.not_after, start() + MAX_TTL);
-        assert_eq!(ledger.behind(1, start()), 1);
+        assert_eq!(ledger.behind(1, start(), |_| false), 1);
         // It was here before we had heard of it ourselves.
         ledger.report(mine, &report(2, Vec::new()), 1, start());
-        assert_eq!((ledger.behind(1, start()), ledger.behind(2, start())), (1, 0));
+        assert_eq!((ledger.behind(1, start(), |_| false), ledger.behind(2, start(), |_| false)), (1, 0));
         ledger.report(mine, &report(1, Vec::new()), 2, start());
-        assert_eq!((ledger.behind(1, start()), ledger.behind(2, start())), (0, 1));
+        assert_eq!((ledger.behind(1, start(), |_| false), ledger.behind(2, start(), |_| false)), (0, 1));
+        assert_eq!(
+            ledger.behind(2, start(), |holder| holder.id == id("orders")),
+            0,
+            "denied, it cannot catch up"
+        );
         let long = proto::Held { serial: vec![7; 21], ..held("orders", 1) };
         ledger.report(mine, &report(1, vec![long]), 1, start());
         assert_eq!(ledger.holders(start())[0].serial, [5; 16]);
@@ -228,8 +232,8 @@ mod tests {
         // Gone, but shown until its certificate has been over for a while.
         ledger.closed(mine);
         let end = start() + MAX_TTL;
-        assert_eq!(ledger.behind(2, end), 1);
-        assert_eq!(ledger.behind(2, end + HOUR / 2), 0);
+        assert_eq!(ledger.behind(2, end, |_| false), 1);
+        assert_eq!(ledger.behind(2, end + HOUR / 2, |_| false), 0);
         assert_eq!(ledger.holders(end + HOUR / 2).len(), 1);
         assert!(ledger.holders(end + HOUR * 2).is_empty());
     }

@@ -3,10 +3,12 @@
 //! Each step is one transaction, made after what it needs (a key) and before what follows from it (the bundle on its way), so
 //! a process that dies between two of them finds at its next start where it was and goes on.
 
+use postern_svid::SpiffeId;
+
 use super::gates::{Gates, Laggard, Outlook, Step, full};
 use super::*;
 use crate::bundle::Holder;
-use crate::store::{OrderVerb, Reason, Revocation};
+use crate::store::{Live, OrderVerb, Reason, Revocation};
 
 /// Who says when a planned step is taken. In an emergency nobody is asked.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -67,7 +69,7 @@ impl Authority {
         if self.is_idle(mode, now) {
             return Ok(Vec::new());
         }
-        let live = self.store.live(now)?;
+        let live = self.admitted(now)?;
         let others = self.store.others();
         let view = self.view.read();
         Ok(Gates::new(&view.roots, &live, holders, &others, self.lives, now).outlook(mode))
@@ -109,7 +111,7 @@ impl Authority {
         let _one = self.turning.lock();
         let now = self.clock.wall();
         self.take_up("found before a step", now)?;
-        let live = self.store.live(now).map_err(AuthorityError::from)?;
+        let live = self.admitted(now)?;
         let others = self.store.others();
         let gated = {
             let view = self.view.read();
@@ -165,6 +167,31 @@ impl Authority {
             text.push_str(&named(&gated.laggards));
         }
         Ok(text)
+    }
+
+    /// The valid leaves of who is in the mesh: whoever is denied can neither acknowledge nor renew, and is refused whatever comes.
+    fn admitted(&self, now: SystemTime) -> Result<Vec<Live>, AuthorityError> {
+        let mut live = self.store.live(now)?;
+        live.retain(|leaf| leaf.is_own || !self.is_denied(&leaf.id, &leaf.serial, Some(leaf.key)));
+        Ok(live)
+    }
+
+    /// Whether this sidecar is on the deny list, by its id, its certificate or that one's key.
+    pub fn denies_holder(&self, holder: &Holder) -> bool {
+        if self.bundle().revocations().is_empty() {
+            return false;
+        }
+        let issued = self.store.certificate(&holder.serial).ok().flatten();
+        self.is_denied(&holder.id, &holder.serial, issued.map(|(issued, _)| issued.key))
+    }
+
+    fn is_denied(&self, id: &SpiffeId, serial: &[u8], key: Option<[u8; 32]>) -> bool {
+        let bundle = self.bundle();
+        let list = bundle.revocations();
+        !list.is_empty()
+            && (list.contains(&Revoked::Id(id.clone()))
+                || list.contains(&Revoked::Serial(serial.to_vec()))
+                || key.is_some_and(|key| list.contains(&Revoked::Key(key))))
     }
 
     fn tell_of_next(&self) -> String {

@@ -104,6 +104,8 @@ pub struct Live {
     pub issuer: Vec<u8>,
     /// Its serial number.
     pub serial: Vec<u8>,
+    /// SHA-256 over its public key.
+    pub key: [u8; 32],
     /// When it was made.
     pub issued: SystemTime,
     /// The last second of its life.

@@ -184,7 +184,8 @@ impl Upkeep {
         self.tell_what_is_needed();
         self.issuer.publish_metrics();
         let wall = self.clock.wall();
-        let behind = self.holders.behind(self.authority.bundle().sequence(), wall);
+        let sequence = self.authority.bundle().sequence();
+        let behind = self.holders.behind(sequence, wall, |holder| self.authority.denies_holder(holder));
         self.metrics.bundle_behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
 
         let now = self.clock.monotonic();

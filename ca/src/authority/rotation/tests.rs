@@ -429,6 +429,30 @@ fn whoever_is_denied_gets_nothing_new() {
 }
 
 #[test]
+fn whoever_is_denied_is_not_waited_for() {
+    let mut mesh = Mesh::new(&["web", "orders", "cron", "store"]);
+    let of = |mesh: &Mesh, name| mesh.sidecars[name].0.serial().to_vec();
+    let key_of = |mesh: &Mesh, name| mesh.ca.store.certificate(&of(mesh, name)).unwrap().unwrap().0.key;
+    mesh.obey(OrderVerb::Prepare, None).unwrap();
+    assert_eq!(mesh.step(), Some("publish"));
+    mesh.acknowledge("store");
+    mesh.home.clock.advance(30 * MINUTE);
+    let shut = mesh.obey(OrderVerb::Activate, None).unwrap_err();
+    assert!(["web", "orders", "cron"].iter().all(|name| shut.contains(name)), "{shut}");
+    let entries =
+        [Revoked::Id(id("web")), Revoked::Serial(of(&mesh, "orders")), Revoked::Key(key_of(&mesh, "cron"))];
+    for entry in entries {
+        let (reason, ends) = (Reason::parse("stolen").unwrap(), Some(mesh.now() + 9 * HOUR));
+        mesh.ca.store.revoke(Revocation { entry, reason, at: mesh.now(), ends }).unwrap();
+    }
+    mesh.ca.authority.follow().unwrap();
+    for name in ["web", "orders", "cron", "store"] {
+        assert_eq!(mesh.ca.authority.denies_holder(&mesh.sidecars[name].1), name != "store", "{name}");
+    }
+    mesh.obey(OrderVerb::Activate, None).unwrap();
+}
+
+#[test]
 fn lists_have_an_end() {
     let mesh = Mesh::new(&[]);
     let store = &mesh.ca.store;

@@ -142,7 +142,7 @@ pub(super) fn with_reason(connection: &Connection, taint: &Revocation) -> Result
 
 pub(super) fn live(connection: &Connection, path: &Path, now: SystemTime) -> Result<Vec<Live>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT i.spiffe_id, i.lineage, i.issuer, i.serial, i.issued, i.not_after, l.newest = i.serial, l.attestor
+        "SELECT i.spiffe_id, i.lineage, i.issuer, i.serial, i.issued, i.not_after, l.newest = i.serial, l.attestor, i.key
          FROM issued i JOIN lineage l ON l.id = i.lineage WHERE i.not_after >= ?1",
     )?;
     let rows = statement.query_map([ms(now)], |row| {
@@ -151,6 +151,7 @@ pub(super) fn live(connection: &Connection, path: &Path, now: SystemTime) -> Res
             lineage: LineageId(row.get(1)?),
             issuer: row.get(2)?,
             serial: row.get(3)?,
+            key: row.get(8)?,
             issued: time(row, 4)?,
             not_after: time(row, 5)?,
             is_newest: row.get(6)?,
