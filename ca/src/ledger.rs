@@ -202,6 +202,14 @@ pub enum LedgerError {
     /// Nothing is there.
     #[error("{}: no ledger is here; the control plane makes it at its start ({PAGE})", .0.display())]
     None(PathBuf),
+    /// There is none of this number.
+    #[error("there is no record {sequence}: the ledger has {size}, counted from 0")]
+    NoRecord {
+        /// The number.
+        sequence: u64,
+        /// Records in all.
+        size: u64,
+    },
     /// Not covered by a head yet.
     #[error("record {0} is not covered by a signed head yet; the control plane signs one every 10 s")]
     NotCovered(u64),

@@ -30,7 +30,8 @@ fn verify(control: &ControlPlane) -> Value {
 
 fn search(control: &ControlPlane, conditions: &[&str]) -> Vec<Value> {
     let run = ca(control, &[&["ledger", "search", "--json"], conditions].concat());
-    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(run.code, i32::from(run.stdout.is_empty()), "{}", run.stderr);
+    assert!(run.stderr.is_empty(), "{}", run.stderr);
     run.text().lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
 }
 
@@ -309,5 +310,16 @@ fn python_reads_the_files_and_checks_a_proof() {
     let size = forged["size"].as_u64().expect("a number");
     let older = ca(&mesh.control, &["ledger", "proof", "--consistency", &(size - 1).to_string()]);
     assert_eq!(older.code, 0, "{}", older.stderr);
-    assert_eq!(ca(&mesh.control, &["ledger", "proof", &(size + 100).to_string()]).code, 1);
+    for (far, asked) in [(size + 100, None), (size + 99, Some("--consistency"))] {
+        let number = (size + 100).to_string();
+        let arguments: Vec<&str> =
+            ["ledger", "proof"].into_iter().chain(asked).chain([number.as_str()]).collect();
+        let none = ca(&mesh.control, &arguments);
+        assert_eq!(none.code, 1);
+        assert!(
+            none.stderr.contains(&format!("there is no record {far}: the ledger has")),
+            "{}",
+            none.stderr
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! What must hold of a whole ledger, with the store that fills it.
 
+mod page;
 mod proofs;
 
 use std::fs;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use postern_ca::ledger::{
     self, DIRECTORY, Entry, Field, Head, Kind, LedgerError, Report, State, Value, Walk,
 };
@@ -35,7 +36,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         place: Place,
     },
-    /// The records that fit, oldest first.
+    /// The records that fit, oldest first. Exit code 1 if none does.
     Search {
         /// Of this SPIFFE id.
         #[arg(long, value_name = "SPIFFE-ID")]
@@ -49,8 +50,8 @@ pub(super) enum Verb {
         /// Made before this time.
         #[arg(long, value_name = "TIME", value_parser = instant)]
         until: Option<u64>,
-        /// Of this kind: begin, root, issuing, state, certificate, token or fork.
-        #[arg(long, value_parser = kind)]
+        /// Of this kind.
+        #[arg(long, value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::name)).try_map(|name| kind(&name)))]
         kind: Option<Kind>,
         #[command(flatten)]
         form: Form,
@@ -118,6 +119,7 @@ pub(super) fn run(verb: Verb) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         // A reader that has seen enough (`| head`) is no failure.
         Ok(Err(Failure::Output(error))) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Ok(Err(Failure::Nothing)) => ExitCode::FAILURE,
         Ok(Err(error)) => failed(error),
         Err(code) => code,
     }
@@ -127,6 +129,9 @@ pub(super) fn run(verb: Verb) -> ExitCode {
 enum Failure {
     #[error("{0}")]
     Ledger(#[from] LedgerError),
+    /// Said by the exit code alone, as `grep` does.
+    #[error("nothing fits")]
+    Nothing,
     #[error("no certificate with the serial number {0} is in the ledger's segments here")]
     NotFound(String),
     #[error("standard output cannot be written: {0}")]
@@ -216,12 +221,15 @@ impl Wanted {
 fn search(directory: &Path, wanted: &Wanted, json: bool) -> Result<(), Failure> {
     let mut walk = Walk::from(directory, 0)?;
     let mut out = BufWriter::new(io::stdout().lock());
+    let mut found = false;
     while let Some(entry) = walk.read()? {
         if wanted.fits(&entry) {
+            found = true;
             print(&mut out, &entry, json)?;
         }
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    if found { Ok(()) } else { Err(Failure::Nothing) }
 }
 
 fn verify(found: &Found, json: bool) -> Result<(), Failure> {
@@ -241,7 +249,11 @@ fn verify(found: &Found, json: bool) -> Result<(), Failure> {
     }
     writeln!(out, "ledger     {}", identity.origin())?;
     writeln!(out, "key        {}", key.text(&identity))?;
-    writeln!(out, "records    {first} up to {size}; segments: {segments}, bytes: {bytes}")?;
+    let records = match size.checked_sub(1) {
+        Some(last) if last >= first => format!("{first} to {last}"),
+        _ => "none".to_owned(),
+    };
+    writeln!(out, "records    {records}; segments: {segments}, bytes: {bytes}")?;
     match latest {
         Some(head) => writeln!(
             out,
@@ -262,6 +274,9 @@ fn prove(found: &Found, record: &Which) -> Result<(), Failure> {
     let (state, head, text) = found.head()?;
     let Some(key) = state.key else { return Err(LedgerError::KeyMismatch.into()) };
     let size = head.tree.size();
+    if let Which::Sequence(sequence) = record {
+        is_there(*sequence, state.size)?;
+    }
     let entry = match record {
         Which::Serial(serial) => {
             of_serial(&found.directory, serial)?.ok_or_else(|| Failure::NotFound(serial.clone()))?
@@ -289,9 +304,15 @@ fn prove(found: &Found, record: &Which) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{proof}")?)
 }
 
+/// What no head will cover is not waited for.
+fn is_there(sequence: u64, size: u64) -> Result<(), LedgerError> {
+    if sequence < size { Ok(()) } else { Err(LedgerError::NoRecord { sequence, size }) }
+}
+
 fn prove_consistency(found: &Found, old: u64) -> Result<(), Failure> {
     let (state, head, text) = found.head()?;
     let Some(key) = state.key else { return Err(LedgerError::KeyMismatch.into()) };
+    is_there(old.saturating_sub(1), state.size)?;
     let path = ledger::consistency(&found.directory, (&state.identity, key), old, head.tree.size())?;
     let proof = json!({
         "oldSize": old,
@@ -390,9 +411,6 @@ fn which(text: &str) -> Result<Which, String> {
     }
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
-    Kind::parse(text).ok_or_else(|| {
-        let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("known here: {}", known.join(", "))
-    })
+fn kind(text: &str) -> Result<Kind, &'static str> {
+    Kind::parse(text).ok_or("no kind of record")
 }
