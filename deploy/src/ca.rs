@@ -238,9 +238,10 @@ fn create(
     }
 }
 
-/// Opening a store makes one; this only looks.
+/// Opening a store makes one; this only looks. What cannot be looked at may be one: opening it says what is in the way.
 fn has_ca(directory: &Path) -> bool {
-    directory.join(postern_ca::store::DATABASE).exists()
+    let found = std::fs::metadata(directory.join(postern_ca::store::DATABASE));
+    !found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 impl Of {

@@ -35,3 +35,23 @@ fn it_tells_its_version() {
     let expected = concat!("postern ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(String::from_utf8_lossy(&version.stdout), expected);
 }
+
+/// A state directory that cannot be looked into is not one without a CA.
+#[test]
+fn a_ca_that_cannot_be_looked_at_is_not_taken_for_none() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    // Root may look anywhere, but not into a file.
+    let file = place.path().join("state");
+    std::fs::write(&file, "").expect("it is ours");
+    let of = ["--trust-domain", "demo.postern", "--state-dir", file.to_str().expect("a plain path")];
+    for verb in [&["status"][..], &["root", "prepare"], &["ledger", "verify"], &["bundle", "show"]] {
+        let refused = postern(&[&["ca"], verb, &of].concat());
+        let told = String::from_utf8_lossy(&refused.stderr);
+        if refused.status.code() == Some(2) {
+            continue;
+        }
+        assert_eq!(refused.status.code(), Some(1), "{verb:?}: {told}");
+        assert!(!told.contains("no CA has been here") && !told.contains("no ledger"), "{verb:?}: {told}");
+        assert!(told.contains("state"), "{verb:?}: {told}");
+    }
+}
