@@ -131,7 +131,7 @@ impl KeyStore for KeyFiles {
 
     fn load(&self, name: &str, algorithm: &'static SignatureAlgorithm) -> Result<Key, KeyError> {
         let path = self.path(name);
-        let der = read_private(&path, MAX_KEY_FILE)?;
+        let der = read_private(&path, MAX_KEY_FILE).map_err(KeyError::of_a_key)?;
         pair(&der, algorithm).ok_or(KeyError::NoKey(path))
     }
 
@@ -284,6 +284,9 @@ pub enum KeyError {
     /// Something has this name already.
     #[error("{}: exists already and is not overwritten; delete it or choose another name", .0.display())]
     Exists(PathBuf),
+    /// It is not there.
+    #[error("{}: this key is missing. Restore it, from a backup of this very state directory; the whole, if there is no such file: postern ca restore (docs/backup.md)", .0.display())]
+    Gone(PathBuf),
     /// The random source or the library failed.
     #[error("making a key failed: the system's random source or the cryptographic library refused")]
     Generate,
@@ -339,6 +342,16 @@ pub enum KeyError {
     /// Longer than anything it could be.
     #[error("{path}: longer than {limit} bytes", path = .0.display(), limit = .1)]
     TooLong(PathBuf, u64),
+}
+
+impl KeyError {
+    /// Of a key's file, which is there as long as the CA is.
+    fn of_a_key(self) -> Self {
+        match self {
+            Self::Io(path, error) if error.kind() == io::ErrorKind::NotFound => Self::Gone(path),
+            other => other,
+        }
+    }
 }
 
 pub(crate) fn check_owner_and_mode(

@@ -213,7 +213,7 @@ fn a_restart_goes_on_where_it_was_and_a_damaged_one_says_so() {
     let keys = KeyFiles::new(&home.path());
     let name = keys.names().unwrap().into_iter().find(|name| name.starts_with(LABEL)).unwrap();
     keys.remove(&name).unwrap();
-    assert!(matches!(open(&home, &ca), Err(JwtAuthorityError::Key(KeyError::Io(..)))));
+    assert!(matches!(open(&home, &ca), Err(JwtAuthorityError::Key(KeyError::Gone(_)))));
     keys.create(&name, ISSUING_KEY).unwrap();
     let error = open(&home, &ca).err().unwrap().to_string();
     assert!(error.contains(&name) && error.contains("backup"), "{error}");

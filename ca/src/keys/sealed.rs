@@ -87,7 +87,7 @@ pub(super) fn path(directory: &Path, name: &str) -> PathBuf {
 /// The content of a sealed key.
 pub(super) fn open(directory: &Path, name: &str, seal: &Seal) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let path = path(directory, name);
-    let sealed = read_private(&path, MAX_KEY_FILE + OVERHEAD as u64)?;
+    let sealed = read_private(&path, MAX_KEY_FILE + OVERHEAD as u64).map_err(KeyError::of_a_key)?;
     Ok(seal.open(&path, name, &sealed)?)
 }
 

@@ -408,3 +408,32 @@ fn those_who_wait_share_one_sync() {
     assert_eq!(entries(&files(&home)).len(), 65);
     check(&home, &store).unwrap();
 }
+
+/// The others beside it know that it was there, and say which file is missing.
+#[test]
+fn what_is_gone_is_named() {
+    let home = Home::new();
+    filled(&home, 2);
+    let store = home.store();
+    let segment = segment_path(&files(&home), segments(&files(&home)).unwrap()[0]);
+    let only: Vec<_> = segments(&files(&home)).unwrap();
+    let aside = home.dir.path().join("aside");
+    copy(&files(&home), &aside);
+    for first in only {
+        fs::remove_file(segment_path(&files(&home), first)).unwrap();
+    }
+    let told = check(&home, &store).unwrap_err().to_string();
+    assert!(told.contains("ends before record 0") && told.contains("Restore the newest files"), "{told}");
+    assert!(told.contains(&segment.display().to_string()), "{told}");
+    drop(store);
+    fs::remove_dir_all(files(&home)).unwrap();
+    fs::rename(aside, files(&home)).unwrap();
+
+    for name in ["ca.db", "ca.db-wal", "ca.db-shm", "ca.mark"] {
+        let _ = fs::remove_file(home.path().join(name));
+    }
+    let told = home.store_with_ledger(SMALL).err().unwrap().to_string();
+    assert!(told.contains("ca.db") && told.contains("ledger beside it remembers more"), "{told}");
+    // And once more, now that an empty file is there.
+    assert!(home.store_with_ledger(SMALL).is_err());
+}

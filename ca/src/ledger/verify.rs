@@ -65,8 +65,14 @@ pub fn verify<E: From<LedgerError>>(
 fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError> {
     let identity = &state.identity;
     let key = state.key.ok_or_else(|| LedgerError::None(directory.to_owned()))?;
+    let all = segments(directory).map_err(|error| match error {
+        // The database knows better.
+        LedgerError::None(_) if state.waiting > 0 => {
+            LedgerError::Missing { file: segment_path(directory, 0), found: 0, known: state.waiting }
+        }
+        other => other,
+    })?;
     let heads = Heads::read(directory, state, key)?;
-    let all = segments(directory)?;
     let first = all.first().copied().unwrap_or(0);
     let mut walk = Walk::begin(directory, first)?.settled(state.waiting);
     if (walk.header().id, walk.header().key) != (identity.id, key) {

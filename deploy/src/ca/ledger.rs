@@ -10,7 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use postern_ca::ledger::{
     self, DIRECTORY, Entry, Field, Head, Kind, LedgerError, Report, State, Value, Walk,
 };
-use postern_ca::store::{Sqlite, StoreError};
+use postern_ca::store::{DATABASE, Sqlite, StoreError};
 use postern_svid::{SpiffeId, TrustDomain};
 use serde_json::{Map, json};
 use time::OffsetDateTime;
@@ -58,7 +58,8 @@ pub(super) enum Verb {
         #[command(flatten)]
         place: Place,
     },
-    /// Check every record, every signed head, and both against the database.
+    /// Check every record and every signed head, and both against what the database says of the ledger: whose it is, how many records
+    /// it has, the last one and the newest head.
     Verify {
         #[command(flatten)]
         form: Form,
@@ -152,7 +153,12 @@ impl Of {
         let directory = state.join(DIRECTORY);
         // Opening a store makes one.
         if !has_ca(&state) {
-            return Ok(Err(LedgerError::None(directory).into()));
+            let database = state.join(DATABASE);
+            let missing = "it is missing, and the ledger beside it is not".to_owned();
+            return Ok(Err(match ledger::segments(&directory) {
+                Ok(_) => StoreError::Damaged(database, missing).into(),
+                Err(error) => error.into(),
+            }));
         }
         let store = Sqlite::open(&state, &trust_domain);
         Ok(store.map(|store| Found { directory, store }).map_err(Failure::from))

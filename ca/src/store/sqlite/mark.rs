@@ -58,10 +58,16 @@ pub(super) fn check(connection: &Connection, database: &Path) -> Result<(), Stor
     let mark = path(database);
     let text = match fs::read_to_string(&mark) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(StoreError::File(format!("{}: {error}", mark.display()))),
     };
     let seen = read(connection)?;
+    if text.trim().is_empty() && seen.journal > 0 {
+        tracing::warn!(
+            mark = %mark.display(),
+            "this file is missing or empty, so that an older database in place of this one would not be noticed; the next commit writes it. If nobody removed it, compare with a backup, and the ledger with a head that you kept: postern ca ledger verify"
+        );
+    }
     for line in text.lines() {
         let (now, marked) = match line.split_once(' ') {
             Some(("bundle_sequence", n)) => (seen.bundle_sequence, n),

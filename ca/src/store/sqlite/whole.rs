@@ -6,15 +6,23 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::mark::{self, MARK};
+use crate::ledger::{DIRECTORY, segments};
 
 /// What is wrong with the length of the database at `path`, if anything is.
 pub(super) fn check(path: &Path) -> io::Result<Result<(), String>> {
     let length = fs::metadata(path)?.len();
     if length == 0 {
         // Otherwise it would be taken for a new one, and the mesh would get another root.
-        let was_more = mark::path(path).exists();
-        let detail = format!("it is empty, and {MARK} beside it remembers that it was not");
-        return Ok(if was_more { Err(detail) } else { Ok(()) });
+        let ledger = path.with_file_name(DIRECTORY);
+        let witness = if mark::path(path).exists() {
+            Some(MARK)
+        } else if segments(&ledger).is_ok() {
+            Some(DIRECTORY)
+        } else {
+            None
+        };
+        let detail = |witness| format!("it was missing or is empty, and {witness} beside it remembers more");
+        return Ok(witness.map(detail).map_or(Ok(()), Err));
     }
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
