@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use postern_ca::authority::{Alarm, Authority, ExistingRoot, Lives, check_root, import_root};
 use postern_ca::ledger::SEGMENT;
 use postern_ca::metrics::Metrics;
-use postern_ca::store::{Authority as Row, Kind, Sqlite, State, Store as _};
+use postern_ca::store::{Authority as Row, DATABASE, Kind, Sqlite, State, Store as _};
 use postern_ca::{bundle, keys};
-use postern_svid::Clock;
+use postern_svid::{Clock, TrustDomain};
 use prometheus_client::registry::Registry;
 
 use crate::app::{BUNDLE, StartError};
 use crate::config::Config;
-use crate::lock::Lock;
+use crate::lock::{Lock, LockError};
 
 const REPLICA: &str = "replica: control planes that share one trust cannot share an offline root yet: run one (docs/offline-root.md)";
 
@@ -58,7 +59,15 @@ pub fn init(
     let root = root.and_then(|(certificate, key)| Some((certificate, key?)));
     let root = root.map(|(certificate, key)| ExistingRoot::read(td, certificate, key, now)).transpose()?;
     keys::private_dir(directory)?;
-    let _lock = Lock::take(directory)?;
+    let _lock = match Lock::take(directory) {
+        // A control plane runs on it: there is nothing to be made, and nothing is touched.
+        Err(LockError::InUse(_)) if directory.join(DATABASE).exists() => {
+            let offline = offline.map(|certificate| check_root(td, certificate, now)).transpose()?;
+            let given = root.as_ref().map(|root| (root.certificate().as_ref(), false));
+            return existing(directory, td, given.or(offline.as_deref().map(|der| (der.as_ref(), true))), now);
+        }
+        taken => taken?,
+    };
     let keys = config.keys.open(directory, td)?;
     let metrics = Metrics::new(&mut Registry::default());
     let store = Sqlite::open_with_ledger(directory, td, keys.as_ref(), metrics, SEGMENT, now)?;
@@ -68,18 +77,14 @@ pub fn init(
     if is_new && config.offline_root && offline.is_none() {
         return Err(StartError::NoRoot(directory.clone()));
     }
-    if let Some(root) = &root {
-        if is_new {
-            root.install(store.as_ref(), keys.as_ref(), now)?;
-        } else if !found.iter().any(|row| row.kind == Kind::Root && row.certificate == **root.certificate()) {
-            return Err(StartError::OtherRoot(directory.clone()));
-        }
+    match &root {
+        Some(root) if is_new => root.install(store.as_ref(), keys.as_ref(), now)?,
+        root => same(directory, &found, root.as_ref().map(|root| (root.certificate().as_ref(), false)))?,
     }
     if let Some(certificate) = offline {
         let der = check_root(td, certificate, now)?;
-        let is_it = |row: &Row| row.kind == Kind::Root && row.is_offline && row.certificate == *der;
-        if !is_new && !found.iter().any(is_it) {
-            return Err(StartError::OtherRoot(directory.clone()));
+        if !is_new {
+            same(directory, &found, Some((&der, true)))?;
         }
         import_root(td, store.as_ref(), certificate, now)?;
     }
@@ -100,4 +105,35 @@ pub fn init(
     let mut roots = store.authorities()?;
     roots.retain(|row| row.kind == Kind::Root);
     Ok(Initialized { is_new, roots, bundle, is_offline, alarms })
+}
+
+/// A root's certificate, and whether its key is elsewhere.
+type Given<'a> = Option<(&'a [u8], bool)>;
+
+/// The CA that a running control plane serves.
+fn existing(
+    directory: &Path,
+    td: &TrustDomain,
+    root: Given<'_>,
+    now: SystemTime,
+) -> Result<Initialized, StartError> {
+    let mut roots = Sqlite::open(directory, td)?.authorities()?;
+    if roots.is_empty() {
+        // It is just being made.
+        return Err(LockError::InUse(directory.to_owned()).into());
+    }
+    same(directory, &roots, root)?;
+    let alarms = Alarm::of(&roots, now);
+    roots.retain(|row| row.kind == Kind::Root);
+    let is_offline = roots.iter().any(|root| root.state == State::Active && root.is_offline);
+    Ok(Initialized { is_new: false, roots, bundle: directory.join(BUNDLE), is_offline, alarms })
+}
+
+/// Refuses a `root` that is none of the CA's.
+fn same(directory: &Path, found: &[Row], root: Given<'_>) -> Result<(), StartError> {
+    let Some((certificate, is_offline)) = root else { return Ok(()) };
+    let is_it = |row: &Row| {
+        row.kind == Kind::Root && row.certificate == certificate && (row.is_offline || !is_offline)
+    };
+    if found.iter().any(is_it) { Ok(()) } else { Err(StartError::OtherRoot(directory.to_owned())) }
 }
