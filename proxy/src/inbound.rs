@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Request};
-use postern_svid::{Role, tls};
+use postern_svid::{Role, VerifyError, tls};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -39,10 +39,10 @@ pub async fn serve_connection(
     let sidecar = Arc::clone(&worker.sidecar);
     let (stream, peer, not_before) = match accept(&sidecar, stream, address, &mut permit).await {
         Ok(accepted) => accepted,
-        Err(reason) => {
+        Err(Refused { reason, why }) => {
             sidecar.metrics.tls_refusal(reason);
             if log::HANDSHAKES.admits(reason) {
-                tracing::info!(peer = %address, reason, "a handshake at the mesh listener was refused");
+                tracing::info!(peer = %address, reason, why, "a handshake at the mesh listener was refused");
             }
             return;
         }
@@ -78,55 +78,77 @@ fn offered(alpn: Option<&[u8]>, limits: &Limits) -> Settings {
 
 type Accepted = (TlsStream<TcpStream>, Peer, SystemTime);
 
-/// The handshake, whole, within its deadlines. A failure is a metric's label; a peer is told nothing but TLS's alert.
+/// Why there is no connection.
+struct Refused {
+    /// A metric's label.
+    reason: &'static str,
+    /// For the log: the certificate, the rule and the way out.
+    why: Option<String>,
+}
+
+impl From<&'static str> for Refused {
+    fn from(reason: &'static str) -> Self {
+        Self { reason, why: None }
+    }
+}
+
+impl From<VerifyError> for Refused {
+    fn from(error: VerifyError) -> Self {
+        Self { reason: error.reason(), why: Some(error.to_string()) }
+    }
+}
+
+/// The handshake, whole, within its deadlines. A failure is for us; a peer is told nothing but TLS's alert.
 async fn accept(
     sidecar: &Sidecar,
     mut stream: TcpStream,
     address: SocketAddr,
     permit: &mut HandshakePermit,
-) -> Result<Accepted, &'static str> {
+) -> Result<Accepted, Refused> {
     let limits = sidecar.snapshots.limits();
     let first = tokio::select! {
         first = timeout(limits.first_byte, net::first_byte(&mut stream)) => first,
-        () = sidecar.drain.closing() => return Err("closed"),
+        () = sidecar.drain.closing() => return Err("closed".into()),
     };
     match first {
         Ok(Ok(1..)) => {}
-        Ok(_) => return Err("closed"),
+        Ok(_) => return Err("closed".into()),
         Err(_) => {
             sidecar.metrics.limit("first_byte");
-            return Err("first_byte");
+            return Err("first_byte".into());
         }
     }
     match timeout(limits.handshake, permit.begin(sidecar)).await {
         Ok(true) => {}
-        Ok(false) | Err(_) => return Err("overloaded"),
+        Ok(false) | Err(_) => return Err("overloaded".into()),
     }
     let local = stream.local_addr().ok().map(|local| local.ip().to_canonical());
-    let Some(own) = sidecar.snapshots.load().identity.clone() else { return Err("no_identity") };
+    let Some(own) = sidecar.snapshots.load().identity.clone() else { return Err("no_identity".into()) };
     if own.identity.svid.not_after() <= sidecar.clock.wall() {
-        return Err("no_identity");
+        return Err("no_identity".into());
     }
     let handshake = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
     let done = tokio::select! {
         done = timeout(limits.handshake, handshake) => done,
-        () = sidecar.drain.arrived() => return Err("closed"),
+        () = sidecar.drain.arrived() => return Err("closed".into()),
     };
     let stream = match done {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(tls::refusal(&error)),
+        Ok(Err(error)) => {
+            let why = Some(tls::explain(&error));
+            return Err(Refused { reason: tls::refusal(&error), why });
+        }
         Err(_) => {
             sidecar.metrics.limit("handshake");
-            return Err("handshake_timeout");
+            return Err("handshake_timeout".into());
         }
     };
     let session = stream.get_ref().1;
     if !matches!(session.alpn_protocol(), Some(b"postern/1" | b"h2")) {
-        return Err("alpn");
+        return Err("alpn".into());
     }
-    let svid = tls::peer(session.peer_certificates()).map_err(|error| error.reason())?;
-    let proof = Proof::new(sidecar, session.peer_certificates(), Role::Client, own.identity.generation)
-        .map_err(|error| error.reason())?;
+    let svid = tls::peer(session.peer_certificates())?;
+    let proof = Proof::new(sidecar, session.peer_certificates(), Role::Client, own.identity.generation)?;
     let serial = svid.serial().iter().map(|byte| format!("{byte:02x}")).collect();
     let peer = Peer {
         identity: Some(svid.id().clone()),
