@@ -161,8 +161,7 @@ impl Acknowledgements {
     /// How many sidecars live and are behind `sequence`, which is published, without those that are denied: they cannot catch up.
     pub fn behind(&self, sequence: u64, now: SystemTime, is_denied: impl Fn(&Holder) -> bool) -> usize {
         self.published.fetch_max(sequence, Ordering::Relaxed);
-        let is_behind =
-            |h: &&Holder| self.counted(h) < sequence && (h.streams > 0 || h.not_after >= now);
+        let is_behind = |h: &&Holder| self.counted(h) < sequence && (h.streams > 0 || h.not_after >= now);
         let behind: Vec<_> = self.holders.lock().values().filter(is_behind).cloned().collect();
         behind.iter().filter(|holder| !is_denied(holder)).count()
     }

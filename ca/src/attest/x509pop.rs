@@ -163,11 +163,27 @@ impl Attestation {
                     return Ok((machines, root));
                 }
                 Err(error) => {
-                    why = format!("the certificate does not verify by {}: {error}", machines.name).into()
+                    why = format!("the certificate does not verify by {}: {}", machines.name, plain(&error))
+                        .into()
                 }
             }
         }
         Err(why)
+    }
+}
+
+/// What the library says in its own types' names, in words.
+fn plain(error: &webpki::Error) -> String {
+    use webpki::Error;
+    match error {
+        Error::CertExpired { .. } => "it, or one above it, has expired".to_owned(),
+        Error::CertNotValidYet { .. } => "it, or one above it, is not valid yet".to_owned(),
+        Error::RequiredEkuNotFoundContext(_) => {
+            "its extended key usage has no client authentication".to_owned()
+        }
+        Error::UnknownIssuer => "no root that is believed, and in its dates, leads to it".to_owned(),
+        // A name of one word.
+        error => error.to_string().chars().take_while(char::is_ascii_alphanumeric).collect(),
     }
 }
 

@@ -133,7 +133,8 @@ fn no_other_certificate_will_do() {
     let good = [ca.sign(&machine(), &key)];
     assert_eq!(show(&attestation, &good, &key, now), Ok(()));
     assert!(show(&attestation, &good, &second, now).unwrap_err().contains("signature"));
-    assert!(show(&attestation, &good, &key, Duration::from_secs(3_700)).is_err(), "it has ended");
+    let ended = show(&attestation, &good, &key, Duration::from_secs(3_700)).unwrap_err();
+    assert_eq!(ended, "the certificate does not verify by hall: it, or one above it, has expired");
     assert!(show(&attestation, &[], &key, now).is_err());
     assert!(show(&attestation, &[b"junk".to_vec()], &key, now).is_err());
     assert!(show(&attestation, &vec![good[0].clone(); 7], &key, now).unwrap_err().contains("7 certificates"));
@@ -147,7 +148,8 @@ fn no_other_certificate_will_do() {
     assert!(show(&attestation, &root, &ca.key, now).is_err(), "a CA is no machine");
     let mut server = machine();
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    assert!(show(&attestation, &[ca.sign(&server, &key)], &key, now).is_err());
+    let narrow = show(&attestation, &[ca.sign(&server, &key)], &key, now).unwrap_err();
+    assert!(narrow.ends_with("its extended key usage has no client authentication"), "{narrow}");
     assert!(show(&Attestation::default(), &good, &key, now).unwrap_err().contains("no root"));
     // A root past its dates vouches for nobody.
     let old = Ca::new("old", Duration::from_secs(60));

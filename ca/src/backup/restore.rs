@@ -145,6 +145,11 @@ fn unpack(
 /// Nothing but what remembers the state that was lost.
 fn only_a_mark(directory: &Path) -> Result<(), BackupError> {
     let io = |error| KeyError::Io(directory.to_owned(), error);
+    // Of a whole CA, what says most.
+    if directory.join(DATABASE).exists() {
+        let found = format!("a CA: {DATABASE}");
+        return Err(BackupError::NotEmpty { path: directory.to_owned(), found });
+    }
     for entry in fs::read_dir(directory).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
         // The lock is the caller's own.

@@ -240,14 +240,18 @@ fn what_is_no_backup_or_not_whole_leaves_nothing_behind() {
     let seal = Seal::read(&Source::KeyFile(other.file("secret"))).unwrap();
     let text = restore(&Home::new().path(), &td(), &seal, &place.file("good"), Epoch::New(start()), None)
         .unwrap_err();
-    assert!(text.to_string().contains("another secret"), "{text}");
+    let text = text.to_string();
+    assert!(text.contains("another secret") && !text.contains("keys reseal"), "{text}");
+    keys::write_private(&place.file("short"), b"hello").unwrap();
+    let text = place.refused(&Home::new(), "short", Epoch::New(start()));
+    assert!(text.contains("not a backup") && !text.contains("restore it from"), "{text}");
     let elsewhere = postern_svid::TrustDomain::parse("other.example").unwrap();
     let refused =
         restore(&Home::new().path(), &elsewhere, &place.seal, &place.file("good"), Epoch::New(start()), None);
     assert!(matches!(refused, Err(BackupError::TrustDomain { .. })));
     // Never over something.
     let text = place.restore(&home, "good", Epoch::New(start())).unwrap_err().to_string();
-    assert!(text.contains("not empty"), "{text}");
+    assert!(text.contains("not empty (it holds a CA: ca.db)"), "{text}");
     drop(home.ca());
 
     // A restore that a crash ended.

@@ -28,7 +28,25 @@ pub fn reseal(directory: &Path, from: &Seal, to: &Seal) -> Result<Vec<String>, K
     reseal_by(directory, from, to, &mut || Ok(()))
 }
 
+/// Removes sealed keys that a `replace` that was killed left half written. Whoever calls holds the directory.
+fn remove_half_written(directory: &Path) -> Result<(), KeyError> {
+    let io = |error| KeyError::Io(directory.to_owned(), error);
+    for entry in fs::read_dir(directory).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let half = name.to_str().and_then(|name| name.rsplit_once(".new."));
+        let is_half = |(of, process): (&str, &str)| {
+            of.ends_with(SEALED) && process.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        // What is not sealed is overwritten first, and so by somebody else.
+        if half.is_some_and(is_half) {
+            super::remove(&directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 fn seal_by(directory: &Path, seal: &Seal, step: Step<'_>) -> Result<Vec<String>, KeyError> {
+    remove_half_written(directory)?;
     // With another secret than the rest is sealed with, some keys would open with this one and some with that one.
     for name in named(directory, SEALED)? {
         sealed::open(directory, &name, seal)?;
@@ -59,6 +77,7 @@ fn seal_by(directory: &Path, seal: &Seal, step: Step<'_>) -> Result<Vec<String>,
 }
 
 fn unseal_by(directory: &Path, seal: &Seal, step: Step<'_>) -> Result<Vec<String>, KeyError> {
+    remove_half_written(directory)?;
     let names = named(directory, SEALED)?;
     // All of them or none.
     for name in &names {
@@ -86,6 +105,7 @@ fn unseal_by(directory: &Path, seal: &Seal, step: Step<'_>) -> Result<Vec<String
 }
 
 fn reseal_by(directory: &Path, from: &Seal, to: &Seal, step: Step<'_>) -> Result<Vec<String>, KeyError> {
+    remove_half_written(directory)?;
     if let Some(name) = named(directory, KEY)?.first() {
         return Err(SealError::Unsealed(directory.join(format!("{name}{KEY}"))).into());
     }

@@ -234,6 +234,14 @@ pub enum SealError {
         /// What is wrong.
         what: &'static str,
     },
+    /// No backup, or not one of this secret.
+    #[error("{}: {what}; name another backup, or its own secret", .path.display())]
+    NoBackup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// The random source or the cryptographic library.
     #[error("sealing failed: the system's random source or the cryptographic library refused")]
     Library,

@@ -159,7 +159,19 @@ fn explain(error: KeyError) -> String {
         KeyError::Io(_, error) if error.kind() == io::ErrorKind::NotFound => {
             "there is no such file".to_owned()
         }
-        error => error.to_string(),
+        // Its path is named already.
+        error => {
+            let text = error.to_string();
+            let bare = match &error {
+                KeyError::Io(path, _)
+                | KeyError::Mode { path, .. }
+                | KeyError::Owner { path, .. }
+                | KeyError::NotAFile(path)
+                | KeyError::TooLong(path, _) => text.strip_prefix(&format!("{}: ", path.display())),
+                _ => None,
+            };
+            bare.map(str::to_owned).unwrap_or(text)
+        }
     }
 }
 
@@ -274,7 +286,7 @@ mod tests {
         // As in a Secret's volume: the name leads to a file, and that one is judged.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&open, &link).unwrap();
-        assert!(why(&Source::KeyFile(link.clone())).contains("chmod 600"));
+        assert!(why(&Source::KeyFile(link.clone())).contains("link: mode 644 lets"), "named once");
         fs::set_permissions(&open, fs::Permissions::from_mode(0o400)).unwrap();
         assert!(matches!(Source::KeyFile(link).read(), Ok(Secret::Key(_))));
     }

@@ -65,13 +65,22 @@ impl Seal {
         let (header, salt) = start.split_at(HEADER);
         match begun {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let what = "not a backup, or only its beginning";
-                return Err(SealError::Damaged { path: path.to_owned(), what }.into());
+                let what = "not a backup, or only its beginning".to_owned();
+                return Err(SealError::NoBackup { path: path.to_owned(), what }.into());
             }
             Err(error) => return Err(KeyError::Io(path.to_owned(), error)),
             Ok(()) => {}
         }
-        let key = derive(&self.key_of(path, MAGIC, header)?, header, salt)?;
+        let no_backup = |what| SealError::NoBackup { path: path.to_owned(), what };
+        let key = self.key_of(path, MAGIC, header).map_err(|error| match error {
+            // What is said of a key's file is no help with a backup's.
+            SealError::Damaged { what, .. } => no_backup(what.to_owned()),
+            SealError::OtherKey { secret, .. } => {
+                no_backup(format!("sealed with another secret than the one in {secret}"))
+            }
+            other => other,
+        })?;
+        let key = derive(&key, header, salt)?;
         Ok(OpenedReader { from, key, chunk: Zeroizing::default(), at: 0, number: 0, ended: false })
     }
 }

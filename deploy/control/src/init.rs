@@ -64,7 +64,12 @@ pub fn init(
         Err(LockError::InUse(_)) if directory.join(DATABASE).exists() => {
             let offline = offline.map(|certificate| check_root(td, certificate, now)).transpose()?;
             let given = root.as_ref().map(|root| (root.certificate().as_ref(), false));
-            return existing(directory, td, given.or(offline.as_deref().map(|der| (der.as_ref(), true))), now);
+            return existing(
+                directory,
+                td,
+                given.or(offline.as_deref().map(|der| (der.as_ref(), true))),
+                now,
+            );
         }
         taken => taken?,
     };

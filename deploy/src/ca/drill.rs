@@ -11,7 +11,7 @@ use postern_ca::store::Sqlite;
 use postern_svid::{Clock, SystemClock};
 use serde_json::json;
 
-use super::revoke::span;
+use super::revoke::{count, span};
 use super::{failed, has_ca, load};
 use crate::say;
 
@@ -76,7 +76,10 @@ pub(super) fn run(verb: Verb) -> ExitCode {
 
 fn print(rehearsal: &Rehearsal) {
     let Rehearsal { steps, sidecars, attesting, renewals, verified, refused, stuck } = rehearsal;
-    say(format_args!("rehearsed on a copy with {sidecars} sidecars; nothing of the CA was touched"));
+    say(format_args!(
+        "rehearsed on a copy with {}; nothing of the CA was touched",
+        count(*sidecars as u64, "sidecar")
+    ));
     if *attesting > 0 {
         say(format_args!(
             "  {attesting} of them attest with each renewal; there is nobody to attest here, so that this part is taken for granted"

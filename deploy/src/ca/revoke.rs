@@ -384,13 +384,33 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     (0..even.len()).step_by(2).map(|at| u8::from_str_radix(even.get(at..at + 2)?, 16).ok()).collect()
 }
 
-/// For people: the largest unit that fits twice.
+/// For people: the largest unit that fits twice, to the nearest.
 pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
+        120..7_200 => format!("{} min", (seconds + 30) / 60),
+        7_200..172_800 => format!("{} h", (seconds + 1_800) / 3_600),
+        _ => format!("{} days", (seconds + 43_200) / 86_400),
+    }
+}
+
+/// For people: so many of these.
+pub(super) fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_numbers_for_people() {
+        for (seconds, text) in
+            [(119, "119 s"), (1_500, "25 min"), (86_399, "24 h"), (86_460, "24 h"), (604_000, "7 days")]
+        {
+            assert_eq!(span(Duration::from_secs(seconds)), text);
+        }
+        assert_eq!((count(1, "sidecar"), count(2, "sidecar")), ("1 sidecar".into(), "2 sidecars".into()));
     }
 }

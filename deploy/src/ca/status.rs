@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use postern_ca::authority::{Alarm, parent};
-use postern_ca::store::{Authority, Counts, Kind, Sqlite, State, Store, StoreError, Trust};
+use postern_ca::store::{
+    Authority, Counts, Federated, FederationStore, Kind, Sqlite, State, Store, StoreError, Trust,
+};
 use postern_svid::{Clock, SystemClock, TrustDomain};
 use serde_json::{Value, json};
 
 use super::mesh_admin::MeshAdmin;
-use super::revoke::span;
+use super::revoke::{count, span};
 use super::{Of, failed};
 use crate::say;
 
@@ -49,6 +51,7 @@ struct Stored {
     trust_domain: TrustDomain,
     trust: Trust,
     counts: Counts,
+    federated: Vec<Federated>,
     leaves: BTreeMap<Vec<u8>, u64>,
     now: SystemTime,
 }
@@ -89,7 +92,14 @@ fn read(store: &Sqlite, trust_domain: TrustDomain) -> Result<Stored, StoreError>
     for leaf in store.live(now)?.into_iter().filter(|leaf| leaf.is_newest && !leaf.is_own) {
         *leaves.entry(leaf.issuer).or_default() += 1;
     }
-    Ok(Stored { trust_domain, trust: store.trust()?, counts: store.counts(now)?, leaves, now })
+    Ok(Stored {
+        trust_domain,
+        trust: store.trust()?,
+        counts: store.counts(now)?,
+        federated: store.federated()?,
+        leaves,
+        now,
+    })
 }
 
 fn ask(admin: MeshAdmin) -> Result<Told, String> {
@@ -108,7 +118,7 @@ fn word(row: &Authority) -> &'static str {
 }
 
 fn print(stored: &Stored, told: &Result<Told, String>) {
-    let Stored { trust_domain, trust, counts, leaves, now } = stored;
+    let Stored { trust_domain, trust, counts, federated, leaves, now } = stored;
     say(format_args!("trust domain {trust_domain}, trust bundle version {}", trust.sequence));
     let of_kind = |kind| trust.authorities.iter().filter(move |row: &&Authority| row.kind == kind);
     for root in of_kind(Kind::Root) {
@@ -149,6 +159,13 @@ fn print(stored: &Stored, told: &Result<Told, String>) {
         let ends = ends.map_or_else(|| "for ever".to_owned(), |left| format!("for {} more", span(left)));
         say(format_args!("  revoked {}, {ends}: {}", one.entry, one.reason.as_str()));
     }
+    for one in federated {
+        let age = span(now.duration_since(one.fetched).unwrap_or_default());
+        say(format_args!(
+            "  federated {}, bundle sequence {}, fetched {age} ago",
+            one.trust_domain, one.sequence
+        ));
+    }
     match told {
         Ok(told) => print_told(told, trust.sequence),
         Err(why) => say(format_args!("  sidecars unknown: {why}")),
@@ -168,12 +185,9 @@ fn below<'a>(stored: &'a Stored, parent_row: &'a Authority) -> impl Iterator<Ite
 
 fn print_issuing(stored: &Stored, parent_row: &Authority, indent: &str) {
     for issuing in below(stored, parent_row) {
-        let count = stored.leaves.get(&issuing.key_id).copied().unwrap_or(0);
+        let held = count(stored.leaves.get(&issuing.key_id).copied().unwrap_or(0), "sidecar certificate");
         let at = issuing.replica.as_ref().map(|name| format!(" at the replica {name}")).unwrap_or_default();
-        say(format_args!(
-            "{indent}issuing CA {}{at}, {count} sidecars' certificates",
-            line(issuing, stored.now)
-        ));
+        say(format_args!("{indent}issuing CA {}{at}, {held}", line(issuing, stored.now)));
         say(format_args!("{indent}  key id {}", postern_ca::hex(&issuing.key_id)));
     }
 }
@@ -208,9 +222,10 @@ fn print_told(told: &Told, newest: u64) {
     if told.sidecars.is_empty() {
         say("  no sidecar has reported since the control plane started");
     }
-    for (version, count) in by_version.iter().rev() {
+    for (version, holders) in by_version.iter().rev() {
+        let sidecars = count(*holders, "sidecar");
         let behind = if *version < newest { "  behind; postern ca who" } else { "" };
-        say(format_args!("  bundle version {version}: {count} sidecars{behind}"));
+        say(format_args!("  bundle version {version}: {sidecars}{behind}"));
     }
     for step in &told.steps {
         let text = |name: &str| step[name].as_str().unwrap_or_default().to_owned();
@@ -231,7 +246,8 @@ fn print_told(told: &Told, newest: u64) {
         let laggards = step["laggards"].as_array().into_iter().flatten();
         for one in laggards.take(NAMED) {
             let text = |name: &str| one[name].as_str().unwrap_or("").to_owned();
-            say(format_args!("      {} {}: {}", text("id"), text("lineage"), text("why")));
+            let whose = format!("{} {}", text("id"), text("lineage"));
+            say(format_args!("      {}: {}", whose.trim_end(), text("why")));
         }
         let more = step["behind"].as_u64().unwrap_or(0).saturating_sub(NAMED as u64);
         if more > 0 {
@@ -241,7 +257,7 @@ fn print_told(told: &Told, newest: u64) {
 }
 
 fn print_json(stored: &Stored, told: &Result<Told, String>) {
-    let Stored { trust_domain, trust, counts, leaves, now } = stored;
+    let Stored { trust_domain, trust, counts, federated, leaves, now } = stored;
     let authorities: Vec<_> = trust
         .authorities
         .iter()
@@ -279,6 +295,13 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
             json!({"entry": one.entry.to_string(), "reason": one.reason.as_str(), "endsInSeconds": left})
         })
         .collect();
+    let federated: Vec<_> = federated
+        .iter()
+        .map(|one| {
+            let age = now.duration_since(one.fetched).unwrap_or_default().as_secs();
+            json!({"trustDomain": one.trust_domain.as_str(), "bundleSequence": one.sequence, "fetchedSecondsAgo": age})
+        })
+        .collect();
     let (sidecars, steps, replicas, why) = match told {
         Ok(told) => (Some(&told.sidecars), Some(&told.steps), Some(&told.replicas), None),
         Err(why) => (None, None, None, Some(why)),
@@ -289,6 +312,7 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
         "authorities": authorities,
         "needed": needed,
         "revocations": revocations,
+        "federated": federated,
         "sidecars": sidecars,
         "steps": steps,
         "replicas": replicas,
@@ -323,7 +347,9 @@ pub(super) fn who(args: WhoArgs) -> ExitCode {
     let laggards: Vec<_> =
         sidecars.iter().filter(|sidecar| sidecar["bundleSequence"].as_u64().unwrap_or(0) < newest).collect();
     if json {
-        say(json!({"behind": newest, "sidecars": sidecars.len(), "laggards": laggards}));
+        say(
+            json!({"bundleSequence": newest, "behind": laggards.len(), "sidecars": sidecars.len(), "laggards": laggards}),
+        );
     } else {
         say(format_args!("{} of {} sidecars are behind version {newest}", laggards.len(), sidecars.len()));
         for one in &laggards {

@@ -73,7 +73,10 @@ fn sealed_keys_are_the_same_keys_and_no_plaintext_stays() {
     assert!(place.has_plaintext());
     let ours = by_key(1);
     fs::write(place.path().join("root-1.key.new.77"), &place.keys[0].1).unwrap();
+    let half = place.path().join("root-1.sealed.new.78");
+    fs::write(&half, "half").unwrap();
     assert_eq!(seal(place.path(), &ours).unwrap(), ["issuing-2", "ledger", "root-1"]);
+    assert!(!half.exists(), "of a run that was killed");
     assert!(!place.has_plaintext(), "{:?}", place.files());
     assert!(seal(place.path(), &ours).unwrap().is_empty(), "nothing is left to do");
 
