@@ -125,7 +125,7 @@ impl Replicated {
         match this.start(has_copy) {
             Ok(()) => this.well(),
             Err(
-                error @ (StoreError::Shared(SharedError::Unavailable(_))
+                error @ (StoreError::Shared(SharedError::Unavailable(_) | SharedError::Refused(_))
                 | StoreError::SharedRolledBack { .. }
                 | StoreError::Busy(_)),
             ) if has_copy => {
