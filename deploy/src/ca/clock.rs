@@ -63,7 +63,7 @@ fn show(store: &Sqlite, is_json: bool) -> Result<ExitCode, StoreError> {
         say(format_args!(
             "the clock says {}; the latest time seen is {}",
             text(now),
-            seen.map_or("none".to_owned(), text)
+            seen.map_or_else(|| "none".to_owned(), text)
         ));
         match &held {
             Some(why) => return Ok(failed(why)),
@@ -79,7 +79,7 @@ fn confirm(store: &Sqlite, reason: Reason, is_json: bool) -> Result<ExitCode, St
     if is_json {
         say(json!({"confirmed": text(now), "before": before.map(text)}));
     } else {
-        let before = before.map_or("none".to_owned(), text);
+        let before = before.map_or_else(|| "none".to_owned(), text);
         say(format_args!(
             "{} it is; the latest time seen was {before}. A control plane that runs goes on within 30 s",
             text(now)
