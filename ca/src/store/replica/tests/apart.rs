@@ -211,6 +211,14 @@ fn what_is_written_comes_back_and_what_is_damaged_is_refused() {
     a.issuer.self_test().unwrap();
 }
 
+struct Stops<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn an_operators_command_asks_the_running_control_plane() {
     let mesh = Mesh::new();
@@ -236,6 +244,8 @@ fn an_operators_command_asks_the_running_control_plane() {
     assert!(Edit::decode("{}").is_err() && Edit::decode("").is_err());
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // A failure below must end the other thread too.
+        let _stops = Stops(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 b.store.local.carry_out(|edit| b.store.carry_out(edit), mesh.clock.wall()).unwrap();
@@ -257,7 +267,6 @@ fn an_operators_command_asks_the_running_control_plane() {
         // What is refused is refused in its words.
         let twice = command.add_token(token).unwrap_err().to_string();
         assert!(twice.contains("this token is there already"), "{twice}");
-        stop.store(true, Ordering::Relaxed);
     });
     a.follow();
     assert_eq!(bundle(&a).2, 1);
