@@ -63,13 +63,9 @@ pub fn init(
         // A control plane runs on it: there is nothing to be made, and nothing is touched.
         Err(LockError::InUse(_)) if directory.join(DATABASE).exists() => {
             let offline = offline.map(|certificate| check_root(td, certificate, now)).transpose()?;
-            let given = root.as_ref().map(|root| (root.certificate().as_ref(), false));
-            return existing(
-                directory,
-                td,
-                given.or(offline.as_deref().map(|der| (der.as_ref(), true))),
-                now,
-            );
+            let with_key = root.as_ref().map(|root| (root.certificate().as_ref(), false));
+            let given = with_key.or_else(|| offline.as_deref().map(|der| (der, true)));
+            return existing(directory, td, given, now);
         }
         taken => taken?,
     };
