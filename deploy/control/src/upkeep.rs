@@ -147,6 +147,10 @@ impl Upkeep {
             self.health.tested(Some(error.reason()));
             return pruned;
         }
+        // At once: where the store hangs, each of the other steps waits for it as long as this one did.
+        if let Err(error) = &looked {
+            self.health.tested(Some(error.reason()));
+        }
         match self.authority.maintain() {
             Ok(None) => {}
             Ok(Some(turn)) => {
