@@ -203,7 +203,10 @@ fn a_ceremony_carries_a_mesh_and_tiers_follow_each_other_under_load() {
     believed(&first, &root);
     lint(&[&first[..], std::slice::from_ref(&root)].concat());
     let (_, metrics) = mesh.control.page("/metrics").expect("it answers");
-    assert!(metrics.contains("postern_ca_authority_not_after_seconds{kind=\"tier\"}"), "{metrics}");
+    assert!(
+        metrics.contains("postern_ca_authority_not_after_seconds{kind=\"tier\",state=\"active\","),
+        "{metrics}"
+    );
     assert!(metrics.contains("postern_ca_operator_needed{what=\"tier_renewal_due\"} 0"), "{metrics}");
     let refused = here(&mesh, &["root", "prepare"]);
     assert!(refused.code == 1 && refused.stderr.contains("postern ca root import"), "{}", refused.stderr);
