@@ -156,6 +156,12 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
         refusals(&mesh, "orders", "denied") > 0.0
     });
     assert_eq!(get("steady"), 200);
+    let told = mesh.sidecar("orders").log();
+    assert!(
+        told.contains(&format!("is on the deny list of its trust domain, by the id {web}"))
+            && told.contains("take the entry off the deny list"),
+        "{told}"
+    );
     let shown = status(&mesh);
     assert_eq!(shown["revocations"][0]["reason"], "laptop stolen", "{shown}");
     let count = issued();
@@ -194,7 +200,7 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
     assert!(ledger.contains("laptop stolen") && ledger.contains(&web), "{ledger}");
     // What a verb has written, the control plane brings into the files.
     wait::until("the ledger tells of it", wait::PATIENCE, || {
-        done(&mesh, &["ledger", "search", "--kind", "allow"]).contains("under the sofa")
+        ca(&mesh, &["ledger", "search", "--kind", "allow"]).text().contains("under the sofa")
     });
 }
 
