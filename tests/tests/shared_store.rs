@@ -233,8 +233,14 @@ fn a_wait_hears_of_changes_through_restarts_compaction_and_an_older_state() {
     }
     let newest = store.read("").expect("etcd answers").revision;
     etcd.put_back("snapshot");
+    let begun = Instant::now();
     let found = store.wait("trust/", newest, long).expect("etcd answers");
     assert!(found < newest, "{found} is what an older state gives, after {newest}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "at once, not at the end of the wait: {:?}",
+        begun.elapsed()
+    );
     let listing = store.read("trust/").expect("etcd answers");
     assert!(listing.find("trust/c").is_none() && listing.find("trust/b").is_some());
 }
