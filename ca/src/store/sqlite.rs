@@ -480,6 +480,7 @@ fn connect(directory: &Path) -> Result<(PathBuf, Connection), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&path, flags)?;
     connection.busy_timeout(BUSY)?;
+    schema::keep_plans(&connection)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok((path, connection))
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags};
 
+use super::schema;
 use super::{BUSY, StoreError};
 
 /// Readers at a time: each takes two descriptors, and a look takes some tens of microseconds.
@@ -85,6 +86,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
+    schema::keep_plans(&connection)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(connection)
 }

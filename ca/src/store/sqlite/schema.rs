@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use postern_svid::TrustDomain;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{StoreError, federation, jwt};
@@ -166,6 +167,13 @@ INSERT INTO authority_of_7
 DROP TABLE authority;
 ALTER TABLE authority_of_7 RENAME TO authority;
 ";
+
+/// Keeps a statement's plan whatever is bound to it. Otherwise one that compares a column of a partial index's condition with a
+/// parameter is compiled anew for each value.
+pub(super) fn keep_plans(connection: &Connection) -> Result<(), StoreError> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
 
 /// Sets the connection up, makes the tables in a new file, and refuses a file that is not ours to write.
 pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {

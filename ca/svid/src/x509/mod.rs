@@ -9,6 +9,7 @@ mod limbo;
 mod lint;
 mod possession;
 mod revoked;
+mod signatures;
 mod svid;
 pub mod tls;
 mod verify;

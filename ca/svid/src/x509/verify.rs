@@ -8,8 +8,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
-use webpki::aws_lc_rs as algorithms;
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use super::Role;
@@ -17,19 +16,11 @@ use super::bundle::{Bundle, Bundles};
 use super::cert::{Facts, Read};
 use super::error::{Culprit, VerifyError};
 use super::lint;
+use super::signatures::SIGNATURES;
 use crate::SpiffeId;
 
 /// Leaf, six issuing CAs (webpki's own limit) and the root, which some peers send along.
 const MAX_CHAIN: usize = 8;
-
-/// Signatures on certificates. RSA is left out on purpose: no profile of ours has it, and each algorithm is one more way in.
-pub(super) static SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
-    algorithms::ECDSA_P256_SHA256,
-    algorithms::ECDSA_P256_SHA384,
-    algorithms::ECDSA_P384_SHA256,
-    algorithms::ECDSA_P384_SHA384,
-    algorithms::ED25519,
-];
 
 /// A verified peer.
 #[derive(Clone, Eq, PartialEq)]

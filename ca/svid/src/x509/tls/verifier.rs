@@ -18,9 +18,10 @@ use crate::SpiffeId;
 use crate::x509::Role;
 use crate::x509::bundle::{Bundle, Bundles};
 use crate::x509::error::VerifyError;
-use crate::x509::verify::{PeerSvid, SIGNATURES, verify};
+use crate::x509::signatures::SIGNATURES;
+use crate::x509::verify::{PeerSvid, verify};
 
-/// Signatures on handshakes: the three key types of an SVID.
+/// Signatures on handshakes: the three key types of an SVID. Each is made once, so none of them is remembered.
 pub(super) const HANDSHAKE_SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: SIGNATURES,
     mapping: &[
