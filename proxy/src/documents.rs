@@ -18,7 +18,7 @@ use crate::sidecar::Sidecar;
 use commands::Commands;
 use keeper::{Disk, Keeper, OVERDUE, Set as ToKeep};
 use opening::Overlays;
-use read::{Readings, digest};
+use read::{Files, Readings, digest};
 use steer::Event;
 use store::{Store, Stored};
 use watched::Watched;
@@ -32,14 +32,13 @@ mod read;
 pub mod stale;
 mod steer;
 mod store;
+mod warnings;
 mod watched;
 
 pub use commands::{Command, Done, Refusal, Steering};
 pub use history::{History, Moment, Origin, Pin, Refused, Remembered, Set};
 pub use read::read_directory;
 
-/// Warnings about a loaded set that the log shows.
-const WARNINGS_SHOWN: usize = 3;
 /// Events come in bursts; after the first, this much quiet is waited for, but never long.
 const QUIET: Duration = Duration::from_millis(10);
 const AT_MOST: Duration = Duration::from_millis(100);
@@ -168,18 +167,29 @@ impl Loader {
         let (number, known) = (self.number + 1, self.digest.clone());
         let (last, overlays) = (self.base.clone(), self.overlays.files());
         let task = tokio::task::spawn_blocking(move || -> Found {
-            let Some(set) = readings.lock().stable(known.as_deref()) else { return Found::Nothing };
+            let compile = |digest: &str, set: Files| {
+                let mut files = set?;
+                let own = files.len();
+                files.extend(overlays.clone());
+                let generation = Arc::new(policies.lock().load(&files, &scope, number)?);
+                files.truncate(own);
+                Ok((generation, Set::sharing(digest.to_owned(), files, last.as_deref())))
+            };
+            let mut readings = readings.lock();
+            // What is read once is compiled in the time that must pass before it is read again.
+            let ahead =
+                readings.first().map(|set| (digest(set), set)).filter(|(it, _)| known.as_ref() != Some(it));
+            let ahead = ahead.map(|(digest, set)| (compile(&digest, set.clone()), digest));
+            let Some(set) = readings.stable(known.as_deref()) else { return Found::Nothing };
+            drop(readings);
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
                 return Found::Same;
             }
-            let loaded = set.and_then(|mut files| {
-                let own = files.len();
-                files.extend(overlays);
-                let generation = Arc::new(policies.lock().load(&files, &scope, number)?);
-                files.truncate(own);
-                Ok((generation, Set::sharing(digest.clone(), files, last.as_deref())))
-            });
+            let loaded = match ahead {
+                Some((loaded, first)) if first == digest => loaded,
+                _ => compile(&digest, set),
+            };
             Found::Other(digest, loaded)
         });
         match self.beside(task).await {
@@ -268,7 +278,7 @@ impl Loader {
         // Looking for rules that crowd takes longer than compiling them, and nothing waits for it.
         let log = tracing::dispatcher::get_default(Clone::clone);
         let warning = tokio::task::spawn_blocking(move || {
-            tracing::dispatcher::with_default(&log, || warn_about(&generation));
+            tracing::dispatcher::with_default(&log, || warnings::tell(&generation));
         });
         // One that has not begun yet would tell of a set that is no more in force.
         if let Some(last) = self.warning.replace(warning) {
@@ -368,20 +378,6 @@ impl Loader {
 
 fn seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// Says in one line what a set that was loaded warns about; `postern policy check` has all of it.
-fn warn_about(generation: &Generation) {
-    let warnings = generation.warnings();
-    if warnings.is_empty() {
-        return;
-    }
-    let first: Vec<String> = warnings.iter().take(WARNINGS_SHOWN).map(ToString::to_string).collect();
-    tracing::warn!(
-        "the documents in force have {} warnings (`postern policy check DIR` shows all), the first:\n{}",
-        warnings.total(),
-        first.join("\n\n")
-    );
 }
 
 pub(crate) fn scope(sidecar: &Sidecar) -> Scope {

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -33,7 +34,8 @@ pub(super) type Files = Result<Vec<SourceFile>, Diagnostics>;
 #[derive(Debug)]
 pub(super) struct Readings {
     directory: PathBuf,
-    seen: HashMap<PathBuf, Seen>,
+    /// By name.
+    seen: HashMap<OsString, Seen>,
     settled: Duration,
     /// What was read at the first sign of a change, and when that ended.
     first: Option<(Files, Instant)>,
@@ -93,6 +95,11 @@ impl Readings {
         self.first = Some((files, Instant::now()));
     }
 
+    /// What was read at the first sign of a change, if the second reading is still to come.
+    pub(super) fn first(&self) -> Option<&Files> {
+        self.first.as_ref().map(|(files, _)| files)
+    }
+
     /// Nothing said that anything changed: everything is read, and once is enough if it is what is `known`.
     pub(super) fn poll(&mut self) {
         self.first = None;
@@ -131,14 +138,21 @@ impl Readings {
         let directory = self.directory.clone();
         let mut before = std::mem::take(&mut self.seen);
         let mut exhausted = false;
-        let files =
-            read(&directory, &mut exhausted, &mut |path, left| self.file(before.remove(path), path, left));
+        let files = read(&directory, &mut exhausted, &mut |name, path, left| {
+            self.file(before.remove_entry(name), name, path, left)
+        });
         self.exhausted |= exhausted;
         files
     }
 
     /// A file's bytes, from the `last` time if nothing speaks against it.
-    fn file(&mut self, last: Option<Seen>, path: &Path, left: u64) -> io::Result<Vec<u8>> {
+    fn file(
+        &mut self,
+        last: Option<(OsString, Seen)>,
+        name: &OsStr,
+        path: &Path,
+        left: u64,
+    ) -> io::Result<Vec<u8>> {
         let usable = |last: &Seen| {
             !self.polled
                 && last.is_settled
@@ -146,12 +160,12 @@ impl Readings {
                 && fs::metadata(path).is_ok_and(|found| Stamp::of(&found) == last.stamp)
         };
         let last = match last {
-            Some(last) if usable(&last) => {
+            Some((name, last)) if usable(&last) => {
                 let text = last.text.clone();
-                self.seen.insert(path.to_owned(), last);
+                self.seen.insert(name, last);
                 return Ok(text);
             }
-            last => last,
+            last => last.map(|(_, last)| last),
         };
         // Before a byte is read: what is written from here on changes the stamp, or comes within the time to settle.
         let now = Instant::now();
@@ -160,7 +174,7 @@ impl Readings {
         let stamp = Stamp::of(&found);
         let since = last.filter(|last| last.stamp == stamp).map_or(now, |last| last.since);
         let is_settled = now.duration_since(since) >= self.settled;
-        self.seen.insert(path.to_owned(), Seen { stamp, since, is_settled, text: text.clone() });
+        self.seen.insert(name.to_owned(), Seen { stamp, since, is_settled, text: text.clone() });
         Ok(text)
     }
 }
@@ -175,15 +189,14 @@ fn are_alike(one: &Files, other: &Files) -> bool {
 /// Every `*.yaml` and `*.yml` directly in `directory`, by name, symbolic links followed, hidden entries left out
 /// (editors' and Kubernetes' own).
 pub fn read_directory(directory: &Path) -> Result<Vec<SourceFile>, Diagnostics> {
-    read(directory, &mut false, &mut |path, left| Ok(read_bounded(path, left)?.1))
+    read(directory, &mut false, &mut |_, path, left| Ok(read_bounded(path, left)?.1))
 }
 
-/// `exhausted` is set if it fails because no descriptor is left; `bytes_of` reads one file of at most so many bytes.
-fn read(
-    directory: &Path,
-    exhausted: &mut bool,
-    bytes_of: &mut dyn FnMut(&Path, u64) -> io::Result<Vec<u8>>,
-) -> Files {
+/// Reads a file, by its name and its path, of at most so many bytes.
+type BytesOf<'a> = dyn FnMut(&OsStr, &Path, u64) -> io::Result<Vec<u8>> + 'a;
+
+/// `exhausted` is set if it fails because no descriptor is left.
+fn read(directory: &Path, exhausted: &mut bool, bytes_of: &mut BytesOf<'_>) -> Files {
     let name = directory.display().to_string();
     let whole = |message: String| {
         let mut all = Diagnostics::new();
@@ -194,22 +207,25 @@ fn read(
         *exhausted |= is_exhaustion(&error);
         whole(format!("the documents cannot be read: {error}"))
     })?;
-    let mut paths = Vec::new();
+    // Names are compared faster than paths, and there are thousands.
+    let mut names = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|error| whole(format!("the documents cannot be listed: {error}")))?.path();
-        if is_document(&path) {
-            paths.push(path);
+        let name =
+            entry.map_err(|error| whole(format!("the documents cannot be listed: {error}")))?.file_name();
+        if is_document(&name) {
+            names.push(name);
         }
-        if paths.len() > MAX_FILES {
+        if names.len() > MAX_FILES {
             return Err(whole(format!("more than {MAX_FILES} files: this is no directory of documents")));
         }
     }
-    paths.sort();
-    let mut files = Vec::with_capacity(paths.len());
+    names.sort();
+    let mut files = Vec::with_capacity(names.len());
     let mut bytes = 0;
-    for path in paths {
+    for name in names {
+        let path = directory.join(&name);
         let file = path.display().to_string();
-        let text = match bytes_of(&path, MAX_BYTES - bytes) {
+        let text = match bytes_of(&name, &path, MAX_BYTES - bytes) {
             Ok(text) => text,
             Err(error) => {
                 *exhausted |= is_exhaustion(&error);
@@ -222,9 +238,9 @@ fn read(
     Ok(files)
 }
 
-fn is_document(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+fn is_document(name: &OsStr) -> bool {
+    let hidden = name.as_encoded_bytes().starts_with(b".");
+    !hidden && Path::new(name).extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 fn read_bounded(path: &Path, left: u64) -> io::Result<(fs::Metadata, Vec<u8>)> {
