@@ -4,11 +4,11 @@
 //! what is there is told by reading, and by reading it twice until two readings agree. A slow poll reads everything and
 //! backs the events up, because a watch on a directory that is replaced goes silent.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_policy::{Diagnostics, Generation, Scope, Workload};
+use postern_policy::{Diagnostics, Generation};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -16,14 +16,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::rejudge;
 use crate::sidecar::Sidecar;
 use commands::Commands;
+use compiler::{Compiler, Loaded};
 use keeper::{Disk, Keeper, OVERDUE, Set as ToKeep};
 use opening::Overlays;
-use read::{Files, Readings, digest};
+use read::{Readings, digest};
 use steer::Event;
 use store::{Store, Stored};
 use watched::Watched;
 
 mod commands;
+mod compiler;
 pub mod glass;
 mod history;
 mod keeper;
@@ -36,6 +38,7 @@ mod warnings;
 mod watched;
 
 pub use commands::{Command, Done, Refusal, Steering};
+pub(crate) use compiler::scope;
 pub use history::{History, Moment, Origin, Pin, Refused, Remembered, Set};
 pub use read::read_directory;
 
@@ -92,6 +95,8 @@ struct Loader {
     disk: Arc<dyn Disk>,
     keeper: Keeper,
     number: u64,
+    /// What was read first, to be compiled by now, and its digest.
+    ahead: Option<mpsc::Receiver<(Loaded, String)>>,
     /// Of the set that was read last, good or bad.
     digest: Option<String>,
     /// Whether that one is good.
@@ -121,7 +126,7 @@ enum Found {
     /// The same as last time.
     Same,
     /// Another set: its digest, and what came of it.
-    Other(String, Result<(Arc<Generation>, Set), Diagnostics>),
+    Other(String, Loaded),
 }
 
 impl Loader {
@@ -137,6 +142,7 @@ impl Loader {
             disk,
             keeper,
             number: 0,
+            ahead: None,
             digest: None,
             is_good: false,
             base: None,
@@ -149,10 +155,18 @@ impl Loader {
         }
     }
 
-    /// Reads what is there at the first sign of a change; the next load waits for it.
-    fn glance(&self) {
-        let readings = Arc::clone(&self.readings);
-        drop(tokio::task::spawn_blocking(move || readings.lock().glance()));
+    /// Reads what is there at the first sign of a change, and compiles it while it is waited for and read again.
+    fn glance(&mut self) {
+        let (readings, compiler, known) = (Arc::clone(&self.readings), self.compiler(), self.digest.clone());
+        let (compiled, ahead) = mpsc::channel();
+        drop(tokio::task::spawn_blocking(move || {
+            let set = readings.lock().glance().clone();
+            let digest = digest(&set);
+            if known.as_ref() != Some(&digest) {
+                let _ = compiled.send((compiler.compile(&digest, set), digest));
+            }
+        }));
+        self.ahead = Some(ahead);
     }
 
     /// Loads although nothing said that anything changed.
@@ -161,34 +175,28 @@ impl Loader {
         self.look().await;
     }
 
+    fn compiler(&self) -> Compiler {
+        Compiler {
+            policies: Arc::clone(&self.policies),
+            scope: scope(&self.sidecar),
+            number: self.number + 1,
+            overlays: self.overlays.files(),
+            last: self.base.clone(),
+        }
+    }
+
     async fn load(&mut self) {
-        let (readings, policies) = (Arc::clone(&self.readings), Arc::clone(&self.policies));
-        let scope = scope(&self.sidecar);
-        let (number, known) = (self.number + 1, self.digest.clone());
-        let (last, overlays) = (self.base.clone(), self.overlays.files());
+        let (readings, compiler) = (Arc::clone(&self.readings), self.compiler());
+        let (known, ahead) = (self.digest.clone(), self.ahead.take());
         let task = tokio::task::spawn_blocking(move || -> Found {
-            let compile = |digest: &str, set: Files| {
-                let mut files = set?;
-                let own = files.len();
-                files.extend(overlays.clone());
-                let generation = Arc::new(policies.lock().load(&files, &scope, number)?);
-                files.truncate(own);
-                Ok((generation, Set::sharing(digest.to_owned(), files, last.as_deref())))
-            };
-            let mut readings = readings.lock();
-            // What is read once is compiled in the time that must pass before it is read again.
-            let ahead =
-                readings.first().map(|set| (digest(set), set)).filter(|(it, _)| known.as_ref() != Some(it));
-            let ahead = ahead.map(|(digest, set)| (compile(&digest, set.clone()), digest));
-            let Some(set) = readings.stable(known.as_deref()) else { return Found::Nothing };
-            drop(readings);
+            let Some(set) = readings.lock().stable(known.as_deref()) else { return Found::Nothing };
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
                 return Found::Same;
             }
-            let loaded = match ahead {
+            let loaded = match ahead.and_then(|ahead| ahead.recv().ok()) {
                 Some((loaded, first)) if first == digest => loaded,
-                _ => compile(&digest, set),
+                _ => compiler.compile(&digest, set),
             };
             Found::Other(digest, loaded)
         });
@@ -378,19 +386,6 @@ impl Loader {
 
 fn seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-pub(crate) fn scope(sidecar: &Sidecar) -> Scope {
-    let config = &sidecar.config;
-    Scope {
-        trust_domain: config.identity.trust_domain(),
-        root_namespace: config.root_namespace.clone(),
-        workload: Some(Workload {
-            namespace: config.namespace.clone(),
-            service_account: config.service_account.clone(),
-            labels: config.workload.labels.clone(),
-        }),
-    }
 }
 
 #[cfg(all(test, not(feature = "sim")))]

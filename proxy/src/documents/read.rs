@@ -90,14 +90,14 @@ impl Readings {
     }
 
     /// Reads at the first sign of a change, while more of them may come. It counts as the first of two readings.
-    pub(super) fn glance(&mut self) {
+    pub(super) fn glance(&mut self) -> &Files {
         let files = self.read();
-        self.first = Some((files, Instant::now()));
+        &self.first.insert((files, Instant::now())).0
     }
 
-    /// What was read at the first sign of a change, if the second reading is still to come.
-    pub(super) fn first(&self) -> Option<&Files> {
-        self.first.as_ref().map(|(files, _)| files)
+    #[cfg(test)]
+    pub(super) const fn has_first(&self) -> bool {
+        self.first.is_some()
     }
 
     /// Nothing said that anything changed: everything is read, and once is enough if it is what is `known`.

@@ -86,6 +86,12 @@ fn in_force(sidecar: &Sidecar) -> Option<u64> {
     sidecar.snapshots.load().policy.as_ref().map(|generation| generation.number())
 }
 
+/// Reads, and waits until that is done.
+async fn glance(loader: &mut Loader) {
+    loader.glance();
+    until("it is read", || loader.readings.lock().has_first()).await;
+}
+
 /// What was read first is compiled before it is read again, and counts only if it is found so again.
 #[tokio::test]
 async fn what_was_read_first_is_not_in_force_once_it_changed() {
@@ -102,14 +108,14 @@ async fn what_was_read_first_is_not_in_force_once_it_changed() {
         [(2, "second", "third"), (3, "fourth", "fourth"), (4, "fifth", "sixth"), (4, "seventh", "sixth")]
     {
         directory.rule(read_first);
-        loader.readings.lock().glance();
+        glance(&mut loader).await;
         directory.rule(then);
         loader.load().await;
         assert_eq!(text(&loader), GOOD.replace("NAME", then));
         assert_eq!(in_force(&sidecar), Some(number), "{read_first}, then {then}");
     }
     directory.put("this is no document");
-    loader.readings.lock().glance();
+    glance(&mut loader).await;
     directory.rule("eighth");
     loader.load().await;
     assert!(loader.is_good);
