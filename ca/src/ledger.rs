@@ -31,8 +31,8 @@ pub use proof::{consistency, inclusion};
 pub(crate) use record::ms;
 pub use record::{Draft, Field, Kind, MAX_BODY, Record, Value};
 pub use segment::{Fault, Header, Segment};
-pub(crate) use verify::SLACK_MS;
 pub use verify::{Report, verify};
+pub(crate) use verify::{SLACK_MS, verify_each};
 pub use walk::{Entry, Walk};
 pub use writer::{SEGMENT, Writer};
 

@@ -25,7 +25,10 @@ pub use replica::{
 };
 pub use revocation::{Live, MAX_LISTS, Reason, ReasonError, Revocation, Trust};
 pub(crate) use revocation::{check_leap, lists};
-pub use sqlite::{Answer, DATABASE, JournalEntry, MARK, Order, OrderVerb, Seen, Sqlite, UNFINISHED};
+pub use sqlite::{
+    Answer, Audit, AuditError, DATABASE, Difference, JournalEntry, MARK, Order, OrderVerb, Seen, Sqlite,
+    UNFINISHED,
+};
 
 /// How far ahead of the latest time seen a clock may be. Longer than a long weekend without the machine, and the life of an issuing CA:
 /// whatever was handed out before is over by then.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -145,6 +146,71 @@ async fn join_all<T>(tasks: Vec<impl Future<Output = T>>) -> Vec<T> {
     })
     .await;
     tasks.into_iter().filter_map(|(_, done)| done).collect()
+}
+
+/// Beside a control plane that issues meanwhile, nothing looks different that is not; what was changed by hand is named.
+#[test]
+fn the_database_is_held_against_the_ledger_while_it_issues() {
+    let mesh = Plan::new().prepare();
+    mesh.control.start();
+    let svids: Vec<Svid> = (0..2).map(|n| join(&mesh, &format!("client-{n}"))).collect();
+    let (done, issued) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let control = &mesh.control;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let renewals = svids.into_iter().enumerate().map(|(n, mut svid)| {
+                let (id, done, issued) = (id(&format!("client-{n}")), &done, &issued);
+                async move {
+                    while !done.load(Ordering::Relaxed) {
+                        let mut client = Client::connect(control, Some(&svid)).await.expect("it runs");
+                        svid = client.issue(&id, None, Some(&svid)).await.expect("it renews");
+                        issued.fetch_add(1, Ordering::Relaxed);
+                        // Below what the control plane takes of one address.
+                        tokio::time::sleep(Duration::from_millis(60)).await;
+                    }
+                }
+            });
+            runtime().block_on(join_all(renewals.collect()));
+        });
+        for _ in 0..8 {
+            let before = issued.load(Ordering::Relaxed);
+            let found = ca(control, &["ledger", "verify", "--json"]);
+            done.store(found.code != 0, Ordering::Relaxed);
+            assert_eq!(found.code, 0, "{}{}", found.text(), found.stderr);
+            wait::until("it issues beside that", wait::PATIENCE, || issued.load(Ordering::Relaxed) > before);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+
+    let database = rusqlite::Connection::open(mesh.control.state().join("ca.db")).expect("it is ours");
+    database.busy_timeout(Duration::from_secs(5)).expect("it waits");
+    let spent: Vec<u8> = database
+        .query_row("SELECT hash FROM token ORDER BY hash LIMIT 1", [], |row| row.get(0))
+        .expect("tokens were spent");
+    database
+        .execute("UPDATE token SET bound_key = NULL, lineage = NULL WHERE hash = ?1", [&spent])
+        .expect("it takes it");
+    let json = ca(&mesh.control, &["ledger", "verify", "--json"]);
+    assert_eq!(json.code, 1);
+    let report: Value = serde_json::from_slice(&json.stdout).expect("it is JSON");
+    let differences = report["differences"].as_array().expect("an array");
+    assert_eq!(differences.len(), 2, "{differences:?}");
+    for one in differences {
+        assert_eq!((&one["table"], &one["key"]), (&"token".into(), &hex(&spent)[..16].into()));
+        let record = one["record"].as_u64().expect("the record that it was spent by");
+        assert_eq!(
+            search(&mesh.control, &["--kind", "certificate"])[..]
+                .iter()
+                .filter(|found| found["sequence"] == record)
+                .count(),
+            1
+        );
+    }
+    let told = ca(&mesh.control, &["ledger", "verify"]);
+    assert_eq!(told.code, 1);
+    let line = format!("token {}: bound_key: the ledger says ", &hex(&spent)[..16]);
+    assert!(told.text().contains(&line), "{}", told.text());
+    assert!(told.stderr.contains("When the database differs"), "{}", told.stderr);
 }
 
 /// On a disk of its own: while it is full nothing leaves, and with room it goes on.

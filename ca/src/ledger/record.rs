@@ -307,6 +307,14 @@ impl Record {
         }
     }
 
+    /// A number, or a time in milliseconds.
+    pub fn number(&self, field: Field) -> Option<u64> {
+        match self.field(field) {
+            Some(Value::Number(number) | Value::Time(number)) => Some(number),
+            _ => None,
+        }
+    }
+
     /// All fields: which, its name, its content.
     pub fn fields(&self) -> impl Iterator<Item = (Field, &'static str, Value<'_>)> {
         self.fields.iter().filter_map(|(field, bytes)| {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::head::Head;
-use super::record::Kind;
+use super::record::{Kind, Record};
 use super::walk::Walk;
 use super::writer::{beginning, read_head};
 use super::{
@@ -39,6 +39,8 @@ pub struct Report {
     pub latest: Option<Head>,
     /// Records that the store holds and the files do not yet.
     pub waiting: u64,
+    /// The chain's hash after the last record in the files.
+    pub(crate) chain: Hash,
 }
 
 /// Verifies the ledger in `directory`, which may grow meanwhile. `state` is asked before and after.
@@ -46,15 +48,24 @@ pub fn verify<E: From<LedgerError>>(
     directory: &Path,
     state: impl Fn() -> Result<State, E>,
 ) -> Result<Report, E> {
+    verify_each(directory, state, |_| Ok(()))
+}
+
+/// The same, with each record shown once it and all before it fit.
+pub(crate) fn verify_each<E: From<LedgerError>>(
+    directory: &Path,
+    state: impl Fn() -> Result<State, E>,
+    each: impl FnMut(&Record) -> Result<(), E>,
+) -> Result<Report, E> {
     let before = state()?;
-    let (mut report, chain) = files(directory, &before)?;
+    let mut report = files(directory, &before, each)?;
     let after = state()?;
     let file = segment_path(directory, segments(directory)?.last().copied().unwrap_or(0));
     if report.size > after.size {
         let (sequence, size) = (after.size, after.size);
         return Err(LedgerError::Ahead { file, sequence, size }.into());
     }
-    if report.size == after.size && chain != after.chain {
+    if report.size == after.size && report.chain != after.chain {
         let (sequence, what) = (report.size.saturating_sub(1), "the database knows another last record");
         return Err(LedgerError::Damaged { sequence, file, offset: 0, what }.into());
     }
@@ -62,7 +73,11 @@ pub fn verify<E: From<LedgerError>>(
     Ok(report)
 }
 
-fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError> {
+fn files<E: From<LedgerError>>(
+    directory: &Path,
+    state: &State,
+    mut each: impl FnMut(&Record) -> Result<(), E>,
+) -> Result<Report, E> {
     let identity = &state.identity;
     let key = state.key.ok_or_else(|| LedgerError::None(directory.to_owned()))?;
     let all = segments(directory).map_err(|error| match error {
@@ -77,7 +92,7 @@ fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError>
     let mut walk = Walk::begin(directory, first)?.settled(state.waiting);
     if (walk.header().id, walk.header().key) != (identity.id, key) {
         let (file, what) = (segment_path(directory, first), "the header is that of another ledger");
-        return Err(LedgerError::Damaged { sequence: first, file, offset: 0, what });
+        return Err(LedgerError::Damaged { sequence: first, file, offset: 0, what }.into());
     }
     let mut tree = beginning(directory, first, walk.chain(), identity, key)?;
     // Of those before nothing is left to be held against.
@@ -86,7 +101,7 @@ fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError>
     while let Some(entry) = walk.read()? {
         let damaged = |what| {
             let (sequence, file) = (entry.record.sequence, entry.file.clone());
-            Err(LedgerError::Damaged { sequence, file, offset: entry.offset, what })
+            Err(LedgerError::Damaged { sequence, file, offset: entry.offset, what }.into())
         };
         if visited.insert(walk.header().first) {
             heads.ended(&tree)?;
@@ -100,6 +115,7 @@ fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError>
         newest = newest.max(entry.record.time_ms);
         tree.push(&entry.body);
         heads.hold_against(&tree, walk.chain())?;
+        each(&entry.record)?;
     }
     if visited.insert(walk.header().first) {
         heads.ended(&tree)?;
@@ -108,15 +124,15 @@ fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError>
     let (file, _) = walk.place();
     let known = heads.size().max(state.waiting);
     if found < known {
-        return Err(LedgerError::Missing { file: file.to_owned(), found, known });
+        return Err(LedgerError::Missing { file: file.to_owned(), found, known }.into());
     }
     // Here before we began, and not come by.
     if let Some(lost) = all.iter().find(|first| !visited.contains(first) && **first != found) {
         let file = segment_path(directory, found);
-        return Err(LedgerError::Missing { file, found, known: *lost });
+        return Err(LedgerError::Missing { file, found, known: *lost }.into());
     }
     let sizes = visited.iter().filter_map(|first| fs::metadata(segment_path(directory, *first)).ok());
-    let report = Report {
+    Ok(Report {
         identity: identity.clone(),
         key,
         first,
@@ -126,8 +142,8 @@ fn files(directory: &Path, state: &State) -> Result<(Report, Hash), LedgerError>
         heads: heads.sizes.len() + heads.newest.len(),
         latest: heads.newest.iter().map(|(_, head)| head).max_by_key(|head| head.tree.size()).cloned(),
         waiting: 0,
-    };
-    Ok((report, walk.chain()))
+        chain: walk.chain(),
+    })
 }
 
 /// All heads there are. Those where segments ended are read when their records have been.

@@ -6,6 +6,7 @@
 //!
 //! With a ledger, which the control plane has, what was committed is in its files as well before the call returns.
 
+mod audit;
 mod backup;
 mod clock;
 mod federation;
@@ -48,6 +49,7 @@ use ledger::Ledger;
 use readers::Readers;
 use thread::{Message, Thread, job};
 
+pub use audit::{Audit, AuditError, Difference};
 pub use backup::Seen;
 pub use mark::MARK;
 pub use order::{Answer, Order, OrderVerb};

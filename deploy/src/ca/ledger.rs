@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use postern_ca::ledger::{
-    self, DIRECTORY, Entry, Field, Head, Kind, LedgerError, Report, State, Value, Walk,
-};
-use postern_ca::store::{DATABASE, Sqlite, StoreError};
+use postern_ca::ledger::{self, DIRECTORY, Entry, Field, Head, Kind, LedgerError, State, Value, Walk};
+use postern_ca::store::{Audit, AuditError, DATABASE, Sqlite, StoreError};
 use postern_svid::{SpiffeId, TrustDomain};
 use serde_json::{Map, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+mod verify;
+
 use super::{Place, failed, has_ca};
+use verify::verify;
 
 /// How often the files are asked for more.
 const FOLLOW: Duration = Duration::from_millis(250);
@@ -58,8 +59,9 @@ pub(super) enum Verb {
         #[command(flatten)]
         place: Place,
     },
-    /// Check every record and every signed head, and both against what the database says of the ledger: whose it is, how many records
-    /// it has, the last one and the newest head.
+    /// Check every record and every signed head, and hold the database against them: what it says of the ledger, and each
+    /// certificate, lineage, join token, CA, denial, taint, JWT key and federated bundle, both ways. Reads only; the control
+    /// plane may run.
     Verify {
         #[command(flatten)]
         form: Form,
@@ -106,7 +108,7 @@ pub(super) fn run(verb: Verb) -> ExitCode {
             place.directory().map(|at| search(&at.join(DIRECTORY), &wanted, form.json))
         }
         Verb::Verify { form, of } => {
-            of.store().map(|found| found.and_then(|found| verify(&found, form.json)))
+            of.audit().map(|found| found.and_then(|found| verify(&found, form.json)))
         }
         Verb::Proof { record, consistency, of } => of.store().map(|found| {
             let found = found?;
@@ -129,6 +131,12 @@ pub(super) fn run(verb: Verb) -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{0}")]
+    Audit(#[from] AuditError),
+    #[error(
+        "the database does not hold what the ledger says: {0} differences. Nobody but the control plane and the verbs may write to {DATABASE}; keep a copy as evidence, and restore the state directory from a backup (docs/ledger.md, \"When the database differs\")"
+    )]
+    Differs(u64),
+    #[error("{0}")]
     Ledger(#[from] LedgerError),
     /// Said by the exit code alone, as `grep` does.
     #[error("nothing fits")]
@@ -150,19 +158,28 @@ struct Found {
 impl Of {
     fn store(self) -> Result<Result<Found, Failure>, ExitCode> {
         let (state, trust_domain) = self.place.resolve(self.trust_domain)?;
-        let directory = state.join(DIRECTORY);
-        // Opening a store makes one.
-        if !has_ca(&state) {
-            let database = state.join(DATABASE);
-            let missing = "it is missing, and the ledger beside it is not".to_owned();
-            return Ok(Err(match ledger::segments(&directory) {
-                Ok(_) => StoreError::Damaged(database, missing).into(),
-                Err(error) => error.into(),
-            }));
-        }
-        let store = Sqlite::open(&state, &trust_domain);
-        Ok(store.map(|store| Found { directory, store }).map_err(Failure::from))
+        Ok(is_there_a_ca(&state).and_then(|()| {
+            let store = Sqlite::open(&state, &trust_domain)?;
+            Ok(Found { directory: state.join(DIRECTORY), store })
+        }))
     }
+
+    fn audit(self) -> Result<Result<Audit, Failure>, ExitCode> {
+        let (state, trust_domain) = self.place.resolve(self.trust_domain)?;
+        Ok(is_there_a_ca(&state).and_then(|()| Ok(Audit::open(&state, &trust_domain)?)))
+    }
+}
+
+/// Opening a store makes one.
+fn is_there_a_ca(state: &Path) -> Result<(), Failure> {
+    if has_ca(state) {
+        return Ok(());
+    }
+    let missing = "it is missing, and the ledger beside it is not".to_owned();
+    Err(match ledger::segments(&state.join(DIRECTORY)) {
+        Ok(_) => StoreError::Damaged(state.join(DATABASE), missing).into(),
+        Err(error) => error.into(),
+    })
 }
 
 impl Found {
@@ -236,44 +253,6 @@ fn search(directory: &Path, wanted: &Wanted, json: bool) -> Result<(), Failure> 
     }
     out.flush()?;
     if found { Ok(()) } else { Err(Failure::Nothing) }
-}
-
-fn verify(found: &Found, json: bool) -> Result<(), Failure> {
-    let report = ledger::verify(&found.directory, || found.state())?;
-    let Report { identity, key, first, size, segments, bytes, heads, latest, waiting } = report;
-    let mut out = io::stdout().lock();
-    let root = |head: &Head| postern_ca::hex(&head.tree.root());
-    if json {
-        let latest = latest.map(|head| {
-            json!({ "size": head.tree.size(), "rootHash": root(&head), "time": time_text(head.time_ms) })
-        });
-        let report = json!({
-            "ledger": identity.origin(), "key": key.text(&identity), "first": first, "size": size,
-            "segments": segments, "bytes": bytes, "heads": heads, "latest": latest, "waiting": waiting,
-        });
-        return Ok(writeln!(out, "{report}")?);
-    }
-    writeln!(out, "ledger     {}", identity.origin())?;
-    writeln!(out, "key        {}", key.text(&identity))?;
-    let records = match size.checked_sub(1) {
-        Some(last) if last >= first => format!("{first} to {last}"),
-        _ => "none".to_owned(),
-    };
-    writeln!(out, "records    {records}; segments: {segments}, bytes: {bytes}")?;
-    match latest {
-        Some(head) => writeln!(
-            out,
-            "heads      {heads}, the newest of {}, for {} records: {}",
-            time_text(head.time_ms),
-            head.tree.size(),
-            root(&head)
-        )?,
-        None => writeln!(out, "heads      none yet")?,
-    }
-    if waiting > 0 {
-        writeln!(out, "waiting    {waiting} records are in the database until a control plane runs")?;
-    }
-    Ok(writeln!(out, "all of it is as it was written")?)
 }
 
 fn prove(found: &Found, record: &Which) -> Result<(), Failure> {

@@ -82,7 +82,8 @@ impl Drop for Reader<'_> {
     }
 }
 
-fn open(path: &Path) -> Result<Connection, StoreError> {
+/// A connection that cannot write.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;

@@ -191,13 +191,29 @@ pub(super) fn prepare(connection: &Connection, path: &Path, td: &TrustDomain) ->
     connection.pragma_update(None, "trusted_schema", false)?;
     if application == 0 && version == 0 || application == APPLICATION && (1..VERSION).contains(&version) {
         create(connection, td)?;
-    } else if application != APPLICATION {
+    }
+    check(connection, path, td)
+}
+
+/// Refuses a file that is not one of this version, or not of this trust domain, or damaged. Writes nothing.
+pub(super) fn check(connection: &Connection, path: &Path, td: &TrustDomain) -> Result<(), StoreError> {
+    let damaged = |detail: String| StoreError::Damaged(path.to_owned(), detail);
+    let application: i64 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(|error| damaged(error.to_string()))?;
+    if application != APPLICATION {
         return Err(StoreError::File(format!(
             "{}: not a database of this program; move it away or name another state directory",
             path.display()
         )));
     }
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found < VERSION {
+        return Err(StoreError::File(format!(
+            "{}: schema version {found}; the control plane's next start brings it to {VERSION}. Start it first",
+            path.display()
+        )));
+    }
     if found != VERSION {
         return Err(StoreError::Schema { path: path.to_owned(), found, known: VERSION });
     }
