@@ -229,6 +229,12 @@ fn each_kind_of_row_that_was_changed_is_named() {
         ("UPDATE federated SET sequence = 9".into(), ": federated ", "sequence: the ledger says 4, the database 9"),
         ("UPDATE federated SET digest = zeroblob(32)".into(), ": federated ", "digest: "),
         ("UPDATE federated SET document = x'00'".into(), ": federated ", "document: "),
+        // Kind and record.
+        ("UPDATE authority SET kind = 'tier' WHERE kind = 'root'".into(), ": authority ", "kind: "),
+        ("UPDATE authority SET record = 0".into(), ": authority ", "record: "),
+        ("UPDATE lineage SET record = 0 WHERE forked IS NOT NULL".into(), ": lineage ", "record: "),
+        ("UPDATE token SET record = 0".into(), ": token ", "record: "),
+        ("UPDATE revocation SET record = 0".into(), ": revocation ", "record: "),
         // Who hides it by the number up to which rows are forgotten.
         (
             "UPDATE meta SET value = 9000000000000 WHERE name = 'pruned_ms'; DELETE FROM issued".into(),
