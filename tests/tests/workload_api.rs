@@ -14,6 +14,8 @@ use serde_json::Value;
 mod envoy;
 #[path = "workload_api/jwt.rs"]
 mod jwt;
+#[path = "workload_api/rust.rs"]
+mod rust;
 
 /// What the foreign client got, a line of JSON each.
 fn ask(mesh: &Mesh, name: &str, case: &[&str]) -> Vec<Value> {
