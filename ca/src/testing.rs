@@ -43,6 +43,12 @@ pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
     CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
 }
 
+/// A temporary directory, in memory where that can be had: no power fails here, and a disk's syncs are most of what these tests would
+/// wait for.
+pub(crate) fn dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A directory that a CA lives in, while the CA comes and goes.
 pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
@@ -51,7 +57,7 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), clock: TestClock::at(start()) }
+        Self { dir: dir(), clock: TestClock::at(start()) }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -105,7 +111,7 @@ pub(crate) struct Vault {
 
 impl Vault {
     pub(crate) fn new(now: SystemTime) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dir();
         let secret = dir.path().join("secret");
         crate::keys::write_private(&secret, "0123456789abcdef".repeat(4).as_bytes()).unwrap();
         let vault = Self { dir, source: Source::KeyFile(secret) };
@@ -243,7 +249,7 @@ impl Mesh {
     pub(crate) fn new() -> Self {
         let clock = TestClock::at(start());
         let shared = Arc::new(Memory::new(Arc::new(clock.clone())));
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dir();
         keys::write_private(&dir.path().join("seal"), "0123456789abcdef".repeat(4).as_bytes()).unwrap();
         Self { clock, shared, dir }
     }

@@ -128,7 +128,7 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
         return;
     }
     let mut plan = Plan::new();
-    plan.ttl("16s");
+    plan.ttl("10s");
     plan.sidecar("web");
     plan.sidecar("steady");
     plan.sidecar("orders").serves(80, 8080, "http");
@@ -271,8 +271,8 @@ fn a_root_follows_another_under_load_and_nobody_notices() {
     if !foreign::need(&["h2load", "nginx", "openssl"]) {
         return;
     }
-    let busy = Busy::new("8s");
-    let time = Duration::from_secs(if is_long() { 60 } else { 26 });
+    let busy = Busy::new("6s");
+    let time = Duration::from_secs(if is_long() { 60 } else { 20 });
     let before = status(&busy.mesh);
     let seen = busy.under_load(time, |mesh| {
         let begun = Instant::now();
@@ -308,7 +308,7 @@ fn a_root_follows_another_under_load_and_nobody_notices() {
 #[test]
 fn a_control_plane_that_is_killed_between_two_steps_goes_on_where_it_was() {
     let mut plan = Plan::new();
-    plan.ttl("8s");
+    plan.ttl("6s");
     plan.sidecar("web");
     plan.sidecar("orders").serves(80, 8080, "http");
     plan.document("policy.yaml", POLICY);

@@ -34,7 +34,7 @@ fn a_workload_that_knows_only_spiffe() {
     }
     let own = geteuid().as_raw();
     let mut plan = Plan::new();
-    plan.ttl("8s");
+    plan.ttl("5s");
     let orders = plan.sidecar("orders").serves(80, 8080, "http").workload_api("");
     orders.limit("drainMin", "0s").limit("drainMax", "1s");
     plan.sidecar("web").workload_api(&format!(", mode: \"0660\", allow: {{uids: [{}]}}", own + 1));

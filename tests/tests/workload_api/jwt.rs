@@ -44,15 +44,15 @@ fn tokens_live_on_while_their_keys_replace_themselves() {
     if !foreign::need(&["spiffe", "grpc", "jwt"]) {
         return;
     }
-    // Keys of tokens that live for 8 s replace themselves after twenty.
-    let mesh = mesh("1m", "jwt: {ttl: 8s, issuer: \"https://issuer.demo.postern\"}");
+    // Keys of tokens that live for 5 s replace themselves after twelve.
+    let mesh = mesh("1m", "jwt: {ttl: 5s, issuer: \"https://issuer.demo.postern\"}");
     let told = &ask(&mesh, "orders", &["fetch", AUDIENCE])[0];
     let id = mesh.sidecar("orders").id();
     assert_eq!(told["same"], true, "{told}");
     let claims = &told["claims"];
     assert_eq!((claims["sub"].as_str(), claims["aud"][0].as_str()), (Some(id.as_str()), Some(AUDIENCE)));
     assert_eq!(claims["iss"], "https://issuer.demo.postern");
-    assert_eq!(claims["exp"].as_u64().zip(claims["iat"].as_u64()).map(|(exp, iat)| exp - iat), Some(8));
+    assert_eq!(claims["exp"].as_u64().zip(claims["iat"].as_u64()).map(|(exp, iat)| exp - iat), Some(5));
     assert_eq!(
         (&told["header"]["alg"], &told["header"]["typ"]),
         (&Value::from("ES256"), &Value::from("JWT"))
