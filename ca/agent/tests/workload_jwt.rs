@@ -61,6 +61,13 @@ impl Scene {
         Ok(format!("{:?}", answer.claims.unwrap().fields["nested"]))
     }
 
+    /// Lets time pass in which the SVID is renewed.
+    async fn renews(&mut self, time: Duration) {
+        let before = self.agent.current().unwrap();
+        self.place.clock.advance(time);
+        self.agent.renewed(&before).await;
+    }
+
     fn asked(&self) -> u64 {
         self.ca.tokens.load(Ordering::SeqCst)
     }
@@ -81,29 +88,47 @@ async fn a_token_is_fetched_once_and_again_at_half_its_life() {
 
     // SVIDs live for less than tokens here, so one is renewed meanwhile: a token is not bound to it.
     for _ in 0..5 {
-        let before = scene.agent.current().unwrap();
-        scene.place.clock.advance(TTL / 2);
-        scene.agent.renewed(&before).await;
+        scene.renews(TTL / 2).await;
     }
     assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap(), first);
-    let before = scene.agent.current().unwrap();
-    scene.place.clock.advance(TOKEN / 2 - TTL * 5 / 2);
-    scene.agent.renewed(&before).await;
+    scene.renews(TOKEN / 2 - TTL * 5 / 2).await;
     let second = scene.fetch(&[AUDIENCE], "").await.unwrap();
     assert_ne!(second, first);
 
     // Past half of its life an old one is better than none, as long as it lasts.
+    for _ in 0..5 {
+        scene.renews(TTL / 2).await;
+    }
+    scene.renews(TOKEN / 2 - TTL * 5 / 2).await;
     *scene.ca.refuse.lock() = Some(Status::unavailable("no store"));
-    let before = scene.agent.current().unwrap();
-    scene.place.clock.advance(Duration::from_secs(1));
     assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap(), second);
     assert_eq!(scene.fetch(&["new"], "").await.unwrap_err().code(), Code::Unavailable);
-    drop(before);
-    // A refusal is not that.
+    // A refusal is not that: who is denied does not go on with what was kept.
     *scene.ca.refuse.lock() = Some(Status::permission_denied("denied"));
     assert_eq!(scene.fetch(&["new"], "").await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap_err().code(), Code::PermissionDenied);
     scene.listener = None;
     assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap(), second);
+}
+
+/// A workload that asks for ever new audiences costs the sidecar no more memory for it.
+#[tokio::test]
+async fn so_many_tokens_are_kept_and_no_more() {
+    const KEPT: usize = 256;
+    let mut scene = Scene::new().await;
+    let first = scene.fetch(&["0"], "").await.unwrap();
+    scene.place.clock.advance(Duration::from_secs(1));
+    for other in 1..KEPT {
+        scene.fetch(&[&other.to_string()], "").await.unwrap();
+    }
+    assert_eq!(scene.fetch(&["0"], "").await.unwrap(), first, "all of them are kept");
+    assert_eq!(scene.asked(), KEPT as u64);
+    // One more drives out the one that ends first, and that alone.
+    scene.fetch(&["more"], "").await.unwrap();
+    scene.fetch(&["255"], "").await.unwrap();
+    assert_eq!(scene.asked(), KEPT as u64 + 1);
+    scene.fetch(&["0"], "").await.unwrap();
+    assert_eq!(scene.asked(), KEPT as u64 + 2);
 }
 
 #[tokio::test]
