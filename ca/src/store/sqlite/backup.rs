@@ -99,6 +99,8 @@ impl Sqlite {
         schema::set_number(&transaction, "bundle_sequence", sequence)?;
         let voided = transaction.execute("DELETE FROM token WHERE bound_key IS NULL", [])?;
         transaction.execute("DELETE FROM request WHERE answered IS NULL", [])?;
+        // What waits to be written tells of the tokens that are void.
+        outbox::drop_unwritten(&transaction)?;
         transaction.commit()?;
         Ok((sequence, voided as u64))
     }

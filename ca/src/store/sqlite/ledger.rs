@@ -34,8 +34,8 @@ impl From<LedgerError> for StoreError {
 }
 
 impl Ledger {
-    /// Takes up the ledger beside the database, or begins it, and brings it up to the store. What the store did without it
-    /// is imported.
+    /// Takes up the ledger beside the database, or begins it, and brings it up to the store. What the store did before it began
+    /// is imported; a row that came without a record since is nobody's who keeps to it, and is refused.
     pub(super) fn open(
         connection: &mut Connection,
         database: &Path,
@@ -47,9 +47,11 @@ impl Ledger {
     ) -> Result<Self, StoreError> {
         let directory = &database.with_file_name(ledger::DIRECTORY);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let lost = outbox::state(&transaction, td)?.filter(|state| state.key.is_some());
-        if let Some(lost) = lost
+        // With a key it has been in use, and with it all that there was was imported.
+        let mut used = outbox::state(&transaction, td)?.filter(|state| state.key.is_some());
+        if used.is_some()
             && is_gone(directory, keys)?
+            && let Some(lost) = used.take()
         {
             // Both the files and the key: nobody loses them by accident.
             outbox::begin_again(&transaction, now, &lost)?;
@@ -60,6 +62,13 @@ impl Ledger {
         }
         outbox::begin(&transaction, now)?;
         let imported = outbox::import(&transaction, database, now)?;
+        if used.is_some() && imported > 0 {
+            let what = format!(
+                "it holds {imported} row(s) of which no record of its ledger tells, so somebody else wrote them; \
+                 postern ca ledger verify names them (docs/ledger.md, \"When the database differs\")"
+            );
+            return Err(StoreError::Damaged(database.to_owned(), what));
+        }
         transaction.commit()?;
         if imported > 0 {
             tracing::info!(imported, "what was issued without a ledger is in it now");

@@ -14,6 +14,13 @@ use crate::token::TokenRecord;
 /// Rows that are imported at a time.
 const CHUNK: i64 = 256;
 
+/// No record tells of any row.
+const FORGET: &str = "
+DELETE FROM outbox;
+UPDATE authority SET record = NULL; UPDATE lineage SET record = NULL;
+UPDATE token SET record = NULL; UPDATE issued SET record = NULL; UPDATE revocation SET record = NULL;
+";
+
 /// Adds a record; gives its number. The first one begins the ledger. Its time is never more than [`SLACK_MS`] before that of
 /// an earlier one, whatever the clock says.
 pub(super) fn append(connection: &Connection, at: SystemTime, draft: Draft) -> Result<u64, StoreError> {
@@ -61,16 +68,20 @@ pub(super) fn begin(connection: &Connection, at: SystemTime) -> Result<(), Store
 
 /// Begins another ledger, whose first record names the one that was lost.
 pub(super) fn begin_again(connection: &Connection, at: SystemTime, lost: &State) -> Result<(), StoreError> {
-    connection.execute_batch(
-        "DELETE FROM outbox;
-         UPDATE authority SET record = NULL; UPDATE lineage SET record = NULL;
-         UPDATE token SET record = NULL; UPDATE issued SET record = NULL; UPDATE revocation SET record = NULL;",
-    )?;
+    connection.execute_batch(FORGET)?;
     connection.execute(
         "UPDATE ledger SET id = ?1, size = 0, chain = ?2, key = NULL, head = NULL",
         params![random()?, ledger::Hash::default()],
     )?;
     first(connection, at, Some(lost))
+}
+
+/// Drops a ledger of which nothing was ever written to a file: no control plane has run. What is there is imported into the next.
+pub(super) fn drop_unwritten(connection: &Connection) -> Result<(), StoreError> {
+    if connection.execute("DELETE FROM ledger WHERE key IS NULL", [])? > 0 {
+        connection.execute_batch(FORGET)?;
+    }
+    Ok(())
 }
 
 fn first(connection: &Connection, at: SystemTime, lost: Option<&State>) -> Result<(), StoreError> {

@@ -98,9 +98,10 @@ fn eventful() -> Home {
     home
 }
 
-fn tampered(home: &Home, sql: &str) -> Vec<String> {
-    let dir = tempfile::tempdir().unwrap();
-    let to = dir.path().join("state");
+/// A copy, written to by somebody else.
+fn altered(home: &Home, sql: &str) -> Home {
+    let copy = Home { dir: crate::testing::dir(), clock: home.clock.clone() };
+    let to = copy.path();
     crate::keys::private_dir(&to).unwrap();
     crate::keys::private_dir(&to.join(DIRECTORY)).unwrap();
     for place in ["", DIRECTORY] {
@@ -113,7 +114,11 @@ fn tampered(home: &Home, sql: &str) -> Vec<String> {
     let connection = Connection::open(to.join(DATABASE)).unwrap();
     connection.execute_batch(sql).unwrap();
     drop(connection);
-    audited(&to, home.clock.wall())
+    copy
+}
+
+fn tampered(home: &Home, sql: &str) -> Vec<String> {
+    audited(&altered(home, sql).path(), home.clock.wall())
 }
 
 #[test]
@@ -275,6 +280,24 @@ fn a_record_that_waits_cannot_be_changed_either() {
         let refused = audit.verify(home.clock.wall(), &mut |_| ()).unwrap_err();
         assert!(matches!(refused, AuditError::Ledger(_)), "{refused}");
     }
+}
+
+/// An import would vouch for it.
+#[test]
+fn a_row_without_a_record_keeps_the_control_plane_from_starting() {
+    let whole = eventful();
+    for table in ["issued", "token", "authority", "revocation", "lineage"] {
+        let one = if table == "lineage" { "forked IS NOT NULL" } else { "1" };
+        let home = altered(&whole, &format!("UPDATE {table} SET record = NULL WHERE {one}"));
+        let refused = home.store_with_ledger(SMALL).err().unwrap().to_string();
+        assert!(
+            refused.contains("row(s) of which no record") && refused.contains("ledger verify"),
+            "{refused}"
+        );
+        // Nothing was imported meanwhile.
+        assert!(!audited(&home.path(), home.clock.wall()).is_empty(), "{table}");
+    }
+    altered(&whole, "").store_with_ledger(SMALL).unwrap();
 }
 
 /// Segments that were moved away take what they said with them, and that is no difference.
