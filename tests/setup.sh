@@ -16,7 +16,7 @@ flock 9
 mark=$(cat "$0" "$here/requirements.txt" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool "$place/venv/bin/python" "$place/venv/bin/envoy"; do
+    for program in curl openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node "$place/venv/bin/python" "$place/venv/bin/envoy"; do
         command -v "$program" >/dev/null 2>&1 || missing=1
     done
     [ -n "$missing" ] || exit 0
@@ -55,6 +55,7 @@ install etcd etcd-server
 install etcdctl etcd-client
 install faketime faketime
 install promtool prometheus
+install node nodejs
 
 # A virtual environment of our own: nothing of the system's Python is touched.
 python() {

@@ -106,6 +106,7 @@ CASES = {
     "empty": lambda: unary("Get", b""),
     "64k": lambda: unary("Get", b"x" * (64 << 10)),
     "4m": lambda: unary("Get", b"x" * (4 << 20)),
+    "64m": lambda: unary("Get", b"x" * (64 << 20)),
     "list": server_stream,
     "put": lambda: client_stream(64, 64 << 10),
     "chat": chat,

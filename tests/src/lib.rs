@@ -22,6 +22,7 @@ mod curl;
 mod dns;
 mod documents;
 mod etcd;
+pub mod events;
 pub mod foreign;
 mod forge;
 pub mod identity;

@@ -106,13 +106,15 @@ fn all_four_kinds_of_calls() {
 }
 
 #[test]
-fn messages_of_four_mebibytes() {
+fn messages_of_many_mebibytes() {
     if !foreign::need(&["grpc"]) {
         return;
     }
-    let results = pair().call(&["64k", "4m"]);
+    let results = pair().call(&["64k", "4m", "64m"]);
     assert_eq!((&results["64k"]["code"], &results["64k"]["size"]), (&"OK".into(), &(64 << 10).into()));
     assert_eq!((&results["4m"]["code"], &results["4m"]["size"]), (&"OK".into(), &(4 << 20).into()));
+    // Four times the window of a mesh connection, both ways.
+    assert_eq!((&results["64m"]["code"], &results["64m"]["size"]), (&"OK".into(), &(64 << 20).into()));
 }
 
 #[test]

@@ -11,3 +11,6 @@ pub mod server;
 pub(crate) mod stall;
 pub mod upgrade;
 pub mod websocket;
+
+#[cfg(all(test, not(feature = "sim")))]
+mod silence_tests;

@@ -1,11 +1,12 @@
 //! The bench: what a hop through a pair of sidecars costs, beside what other proxies cost in the same run, what more rules
-//! add to it, what one sidecar takes on disk, in memory and in time, and what certificates cost the control plane.
+//! add to it, what one sidecar takes on disk, in memory and in time, how late events of a stream are, and what certificates cost the control plane.
 //!
 //! ```text
 //! cargo run --release -p postern-tests --bin bench -- mesh [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- policy [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- size [--quick] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- issue [--quick] [--rounds N] [--seconds N] [--json FILE]
+//! cargo run --release -p postern-tests --bin bench -- streams [--quick] [--rounds N] [--seconds N] [--json FILE]
 //! cargo run --release -p postern-tests --bin bench -- soak [--quick] [--seconds N] [--lineages N] [--rate N] [--json FILE]
 //! ```
 //!
@@ -26,6 +27,7 @@ mod policy;
 mod process;
 mod size;
 mod stats;
+mod streams;
 mod table;
 
 use std::process::ExitCode;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Policy => policy::run(&options),
         Command::Size => size::run(&options),
         Command::Soak => issue::soak::run(&options),
+        Command::Streams => streams::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,11 +6,12 @@ use std::time::Duration;
 use crate::Failure;
 
 pub(crate) const USAGE: &str = "\
-usage: bench mesh|policy|size|issue|soak [options]
+usage: bench mesh|policy|size|streams|issue|soak [options]
   --quick          fewer and shorter rounds: a glance, not a figure to quote
-  --rounds N       interleaved rounds (mesh, policy, issue: 5, quick 3), starts (size: 10, quick 3)
-  --seconds N      length of one measurement (mesh, policy, issue: 5, quick 2; soak: 600, quick 60)
-  --connections N  client connections (mesh, policy: 32), requests at a time (issue: 32), idle mesh connections (size: 1000)
+  --rounds N       interleaved rounds (mesh, policy, streams, issue: 5, quick 3), starts (size: 10, quick 3)
+  --seconds N      length of one measurement (mesh, policy, streams, issue: 5, quick 2; soak: 600, quick 60)
+  --connections N  client connections (mesh, policy: 32), requests at a time (issue: 32), idle mesh connections
+                   (size: 1000), streams (100)
   --lineages N     soak: lineages in the store (100000, quick 10000)
   --rate N         soak: renewals a second (56)
   --only A,B       mesh: only these contenders besides direct: postern, envoy, haproxy; policy: postern, envoy
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Issue,
     /// Memory of the control plane of a large mesh that renews.
     Soak,
+    /// Streams of events.
+    Streams,
 }
 
 /// The command line, read.
@@ -60,6 +63,7 @@ impl Options {
             Some("size") => Command::Size,
             Some("issue") => Command::Issue,
             Some("soak") => Command::Soak,
+            Some("streams") => Command::Streams,
             Some(other) => return Err(format!("there is no bench `{other}`")),
             None => return Err("which bench?".to_owned()),
         };
@@ -93,7 +97,7 @@ impl Options {
 
     fn defaults(command: Command, is_quick: bool) -> Self {
         let rounds = match (command, is_quick) {
-            (Command::Mesh | Command::Policy | Command::Issue, false) => 5,
+            (Command::Mesh | Command::Policy | Command::Issue | Command::Streams, false) => 5,
             (Command::Soak, _) => 1,
             (Command::Size, false) => 10,
             (_, true) => 3,
@@ -108,7 +112,11 @@ impl Options {
                 (_, true) => 2,
             }),
             warm_up: Duration::from_secs(1),
-            connections: if command == Command::Size { 1_000 } else { 32 },
+            connections: match command {
+                Command::Size => 1_000,
+                Command::Streams => 100,
+                _ => 32,
+            },
             lineages: if is_quick { 10_000 } else { 100_000 },
             rate: 56,
             only: None,
