@@ -29,9 +29,11 @@ use clap::Subcommand;
 use postern_ca::store::{Sqlite, StoreError};
 use postern_ca::token::{self, Draft};
 use postern_control::Config;
+use postern_policy::Diagnostic;
 use postern_policy::yaml::Span;
 use postern_svid::{Clock, SpiffeId, SystemClock, TrustDomain};
 
+use crate::policy::json;
 use crate::say;
 
 /// The certificate authority: join tokens and what it has issued.
@@ -275,10 +277,7 @@ impl Anywhere {
 const MESH_ADMIN: ([u8; 4], u16) = ([127, 0, 0, 1], 24_192);
 
 fn load(config: &Path) -> Result<Config, ExitCode> {
-    Config::load(config).map_err(|error| {
-        eprintln!("{error}");
-        ExitCode::from(2)
-    })
+    Config::load(config).map_err(misused)
 }
 
 impl Place {
@@ -334,6 +333,25 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<(), ExitCode> {
 }
 
 fn failed(error: impl Display) -> ExitCode {
-    eprintln!("postern ca: {error}");
-    ExitCode::FAILURE
+    refused(error, ExitCode::FAILURE)
+}
+
+/// What the command line or the configuration asks for is none of what can be done.
+fn misused(error: impl Display) -> ExitCode {
+    refused(error, ExitCode::from(2))
+}
+
+/// Tells why nothing came of a verb: where JSON is asked for, by a document in place of the answer.
+fn refused(error: impl Display, code: ExitCode) -> ExitCode {
+    if is_json() {
+        json::say_errors(&Diagnostic::whole("", error.to_string()).into());
+    } else {
+        eprintln!("postern ca: {error}");
+    }
+    code
+}
+
+/// Whether the command line asks for JSON, whatever the verb.
+fn is_json() -> bool {
+    json::is_asked_for(std::env::args_os())
 }

@@ -61,7 +61,7 @@ fn a_root_from_openssl_carries_a_mesh() {
     let [certificate, _] = files(&ours);
     let mixed = with(&[certificate.clone(), other.join("root.key")]);
     assert_eq!(mixed.code, 1);
-    assert!(mixed.stderr.contains("key of another certificate"), "{}", mixed.stderr);
+    assert!(mixed.text().contains("key of another certificate"), "{}", mixed.text());
     assert_eq!(fs::read_dir(mesh.control.state()).expect("the plan made it").count(), 0);
 
     let first = told(&with(&files(&ours)));
@@ -78,14 +78,14 @@ fn a_root_from_openssl_carries_a_mesh() {
     assert!(fingerprint.trim().ends_with(sha256), "{fingerprint} {sha256}");
     let another = with(&files(&other));
     assert_eq!(another.code, 1);
-    assert!(another.stderr.contains("has a CA with another root"), "{}", another.stderr);
+    assert!(another.text().contains("has a CA with another root"), "{}", another.text());
 
     mesh.control.start();
     // It is there, served or not.
     let running = told(&init(&mesh, &[]));
     assert_eq!((&running["created"], &running["rootSha256"]), (&Value::Bool(false), &first["rootSha256"]));
     let another = with(&files(&other));
-    assert!(another.code == 1 && another.stderr.contains("another root"), "{}", another.stderr);
+    assert!(another.code == 1 && another.text().contains("another root"), "{}", another.text());
     for sidecar in &mesh.sidecars {
         sidecar.create_token();
         sidecar.start();

@@ -64,10 +64,7 @@ enum Failure {
 
 impl Of {
     fn resolve(&self) -> Result<(Config, Source), ExitCode> {
-        let config = Config::load(&self.config).map_err(|error| {
-            eprintln!("{error}");
-            ExitCode::from(2)
-        })?;
+        let config = super::load(&self.config)?;
         match self.secret.source().or_else(|| config.keys.seal.clone()) {
             Some(source) => Ok((config, source)),
             None => Err(failed(

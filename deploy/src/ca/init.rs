@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use postern_control::{Config, StartError};
+use postern_control::StartError;
 use postern_svid::{SystemClock, TrustDomain};
 use serde_json::json;
 
-use super::failed;
 use super::keys::Secret;
+use super::{failed, misused};
 use crate::say;
 
 #[derive(clap::Args)]
@@ -50,27 +50,20 @@ pub(super) fn run(args: Args) -> ExitCode {
         return super::offline::init(td, out, &args.secret, args.json);
     }
     if args.secret.source().is_some() {
-        eprintln!(
-            "postern ca init: a secret is named for --offline-root alone; the configuration names the other as keys.seal"
+        return misused(
+            "a secret is named for --offline-root alone; the configuration names the other as keys.seal",
         );
-        return ExitCode::from(2);
     }
     // The command line's grammar demands one of them.
     let Some(path) = &args.config else { return ExitCode::from(2) };
-    let config = match Config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(2);
-        }
+        Err(code) => return code,
     };
     let root = args.root_cert.as_deref().map(|certificate| (certificate, args.root_key.as_deref()));
     let made = match postern_control::init(&config, root, Arc::new(SystemClock)) {
         Ok(made) => made,
-        Err(StartError::Config(error)) => {
-            eprintln!("postern ca: {error}");
-            return ExitCode::from(2);
-        }
+        Err(StartError::Config(error)) => return misused(error),
         Err(error) => return failed(error),
     };
     let root_sha256: Vec<String> = made.roots.iter().map(|root| root.sha256()).collect();

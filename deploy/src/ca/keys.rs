@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use postern_ca::keys::{self, KeyError, Seal, Source};
-use postern_control::{Config, Lock, LockError};
+use postern_control::{Lock, LockError};
 use serde_json::json;
 
 use super::{Place, failed};
@@ -145,10 +145,7 @@ impl Of {
     fn resolve(&self) -> Result<(PathBuf, Option<Source>), ExitCode> {
         let told = self.secret.source();
         let config = match (&self.place.config, &self.place.state_dir) {
-            (Some(path), _) => Config::load(path).map_err(|error| {
-                eprintln!("{error}");
-                ExitCode::from(2)
-            })?,
+            (Some(path), _) => super::load(path)?,
             (None, Some(directory)) => return Ok((directory.clone(), told)),
             // The command line's grammar demands one of them.
             (None, None) => return Err(ExitCode::from(2)),

@@ -85,10 +85,9 @@ fn try_sign(args: &SignArgs) -> Result<(), ExitCode> {
     let expect = expect.as_ref().map(|text| text.trim().to_ascii_lowercase());
     if expect.as_ref().is_some_and(|text| text.len() < LEAST || !text.bytes().all(|b| b.is_ascii_hexdigit()))
     {
-        eprintln!(
-            "postern ca root sign: --expect: a SHA-256, or at least its first {LEAST} hexadecimal digits"
-        );
-        return Err(ExitCode::from(2));
+        return Err(super::misused(format_args!(
+            "--expect: a SHA-256, or at least its first {LEAST} hexadecimal digits"
+        )));
     }
     let now = SystemClock.wall();
     let seal = Seal::read(&source(secret)).map_err(failed)?;

@@ -89,10 +89,7 @@ impl Set {
     }
 
     fn terms(&self) -> Result<(PathBuf, Terms), ExitCode> {
-        let usage = |message: String| {
-            eprintln!("{message}");
-            ExitCode::from(2)
-        };
+        let usage = |message: String| super::misused(message);
         let Some(path) = &self.config else {
             // The command line's grammar demands both.
             let both = self.directory.clone().zip(self.trust_domain.clone());

@@ -14,7 +14,7 @@ use postern_svid::{Clock, Revoked, SpiffeId, SystemClock};
 use serde_json::json;
 
 use super::mesh_admin::MeshAdmin;
-use super::{Of, failed};
+use super::{Of, failed, misused};
 use crate::say;
 
 /// Longer than any emergency takes: its two steps, a minute each.
@@ -106,10 +106,7 @@ impl Whom {
 pub(super) fn deny(whom: Whom) -> ExitCode {
     let (entry, How { reason, time, json, of }) = whom.parts();
     if matches!(entry, Revoked::Id(_)) && time.is_none() {
-        eprintln!(
-            "postern ca deny id: say how long, --for 7d: an id can get new certificates, so nothing else ends it"
-        );
-        return ExitCode::from(2);
+        return misused("say how long, --for 7d: an id can get new certificates, so nothing else ends it");
     }
     let (store, trust_domain) = match of.store_and_domain() {
         Ok(Ok(found)) => found,
@@ -162,8 +159,7 @@ fn ends(
 pub(super) fn allow_again(whom: Whom) -> ExitCode {
     let (entry, How { reason, time, json, of }) = whom.parts();
     if time.is_some() {
-        eprintln!("postern ca allow-again: --for belongs to postern ca deny; what is allowed again stays so");
-        return ExitCode::from(2);
+        return misused("--for belongs to postern ca deny; what is allowed again stays so");
     }
     let store = match of.store() {
         Ok(Ok(store)) => store,

@@ -150,7 +150,7 @@ fn order(store: &Sqlite, order: Order) -> Result<Option<Answer>, StoreError> {
             store.keep_order(number, SystemClock.wall())?;
             said = Instant::now();
         }
-        if !told && began.elapsed() > SILENCE {
+        if !told && began.elapsed() > SILENCE && !super::is_json() {
             eprintln!(
                 "no control plane has answered yet; waiting {} s for one (interrupt this to withdraw it)",
                 PATIENCE.as_secs()

@@ -52,6 +52,8 @@ struct Stored {
     trust: Trust,
     counts: Counts,
     federated: Vec<Federated>,
+    /// Configured, and nothing of theirs is here.
+    awaited: Vec<TrustDomain>,
     leaves: BTreeMap<Vec<u8>, u64>,
     now: SystemTime,
 }
@@ -65,6 +67,10 @@ struct Told {
 
 pub(super) fn run(args: Args) -> ExitCode {
     let Args { json, admin, of } = args;
+    let configured = match of.place.config.as_deref().map(super::load).transpose() {
+        Ok(config) => config.map(|config| config.federation.trust_domains).unwrap_or_default(),
+        Err(code) => return code,
+    };
     let (directory, trust_domain, address) = match of.place.resolve_all(of.trust_domain, admin.admin) {
         Ok(found) => found,
         Err(code) => return code,
@@ -74,7 +80,12 @@ pub(super) fn run(args: Args) -> ExitCode {
     }
     let stored = Sqlite::open(&directory, &trust_domain).and_then(|store| read(&store, trust_domain));
     let stored = match stored {
-        Ok(stored) => stored,
+        Ok(mut stored) => {
+            let is_here = |name: &TrustDomain| stored.federated.iter().any(|one| one.trust_domain == *name);
+            stored.awaited =
+                configured.into_iter().map(|one| one.name).filter(|name| !is_here(name)).collect();
+            stored
+        }
         Err(error) => return failed(error),
     };
     let told = ask(MeshAdmin::at(address));
@@ -97,6 +108,7 @@ fn read(store: &Sqlite, trust_domain: TrustDomain) -> Result<Stored, StoreError>
         trust: store.trust()?,
         counts: store.counts(now)?,
         federated: store.federated()?,
+        awaited: Vec::new(),
         leaves,
         now,
     })
@@ -118,7 +130,7 @@ fn word(row: &Authority) -> &'static str {
 }
 
 fn print(stored: &Stored, told: &Result<Told, String>) {
-    let Stored { trust_domain, trust, counts, federated, leaves, now } = stored;
+    let Stored { trust_domain, trust, counts, federated, awaited, leaves, now } = stored;
     say(format_args!("trust domain {trust_domain}, trust bundle version {}", trust.sequence));
     let of_kind = |kind| trust.authorities.iter().filter(move |row: &&Authority| row.kind == kind);
     for root in of_kind(Kind::Root) {
@@ -164,6 +176,11 @@ fn print(stored: &Stored, told: &Result<Told, String>) {
         say(format_args!(
             "  federated {}, bundle sequence {}, fetched {age} ago",
             one.trust_domain, one.sequence
+        ));
+    }
+    for name in awaited {
+        say(format_args!(
+            "  federated {name}, not fetched yet: at most its bootstrap bundle is known; the control plane's log says why"
         ));
     }
     match told {
@@ -257,7 +274,7 @@ fn print_told(told: &Told, newest: u64) {
 }
 
 fn print_json(stored: &Stored, told: &Result<Told, String>) {
-    let Stored { trust_domain, trust, counts, federated, leaves, now } = stored;
+    let Stored { trust_domain, trust, counts, federated, awaited, leaves, now } = stored;
     let authorities: Vec<_> = trust
         .authorities
         .iter()
@@ -295,13 +312,14 @@ fn print_json(stored: &Stored, told: &Result<Told, String>) {
             json!({"entry": one.entry.to_string(), "reason": one.reason.as_str(), "endsInSeconds": left})
         })
         .collect();
-    let federated: Vec<_> = federated
+    let federated = federated.iter().map(|one| {
+        let age = now.duration_since(one.fetched).unwrap_or_default().as_secs();
+        json!({"trustDomain": one.trust_domain.as_str(), "bundleSequence": one.sequence, "fetchedSecondsAgo": age})
+    });
+    let awaited = awaited
         .iter()
-        .map(|one| {
-            let age = now.duration_since(one.fetched).unwrap_or_default().as_secs();
-            json!({"trustDomain": one.trust_domain.as_str(), "bundleSequence": one.sequence, "fetchedSecondsAgo": age})
-        })
-        .collect();
+        .map(|name| json!({"trustDomain": name.as_str(), "bundleSequence": null, "fetchedSecondsAgo": null}));
+    let federated: Vec<_> = federated.chain(awaited).collect();
     let (sidecars, steps, replicas, why) = match told {
         Ok(told) => (Some(&told.sidecars), Some(&told.steps), Some(&told.replicas), None),
         Err(why) => (None, None, None, Some(why)),

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::say;
 
 /// The one shape in which mistakes are told: of documents, of the question, of the command line.
-pub(super) fn say_errors(errors: &Diagnostics) {
+pub(crate) fn say_errors(errors: &Diagnostics) {
     say(json!({ "ok": false, "errors": errors }));
 }
 
@@ -20,10 +20,10 @@ pub(super) fn finding(severity: Severity, place: &Place, message: String) -> Dia
     finding
 }
 
-/// Whether a command line asks a verb of `postern policy` for JSON, though it may be wrong otherwise.
+/// Whether a command line asks a verb of `postern policy` or `postern ca` for JSON, though it may be wrong otherwise.
 pub(crate) fn is_asked_for(arguments: impl Iterator<Item = OsString>) -> bool {
     let mut arguments = arguments.skip(1);
-    arguments.next().is_some_and(|command| command == "policy")
+    arguments.next().is_some_and(|command| command == "policy" || command == "ca")
         && arguments.take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
@@ -45,11 +45,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_asked_for_by_a_flag_of_policy() {
+    fn json_is_asked_for_by_a_flag_of_policy_or_ca() {
         let asked =
             |line: &str| is_asked_for(std::iter::once("postern").chain(line.split(' ')).map(OsString::from));
         assert!(asked("policy check --json"));
         assert!(asked("policy --json"));
+        assert!(asked("ca root prepare --json"));
         assert!(!asked("policy check a.yaml"));
         assert!(!asked("policy fmt -- --json"));
         assert!(!asked("demo --json"));
