@@ -191,6 +191,11 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
         failures > 0 || mesh.sidecar("web").log().contains("no new SVID")
     });
     assert_eq!(issued(), count, "the CA has made nothing for it");
+    // It knows why from its own copy of the list, whatever became of the connection.
+    wait::until("web's own log says so", wait::PATIENCE, || {
+        let log = mesh.sidecar("web").log();
+        log.contains(&format!("by the id {web}")) && log.contains("postern ca allow-again")
+    });
 
     let again = ca(&mesh, &["allow-again", "id", &web, "--reason", "found under the sofa"]);
     assert_eq!(again.code, 0, "{}", again.stderr);

@@ -14,7 +14,7 @@ use tracing::debug;
 use crate::connect;
 use crate::error::AttemptError;
 use crate::identity::{Identity, Live};
-use crate::proto;
+use crate::{proto, renew};
 
 /// Tokens that are kept. A workload has few audiences; one with more asks the control plane more often.
 const KEPT: usize = 256;
@@ -52,6 +52,10 @@ impl Live {
         identity: &Identity,
         audience: Vec<String>,
     ) -> Result<Arc<str>, Status> {
+        // Whatever becomes of a question: who is denied gets nothing that was kept.
+        if let Some(by) = renew::denied(identity, self.clock.wall()) {
+            return Err(Status::permission_denied(format!("no JWT-SVID: {by}")));
+        }
         if let Some(token) = self.fresh(identity, &audience) {
             return Ok(token);
         }

@@ -60,7 +60,14 @@ pub(crate) async fn run(live: &Live) {
                     backoff.reset();
                 }
                 let wait = backoff.wait(live.pace());
-                warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}");
+                match live.current().and_then(|identity| denied(&identity, live.clock.wall())) {
+                    Some(by) => warn!(
+                        retry_in_ms = wait.as_millis(),
+                        "no new SVID: {by}, so the control plane and all peers refuse it until an operator lifts that \
+                         (postern ca allow-again): {error}"
+                    ),
+                    None => warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}"),
+                }
                 let was_tried = !proof.is_renewal() && refused_for_good(&error);
                 tokio::select! {
                     () = sleep(wait) => {}
@@ -117,6 +124,21 @@ fn until_due(live: &Live) -> Option<Duration> {
 fn disowns(identity: &Identity, now: SystemTime) -> bool {
     let verified = identity.svid.verify_against(&identity.bundles, now);
     !matches!(verified, Ok(()) | Err(VerifyError::NotYetValid { .. }))
+}
+
+/// Why the mesh's own lists deny the SVID in force, if they do. That is known here, whether the control plane says so or
+/// only closes the connection.
+pub(crate) fn denied(identity: &Identity, now: SystemTime) -> Option<VerifyError> {
+    let is_listed =
+        identity.bundles.of_id(identity.svid.id()).is_some_and(|bundle| !bundle.revocations().is_empty());
+    if !is_listed {
+        return None;
+    }
+    identity
+        .svid
+        .verify_against(&identity.bundles, now)
+        .err()
+        .filter(|error| matches!(error, VerifyError::Denied(_)))
 }
 
 /// Whether the bundle in force no longer vouches for the SVID in force.

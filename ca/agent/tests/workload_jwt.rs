@@ -111,6 +111,29 @@ async fn a_token_is_fetched_once_and_again_at_half_its_life() {
     assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap(), second);
 }
 
+/// A control plane may close the connection of who is denied instead of answering, which looks like one that is away.
+#[tokio::test]
+async fn who_is_denied_gets_nothing_that_was_kept() {
+    let mut scene = Scene::new().await;
+    scene.fetch(&[AUDIENCE], "").await.unwrap();
+    scene.ca.bundle.send_modify(|bundle| {
+        bundle.sequence += 1;
+        bundle.revocations.get_or_insert_default().denied_id.push(ID.to_owned());
+    });
+    let begun = std::time::Instant::now();
+    let refused = loop {
+        match scene.fetch(&[AUDIENCE], "").await {
+            Err(refused) => break refused,
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(20), "a kept token is given out"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains(ID), "{refused}");
+    scene.listener = None;
+    assert_eq!(scene.fetch(&[AUDIENCE], "").await.unwrap_err().code(), Code::PermissionDenied);
+}
+
 /// A workload that asks for ever new audiences costs the sidecar no more memory for it.
 #[tokio::test]
 async fn so_many_tokens_are_kept_and_no_more() {
