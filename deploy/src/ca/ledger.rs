@@ -123,6 +123,11 @@ pub(super) fn run(verb: Verb) -> ExitCode {
         // A reader that has seen enough (`| head`) is no failure.
         Ok(Err(Failure::Output(error))) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Ok(Err(Failure::Nothing)) => ExitCode::FAILURE,
+        // What differs was the answer, in JSON too; this is for whoever reads it.
+        Ok(Err(error @ Failure::Differs(_))) => {
+            eprintln!("postern ca: {error}");
+            ExitCode::FAILURE
+        }
         Ok(Err(error)) => failed(error),
         Err(code) => code,
     }
