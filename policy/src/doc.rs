@@ -296,6 +296,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) external: Option<Sp<bool>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) hosts: Option<List<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) addresses: Option<List<String>>,
     pub(crate) ports: List<PortDoc>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) endpoints: Option<List<EndpointDoc>>,

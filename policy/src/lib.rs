@@ -74,7 +74,9 @@ pub use load::{Loader, load, trust_domain_of};
 pub use not_asked::NotAsked;
 pub use port_paths::PortPaths;
 pub use question::{Answer, Asked, Declared, Question, Refusal, Told, ToldToken};
-pub use services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Services, Transport};
+pub use services::{
+    Endpoint, Place as ServicePlace, Protocol, Service, ServiceName, ServicePort, Services, Transport,
+};
 pub use testing::{CaseResult, Coverage, InvariantResult, TestReport, run_tests};
 pub use tokens::{
     BadClaims, BadToken, ClaimPath, Claims, MAX_PAYLOAD, MAX_TOKENS, Payload, TokenSet, Tokens, strict_object,

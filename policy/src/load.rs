@@ -1,5 +1,6 @@
 //! From files to a generation, or to all mistakes in them.
 
+mod addresses;
 pub(crate) mod crowds;
 pub(crate) mod document;
 mod egress;
@@ -232,6 +233,7 @@ fn checked_with<F: Borrow<SourceFile> + Sync>(
     });
     let mut set = set.check(&terms);
     set.check_hosts();
+    set.check_addresses();
     let (egress, requests) = (set.egress(), set.request_policies());
     if requests.iter().map(|policy| policy.issuers.len()).sum::<usize>() <= issuers::MAX_WRITTEN {
         set.check_issuers(&settled.jwt);

@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use postern_svid::SpiffeId;
 use serde::Serialize;
 
-use crate::diagnostic::Place;
+use crate::diagnostic;
 use crate::norm::CanonHost;
 use crate::port_paths::PortPaths;
 use crate::upgrade::UpgradeName;
+
+mod addresses;
+
+pub use addresses::Place;
 
 /// What a port speaks, as declared.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -137,7 +141,7 @@ pub struct ServicePort {
     pub endpoints: std::sync::Arc<[Endpoint]>,
     /// Where the document says so.
     #[serde(skip)]
-    pub place: Place,
+    pub place: diagnostic::Place,
 }
 
 impl ServicePort {
@@ -159,6 +163,9 @@ pub struct Service {
     /// Outside the mesh: names by which it is asked for besides its own, and which are resolved if it has no endpoints.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub hosts: std::sync::Arc<[Box<str>]>,
+    /// Its own addresses, which no workload has: a redirected connection to one of them is a call to this service.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub addresses: std::sync::Arc<[IpAddr]>,
     /// Its ports, by number.
     pub ports: Vec<ServicePort>,
     /// Its endpoints.
@@ -187,6 +194,7 @@ pub struct Services {
     services: Vec<Service>,
     /// Hosts of services outside the mesh, by namespace: a document speaks for its own, those of the root namespace for all.
     hosts: HashMap<Box<str>, HashMap<Box<str>, usize>>,
+    addresses: addresses::Addresses,
     root: Box<str>,
 }
 
@@ -203,7 +211,8 @@ impl Services {
                 hosts.entry(service.name.namespace.clone()).or_default().insert(host.clone(), at);
             }
         }
-        Self { index, services, hosts, root: root.into() }
+        let addresses = addresses::Addresses::of(&services);
+        Self { index, services, hosts, addresses, root: root.into() }
     }
 
     /// The service port that `host` and `port` name for a caller in `own_namespace`.
@@ -227,6 +236,11 @@ impl Services {
             },
         };
         self.by_name(namespace, name).or_else(|| self.by_host(host.name(), own_namespace))
+    }
+
+    /// What a connection to `place` is a call to, whoever makes it and whatever name it bears.
+    pub fn at(&self, place: SocketAddr) -> Option<Place<'_>> {
+        self.addresses.find(&self.services, place)
     }
 
     fn by_host(&self, host: &str, own_namespace: &str) -> Option<&Service> {

@@ -21,7 +21,7 @@ const MESH_PORT: u16 = 24_143;
 pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rules: &Rules<'_>) -> Service {
     let Document { api_version: _, kind: _, metadata, spec } = document;
     page.names(metadata);
-    let ServiceSpec { identity, external, hosts, ports, endpoints } = &spec.value;
+    let ServiceSpec { identity, external, hosts, addresses, ports, endpoints } = &spec.value;
     let name = ServiceName {
         namespace: metadata.namespace.value.as_str().into(),
         name: metadata.name.value.as_str().into(),
@@ -52,6 +52,10 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
         }
     }
     let endpoints: Arc<[Endpoint]> = checked.into();
+    let addresses: Arc<[IpAddr]> = match addresses {
+        Some(list) => self::addresses(page, list, external).into(),
+        None => Arc::default(),
+    };
     let mut numbers = HashSet::new();
     let mut checked = Vec::with_capacity(ports.value.len());
     for entry in page.items(ports, "ports") {
@@ -96,7 +100,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             place: page.place(entry.referenced),
         });
     }
-    Service { name, external, hosts, ports: checked, endpoints }
+    Service { name, external, hosts, addresses, ports: checked, endpoints }
 }
 
 /// Names by which a service outside of the mesh is asked for.
@@ -154,6 +158,49 @@ fn hosts(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<Box<st
     out
 }
 
+/// Addresses of the service's own, as a cluster gives them to its services.
+fn addresses(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<IpAddr> {
+    if external {
+        page.error_with(
+            list.referenced,
+            "what is outside of the mesh has no address of its own in it",
+            "write where it is under `endpoints`",
+        );
+    }
+    let mut out: Vec<IpAddr> = Vec::new();
+    for item in page.items(list, "addresses") {
+        let Some(address) = self::address(page, item, "the address of a service") else { continue };
+        if address.is_loopback() {
+            page.error_with(
+                item.referenced,
+                "no connection to loopback leaves a workload",
+                "write an address that is routed, such as 10.96.0.7",
+            );
+        } else if out.contains(&address) {
+            page.error(item.referenced, format!("the address {address} stands here twice"));
+        }
+        out.push(address);
+    }
+    out
+}
+
+/// An address that somebody can be called at.
+fn address(page: &mut Page<'_>, text: &Sp<String>, what: &str) -> Option<IpAddr> {
+    let Ok(parsed) = text.value.parse::<IpAddr>() else {
+        page.error_with(
+            text.referenced,
+            format!("`{}` is not an IP address", yaml::printable(&text.value)),
+            "endpoints are named by address, such as 10.0.0.7 or 2001:db8::7",
+        );
+        return None;
+    };
+    let parsed = parsed.to_canonical();
+    if parsed.is_unspecified() || parsed.is_multicast() {
+        page.error_with(text.referenced, "nobody can be dialled at this address", format!("write {what}"));
+    }
+    Some(parsed)
+}
+
 fn endpoint(
     page: &mut Page<'_>,
     entry: &Sp<EndpointDoc>,
@@ -176,24 +223,7 @@ fn endpoint(
         .as_ref()
         .and_then(|word| page.word(word, &[("postern", Transport::Postern), ("mtls", Transport::Mtls)]))
         .unwrap_or(Transport::Postern);
-    let parsed = match address.value.parse::<IpAddr>() {
-        Ok(parsed) => parsed.to_canonical(),
-        Err(_) => {
-            page.error_with(
-                address.referenced,
-                format!("`{}` is not an IP address", yaml::printable(&address.value)),
-                "endpoints are named by address, such as 10.0.0.7 or 2001:db8::7",
-            );
-            return None;
-        }
-    };
-    if parsed.is_unspecified() || parsed.is_multicast() {
-        page.error_with(
-            address.referenced,
-            "nobody can be dialled at this address",
-            "write the address of one workload",
-        );
-    }
+    let parsed = self::address(page, address, "the address of one workload")?;
     let identities = own.or_else(|| default.cloned()).into_iter().collect();
     Some(Endpoint { address: parsed, mesh_port, identities, transport })
 }

@@ -365,6 +365,7 @@ fn the_address_of_a_workload_is_not_outside() {
         name: ServiceName { namespace: "a".into(), name: "a".into() },
         external: false,
         hosts: Arc::default(),
+        addresses: Arc::default(),
         ports: Vec::new(),
         endpoints: Arc::new([endpoint]),
     };
