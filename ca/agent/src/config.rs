@@ -23,6 +23,8 @@ pub struct Config {
     pub attestation: Attestation,
     /// Directory for key, chain and bundle; 0700, made if missing.
     pub state_dir: PathBuf,
+    /// The mark of the connection to the control plane, where rules of redirection tell the sidecar apart by it.
+    pub mark: Option<u32>,
     /// Accept SVIDs that live less than five minutes.
     pub test: bool,
 }

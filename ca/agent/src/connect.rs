@@ -88,7 +88,7 @@ async fn open_at(
     let connecting = async {
         match (socket(address), host_and_port(address)) {
             (Some(path), _) => net::connect_unix(path).await,
-            (None, Some((host, port))) => net::connect(host, port).await,
+            (None, Some((host, port))) => net::connect(host, port, config.mark).await,
             (None, None) => Err(io::Error::other("the address is no host:port")),
         }
     };

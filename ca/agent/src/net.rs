@@ -21,9 +21,32 @@ pub(crate) async fn connect_unix(path: &Path) -> io::Result<Box<dyn Io>> {
     Ok(Box::new(tokio::net::UnixStream::connect(path).await?))
 }
 
-/// Resolves and connects. The caller holds the deadline.
-pub(crate) async fn connect(host: &str, port: u16) -> io::Result<Box<dyn Io>> {
-    let stream = TcpStream::connect((host, port)).await?;
+/// Resolves and connects, with a mark if the rules of this machine ask for one. The caller holds the deadline.
+pub(crate) async fn connect(host: &str, port: u16, mark: Option<u32>) -> io::Result<Box<dyn Io>> {
+    let stream = match mark {
+        None => TcpStream::connect((host, port)).await?,
+        #[cfg(not(feature = "sim"))]
+        Some(mark) => connect_marked(host, port, mark).await?,
+        #[cfg(feature = "sim")]
+        Some(_) => return Err(io::Error::other("a simulated network has no marks")),
+    };
     stream.set_nodelay(true)?;
     Ok(Box::new(stream))
+}
+
+#[cfg(not(feature = "sim"))]
+async fn connect_marked(host: &str, port: u16, mark: u32) -> io::Result<TcpStream> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    use tokio::net::TcpSocket;
+
+    let mut last = io::Error::other("the name has no address");
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        setsockopt(&socket, sockopt::Mark, &mark)?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

@@ -41,6 +41,7 @@ impl Place {
             identity: SpiffeId::parse(ID).unwrap(),
             attestation: Attestation::JoinToken(token),
             state_dir: directory.path().join("state"),
+            mark: None,
             test: true,
         };
         Self { directory, config, clock: ca.clock.clone() }
