@@ -1,12 +1,14 @@
 //! Wiring and order: configuration, identity, every listener bound, documents, ready, serve, drain.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{join_all, try_join_all};
 use postern_agent::workload::Door;
 use postern_agent::{Agent, Observer};
 use postern_svid::{Clock, SystemClock};
@@ -17,13 +19,13 @@ use crate::config::Config;
 use crate::connections::Direction;
 use crate::drain::Phase;
 use crate::listener::{self, HandshakePermit, Permits};
-use crate::net::Bound;
+use crate::net::{self, Bound};
 use crate::observe::http::listen;
 use crate::observe::{admin, admin_port, health, log};
 use crate::runtime::{self, spawn};
 use crate::sidecar::{Accepting, Sidecar};
 use crate::worker::Worker;
-use crate::{documents, identity, inbound, jwt, outbound, pressure, rejudge};
+use crate::{capture, documents, identity, inbound, jwt, outbound, pressure, rejudge};
 
 /// Why a sidecar did not start, or could not go on.
 #[derive(Debug)]
@@ -55,7 +57,8 @@ pub fn run(path: &Path) -> ExitCode {
 
 struct Doors {
     inbound: Bound,
-    outbound: Bound,
+    /// One; with redirection one of each family that this machine has, IPv4 first.
+    outbound: Vec<Bound>,
     health: Bound,
     admin: UnixListener,
     admin_port: Option<(Bound, SocketAddr)>,
@@ -81,6 +84,7 @@ fn start(path: &Path) -> Result<(), StartError> {
 /// Everything but the data path, and the order of a sidecar's life.
 async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
     let Doors { inbound, outbound, health, admin, admin_port, workload_api } = bind(&sidecar)?;
+    mark(&sidecar)?;
     let agent = start_agent(&sidecar)?;
     let (stop, stopped) = watch::channel(false);
     serve_health(&sidecar, health).await?;
@@ -113,10 +117,12 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         () = wait_for_identity(&sidecar, first_load) => {}
         () = sidecar.drain.begun() => return Ok(()),
     }
+    let families = capture::LOOPBACK.into_iter().take(outbound.len()).collect();
     let workers = start_workers(&sidecar, &inbound, &outbound)?;
     // The workers' copies are the last: when they stop accepting, callers are refused instead of waiting for nobody.
     #[cfg_attr(feature = "sim", expect(clippy::drop_non_drop, reason = "simulated sockets are bound later"))]
     drop((inbound, outbound));
+    spawn(capture::watch(Arc::clone(&sidecar), families));
     tracing::info!(identity = %sidecar.config.identity, "accepting");
 
     let metrics = &sidecar.metrics;
@@ -153,13 +159,7 @@ async fn wait_for_identity(sidecar: &Sidecar, mut first_load: watch::Receiver<bo
 
 fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
     let config = &sidecar.config;
-    let tcp = |name: &str, address: SocketAddr| {
-        Bound::new(address).map_err(|error| {
-            StartError::Machine(format!(
-                "{name}.address {address} cannot be bound: {error} (is another sidecar running there? `ss -ltnp` shows it)"
-            ))
-        })
-    };
+    let tcp = |name: &str, address: SocketAddr| opened(name, address, Bound::new(address));
     // The usual place of the socket is in the state directory, which nobody has made before the first start.
     if config.admin_socket.parent() == Some(&config.state_dir) {
         use std::os::unix::fs::DirBuilderExt as _;
@@ -173,8 +173,14 @@ fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
         StartError::Machine(format!("admin.socket {path} cannot be bound: {error}"))
     })?;
     Ok(Doors {
-        inbound: tcp("inbound", config.inbound)?,
-        outbound: tcp("outbound", config.outbound)?,
+        inbound: match &config.capture {
+            Some(_) => opened("inbound", config.inbound, Bound::of_both_families(config.inbound))?,
+            None => tcp("inbound", config.inbound)?,
+        },
+        outbound: match &config.capture {
+            Some(_) => both_loopbacks(config.outbound)?,
+            None => vec![tcp("outbound", config.outbound)?],
+        },
         health: tcp("health", config.health)?,
         admin,
         admin_port: match config.admin_port {
@@ -188,6 +194,44 @@ fn bind(sidecar: &Sidecar) -> Result<Doors, StartError> {
             }
             None => None,
         },
+    })
+}
+
+fn opened(name: &str, address: SocketAddr, bound: io::Result<Bound>) -> Result<Bound, StartError> {
+    bound.map_err(|error| {
+        StartError::Machine(format!(
+            "{name}.address {address} cannot be bound: {error} (is another sidecar running there? `ss -ltnp` shows it)"
+        ))
+    })
+}
+
+/// Where calls are redirected to. A machine without IPv6 has no such calls, and would refuse one that nobody answers.
+fn both_loopbacks(outbound: SocketAddr) -> Result<Vec<Bound>, StartError> {
+    let mut all = Vec::new();
+    for ip in capture::LOOPBACK {
+        let address = SocketAddr::new(ip, outbound.port());
+        match Bound::new(address) {
+            Err(error) if ip.is_ipv6() && has_no_ipv6(&error) => {
+                tracing::warn!(%error, "no IPv6 here: calls over it are not answered");
+            }
+            bound => all.push(opened("outbound", address, bound)?),
+        }
+    }
+    Ok(all)
+}
+
+fn has_no_ipv6(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// Whoever may not mark its connections would have them all redirected to itself.
+fn mark(sidecar: &Sidecar) -> Result<(), StartError> {
+    let Some(mark) = sidecar.config.capture.as_ref().and_then(|capture| capture.mark) else { return Ok(()) };
+    net::mark_all(mark).map_err(|error| {
+        StartError::Machine(format!(
+            "capture.mark: a connection cannot be marked: {error} (it takes CAP_NET_ADMIN or CAP_NET_RAW; without `mark` the rules tell the sidecar apart by its user)"
+        ))
     })
 }
 
@@ -208,6 +252,7 @@ fn start_agent(sidecar: &Sidecar) -> Result<Agent, StartError> {
         identity: config.identity.clone(),
         attestation: config.attestation.clone(),
         state_dir: config.state_dir.clone(),
+        mark: config.capture.as_ref().and_then(|capture| capture.mark),
         test: config.test,
     };
     postern_agent::start(agent, Arc::clone(&sidecar.clock))
@@ -232,14 +277,15 @@ async fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartE
 fn start_workers(
     sidecar: &Arc<Sidecar>,
     inbound: &Bound,
-    outbound: &Bound,
+    outbound: &[Bound],
 ) -> Result<Vec<std::thread::JoinHandle<()>>, StartError> {
     let machine = |error: std::io::Error| StartError::Machine(format!("a worker cannot start: {error}"));
     let permits = Permits::new(sidecar);
     let mut threads = Vec::new();
     for number in 0..sidecar.config.workers {
-        let (inbound, outbound) =
-            (inbound.duplicate().map_err(machine)?, outbound.duplicate().map_err(machine)?);
+        let inbound = inbound.duplicate().map_err(machine)?;
+        let outbound =
+            outbound.iter().map(Bound::duplicate).collect::<Result<Vec<_>, _>>().map_err(machine)?;
         let (sidecar, permits) = (Arc::clone(sidecar), permits.clone());
         let thread =
             runtime::thread(&format!("worker-{number}"), move || work(sidecar, permits, inbound, outbound));
@@ -249,9 +295,10 @@ fn start_workers(
 }
 
 /// One worker, from its first accept to the end of the drain.
-async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound: Bound) {
+async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound: Vec<Bound>) {
     let accepting = Accepting::new(&sidecar);
-    let (inbound, outbound) = match (inbound.listener().await, outbound.listener().await) {
+    let outbound = try_join_all(outbound.into_iter().map(Bound::listener));
+    let (inbound, outbound) = match (inbound.listener().await, outbound.await) {
         (Ok(inbound), Ok(outbound)) => (inbound, outbound),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "a worker cannot accept");
@@ -283,7 +330,10 @@ async fn work(sidecar: Arc<Sidecar>, permits: Permits, inbound: Bound, outbound:
             Direction::Inbound,
             serve_inbound
         ),
-        listener::accept_loop(Arc::clone(&sidecar), permits, outbound, Direction::Outbound, serve_outbound),
+        join_all(outbound.into_iter().map(|listener| {
+            let (sidecar, permits, serve) = (Arc::clone(&sidecar), permits.clone(), serve_outbound.clone());
+            listener::accept_loop(sidecar, permits, listener, Direction::Outbound, serve)
+        })),
     );
     drop(accepting);
     // Accepting has ended: what still runs may end too, within the time that is left.
@@ -353,7 +403,7 @@ limits: {drainMin: 0s, drainMax: 1s}
     async fn a_worker_that_cannot_accept_makes_the_sidecar_leave_unready() {
         let sidecar = sidecar();
         assert!(!health::unready(&sidecar).contains(&"worker_lost"));
-        work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), Bound::broken()).await;
+        work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), vec![Bound::broken()]).await;
         let codes = health::unready(&sidecar);
         assert!(codes.contains(&"worker_lost") && codes.contains(&"draining"), "{codes:?}");
         assert!(sidecar.has_lost_worker());
@@ -375,7 +425,7 @@ limits: {drainMin: 0s, drainMax: 1s}
     async fn a_worker_that_ends_with_its_sidecar_is_not_missed() {
         let sidecar = sidecar();
         sidecar.drain.begin();
-        let working = work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), any());
+        let working = work(Arc::clone(&sidecar), Permits::new(&sidecar), any(), vec![any()]);
         tokio::join!(working, sidecar.drain.run(|| 0));
         assert_eq!((sidecar.drain.phase(), sidecar.has_lost_worker()), (Phase::Closing, false));
     }

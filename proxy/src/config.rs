@@ -1,6 +1,7 @@
 //! `sidecar.yaml`, read once into types that cannot be wrong any more. All mistakes are reported together, each with
 //! its place.
 
+mod capture;
 mod ports;
 mod upgrades;
 mod workload_api;
@@ -17,6 +18,7 @@ use postern_policy::{Diagnostic, Diagnostics, PortPaths, Protocol, SourceFile, U
 use postern_svid::SpiffeId;
 use serde::Deserialize;
 
+pub use capture::CaptureConfig;
 pub use decision_log::{DecisionLogConfig, WITHHELD};
 
 use crate::limits::Limits;
@@ -56,6 +58,8 @@ pub struct Config {
     pub inbound: SocketAddr,
     /// The workload's way out.
     pub outbound: SocketAddr,
+    /// How connections come redirected, if they do.
+    pub capture: Option<CaptureConfig>,
     /// `/live`, `/ready` and `/metrics`.
     pub health: SocketAddr,
     /// The admin socket.
@@ -181,6 +185,7 @@ impl Config {
             wrong.push(yaml::at(file, level, text));
         }
         listeners::check(file, &raw, &mut wrong);
+        let capture = capture::check(file, &raw, &mut wrong);
         control_plane(file, &raw.control_plane, &mut wrong);
         let (
             Some(identity),
@@ -208,6 +213,7 @@ impl Config {
             workload: WorkloadConfig { address, ports, upgrades, paths, labels: raw.workload.labels },
             inbound: raw.inbound.address.value,
             outbound: raw.outbound.address.value,
+            capture,
             health: raw.health.address.value,
             admin_socket: raw.admin.socket,
             admin_port: raw.admin.address.map(|address| address.value),
@@ -235,6 +241,7 @@ struct File {
     workload: Workload,
     inbound: Listener,
     outbound: Listener,
+    capture: Option<capture::Raw>,
     health: Listener,
     admin: Admin,
     workload_api: Option<workload_api::Raw>,

@@ -20,11 +20,13 @@ use crate::limits::Limits;
 use crate::listener::HandshakePermit;
 use crate::net::{self, TcpStream};
 use crate::observe::log;
+use crate::original_dst::{self, Destination};
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::trust::Proof;
 use crate::worker::Worker;
 
+mod captured;
 mod tunnel;
 
 pub use tunnel::{relay, relay_stream, serve_tunnel};
@@ -37,6 +39,11 @@ pub async fn serve_connection(
     mut permit: HandshakePermit,
 ) {
     let sidecar = Arc::clone(&worker.sidecar);
+    match original_dst::of(&stream, &sidecar) {
+        Ok(Destination::Listener) => {}
+        Ok(Destination::Elsewhere(to)) => return captured::serve(worker, stream, address, to, permit).await,
+        Err(error) => return original_dst::refuse(&sidecar, Direction::Inbound, &stream, address, &error),
+    }
     let (stream, peer, not_before) = match accept(&sidecar, stream, address, &mut permit).await {
         Ok(accepted) => accepted,
         Err(Refused { reason, why }) => {

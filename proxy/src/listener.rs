@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::connections::Direction;
 use crate::limits::Limits;
-use crate::net::{TcpListener, TcpStream};
+use crate::net::{self, TcpListener, TcpStream};
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 
@@ -181,7 +181,7 @@ pub async fn accept_loop<F, Fut>(
                 sidecar.metrics.connections_total[direction as usize].inc();
                 let active = sidecar.metrics.connections_active[direction as usize].clone();
                 active.inc();
-                let served = serve(stream, address);
+                let served = serve(stream, net::canonical(address));
                 let guard = Active(active, permit);
                 spawn(async move {
                     let _guard = guard;

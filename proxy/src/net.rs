@@ -3,9 +3,9 @@
 //! The feature `sim` swaps them for turmoil's, so that the real code runs on a simulated network.
 
 #[cfg(not(feature = "sim"))]
-pub use real::Bound;
+pub use real::{Bound, mark_all, original_destination, unmarked};
 #[cfg(feature = "sim")]
-pub use simulated::Bound;
+pub use simulated::{Bound, mark_all, original_destination, unmarked};
 #[cfg(not(feature = "sim"))]
 pub use tokio::net::{TcpListener, TcpStream};
 #[cfg(feature = "sim")]
@@ -16,9 +16,17 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Connects and turns off Nagle's delay.
 pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    #[cfg(not(feature = "sim"))]
+    let stream = real::connect_as(address, real::MARK.get().copied()).await?;
+    #[cfg(feature = "sim")]
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// An address as it is compared and judged: a socket of both families shows IPv4 in the clothes of IPv6.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// The addresses of a name, by the system's resolver.
@@ -46,12 +54,63 @@ pub fn reset_on_close(stream: &TcpStream) {
 #[cfg(not(feature = "sim"))]
 mod real {
     use std::io;
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::sync::OnceLock;
 
-    use super::TcpListener;
+    use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+    use tokio::net::TcpSocket;
+
+    use super::{TcpListener, TcpStream};
+
+    /// What every connection of this process bears, so that the rules of redirection let it pass.
+    pub(super) static MARK: OnceLock<u32> = OnceLock::new();
+
+    /// Marks every connection from here on. An error if this process may not: then none would be made.
+    pub fn mark_all(mark: u32) -> io::Result<()> {
+        setsockopt(&TcpSocket::new_v4()?, sockopt::Mark, &mark)?;
+        MARK.set(mark).map_err(|_| io::Error::other("connections are marked already"))
+    }
+
+    /// Connects with a mark, or as anybody would.
+    pub(super) async fn connect_as(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(mark) = mark {
+            setsockopt(&socket, sockopt::Mark, &mark)?;
+        }
+        socket.connect(address).await
+    }
+
+    /// Connects as the workload would, to be redirected.
+    pub async fn unmarked(address: SocketAddr) -> io::Result<TcpStream> {
+        connect_as(address, None).await
+    }
+
+    /// Where the peer connected to, before the kernel redirected it; the own end if it did not. An error if the kernel
+    /// does not follow this connection.
+    pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+        // A socket of both families tells of IPv4 at IPv4's own level only.
+        Ok(match stream.local_addr()?.ip().to_canonical() {
+            IpAddr::V4(_) => {
+                let asked = getsockopt(stream, sockopt::OriginalDst)?;
+                let ip = Ipv4Addr::from(u32::from_be(asked.sin_addr.s_addr));
+                (ip, u16::from_be(asked.sin_port)).into()
+            }
+            IpAddr::V6(_) => {
+                let asked = getsockopt(stream, sockopt::Ip6tOriginalDst)?;
+                let ip = Ipv6Addr::from(asked.sin6_addr.s6_addr);
+                (ip, u16::from_be(asked.sin6_port)).into()
+            }
+        })
+    }
 
     /// Connections that may wait to be accepted. tokio's own default of 128 drops SYNs under a burst.
     const BACKLOG: i32 = 4_096;
+
+    #[derive(Clone, Copy, Eq, PartialEq)]
+    enum Families {
+        AsUsual,
+        Both,
+    }
 
     /// A bound and listening socket, not yet owned by a worker's reactor.
     ///
@@ -62,9 +121,21 @@ mod real {
     impl Bound {
         /// Binds and listens.
         pub fn new(address: SocketAddr) -> io::Result<Self> {
+            Self::open(address, Families::AsUsual)
+        }
+
+        /// The same for IPv4 as well if `address` is `[::]`, whatever the machine's habit is.
+        pub fn of_both_families(address: SocketAddr) -> io::Result<Self> {
+            Self::open(address, Families::Both)
+        }
+
+        fn open(address: SocketAddr, families: Families) -> io::Result<Self> {
             let domain = if address.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
             socket.set_reuse_address(true)?;
+            if families == Families::Both && address.is_ipv6() {
+                socket.set_only_v6(false)?;
+            }
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
@@ -100,7 +171,22 @@ mod simulated {
     use std::io;
     use std::net::SocketAddr;
 
-    use super::TcpListener;
+    use super::{TcpListener, TcpStream};
+
+    /// Nothing redirects there.
+    pub fn mark_all(_mark: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Connects.
+    pub async fn unmarked(address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(address).await
+    }
+
+    /// The own end: nothing redirects there.
+    pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+        stream.local_addr()
+    }
 
     /// An address to be bound: a simulated host binds only on its own runtime.
     #[derive(Debug)]
@@ -110,6 +196,11 @@ mod simulated {
         /// Notes the address.
         pub fn new(address: SocketAddr) -> io::Result<Self> {
             Ok(Self(address))
+        }
+
+        /// Notes the address.
+        pub fn of_both_families(address: SocketAddr) -> io::Result<Self> {
+            Self::new(address)
         }
 
         /// The same address again; only one worker can bind it.

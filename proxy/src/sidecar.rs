@@ -10,6 +10,7 @@ use postern_svid::Clock;
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::connections::{End, Entry, Registry};
 use crate::decision_log::{DecisionLogger, Note};
@@ -41,6 +42,8 @@ pub struct Sidecar {
     pub decision_log: Option<DecisionLogger>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Whether connections are redirected as they should be.
+    pub capture: Capture,
     /// Whether it is leaving.
     pub drain: Drain,
     /// The last generations and what became of the last load.
@@ -86,6 +89,7 @@ impl Sidecar {
             registry: Registry::default(),
             decisions: DecisionLog::new(instance),
             metrics: Metrics::default(),
+            capture: Capture::default(),
             drain,
             history: Mutex::new(History::default()),
             steering: Steering::default(),

@@ -21,8 +21,7 @@ pub struct Worker {
 impl Worker {
     /// A worker without connections.
     pub fn new(sidecar: Arc<Sidecar>) -> Arc<Self> {
-        let workload =
-            Arc::new(WorkloadPool::new(sidecar.config.workload.address, sidecar.metrics.limits.clone()));
+        let workload = Arc::new(WorkloadPool::new(sidecar.metrics.limits.clone()));
         Arc::new(Self { sidecar, mesh: MeshPool::default(), workload })
     }
 

@@ -17,16 +17,34 @@ use parking_lot::Mutex;
 use postern_svid::SpiffeId;
 use tokio::time::{Instant, timeout};
 
+use crate::connections::Connection;
 use crate::error::{Error, Reason, Side};
 use crate::http::body::{Body, ReturnTo};
-use crate::http::h2::{Connection, Settings};
+use crate::http::h2::{Connection as H2Connection, Settings};
 use crate::http::stall::StallClock;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::observe::metrics::LimitHits;
 use crate::runtime::spawn;
 
-type Key = (u16, Option<SpiffeId>);
+/// Whom a connection to the workload is for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Caller {
+    /// A peer that has proven this id, whichever connection it comes on.
+    Peer(SpiffeId),
+    /// Somebody who has proven nothing: another connection may be anybody's.
+    Connection(u64),
+}
+
+impl Caller {
+    /// Who is at the other end of `connection`.
+    pub fn of(connection: &Connection) -> Self {
+        let identity = connection.peer.identity.clone();
+        identity.map_or(Self::Connection(connection.id), Self::Peer)
+    }
+}
+
+type Key = (SocketAddr, Caller);
 
 /// Idle connections kept for one key.
 const IDLE: usize = 128;
@@ -34,7 +52,6 @@ const IDLE: usize = 128;
 /// One worker's connections to its workload.
 #[derive(Debug)]
 pub struct WorkloadPool {
-    address: std::net::IpAddr,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     h2: Mutex<HashMap<Key, Arc<Shared>>>,
     hits: LimitHits,
@@ -52,14 +69,14 @@ struct Shared {
 
 #[derive(Debug)]
 struct Kept {
-    connection: Connection,
+    connection: H2Connection,
     /// When a sweep first found nothing running.
     idle_since: Option<Instant>,
 }
 
 impl Shared {
     /// The first with room, not the emptiest: what a burst opened falls idle after it.
-    fn find(&self) -> Option<Connection> {
+    fn find(&self) -> Option<H2Connection> {
         let mut open = self.open.lock();
         let kept = open.iter_mut().find(|kept| kept.connection.has_room())?;
         kept.idle_since = None;
@@ -109,14 +126,13 @@ impl ReturnTo for Back {
 }
 
 impl WorkloadPool {
-    /// A pool for the workload at `address`.
-    pub fn new(address: std::net::IpAddr, hits: LimitHits) -> Self {
-        Self { address, idle: Mutex::default(), h2: Mutex::default(), hits }
+    /// A pool without connections.
+    pub fn new(hits: LimitHits) -> Self {
+        Self { idle: Mutex::default(), h2: Mutex::default(), hits }
     }
 
     /// A fresh connection, for tunnels.
-    pub async fn connect(&self, port: u16, limits: &Limits) -> Result<TcpStream, Error> {
-        let address = SocketAddr::new(self.address, port);
+    pub async fn connect(&self, address: SocketAddr, limits: &Limits) -> Result<TcpStream, Error> {
         let unreachable = |detail: String| {
             Error::unsent(Side::Workload, Reason::WorkloadUnreachable, format!("{address}: {detail}"))
         };
@@ -133,12 +149,12 @@ impl WorkloadPool {
     /// Sends a request over HTTP/1.1. The connection comes back when the response's body has ended.
     pub async fn send_h1(
         self: &Arc<Self>,
-        port: u16,
-        peer: Option<&SpiffeId>,
+        to: SocketAddr,
+        caller: Caller,
         request: Request<Body>,
         limits: &Limits,
     ) -> Result<Response<Body>, Error> {
-        let key = (port, peer.cloned());
+        let key = (to, caller);
         let (sender, response) = self.exchange(&key, request, limits).await?;
         let back = Box::new(Back { pool: Arc::clone(self), key, sender });
         Ok(response.map(|incoming| Body::h1_returning(incoming, Side::Workload, back)))
@@ -147,28 +163,28 @@ impl WorkloadPool {
     /// Sends a request that may become a byte stream; its connection does not come back.
     pub async fn send_upgrade(
         self: &Arc<Self>,
-        port: u16,
+        to: SocketAddr,
         request: Request<Body>,
         limits: &Limits,
     ) -> Result<Response<Incoming>, Error> {
-        let mut sender = self.open(port, limits).await?;
+        let mut sender = self.open(to, limits).await?;
         sender.send_request(request).await.map_err(|error| broken(&error))
     }
 
     /// Sends a request over HTTP/2 with prior knowledge.
     pub async fn send_h2(
         &self,
-        port: u16,
-        peer: Option<&SpiffeId>,
+        to: SocketAddr,
+        caller: Caller,
         head: Request<()>,
         body: Body,
         limits: &Limits,
     ) -> Result<Response<Body>, Error> {
-        let key = (port, peer.cloned());
+        let key = (to, caller);
         let shared = Arc::clone(self.h2.lock().entry(key).or_default());
         let connection = match shared.find() {
             Some(connection) => connection,
-            None => timeout(limits.stall, self.dial(&shared, port, limits)).await.unwrap_or_else(|_| {
+            None => timeout(limits.stall, self.dial(&shared, to, limits)).await.unwrap_or_else(|_| {
                 Err(Error::unsent(Side::Workload, Reason::Stalled, "the workload allows no further stream"))
             })?,
         };
@@ -177,7 +193,7 @@ impl WorkloadPool {
     }
 
     /// Another HTTP/2 connection, unless somebody else has opened one meanwhile, or failed to.
-    async fn dial(&self, shared: &Shared, port: u16, limits: &Limits) -> Result<Connection, Error> {
+    async fn dial(&self, shared: &Shared, to: SocketAddr, limits: &Limits) -> Result<H2Connection, Error> {
         let failures = shared.failures.lock().0;
         let _dialing = shared.dialing.lock().await;
         if let Some(connection) = shared.find() {
@@ -188,7 +204,7 @@ impl WorkloadPool {
         {
             return Err(Error::unsent(Side::Workload, *reason, detail.clone()));
         }
-        match self.open_h2(port, limits).await {
+        match self.open_h2(to, limits).await {
             Ok(connection) => {
                 shared.open.lock().push(Kept { connection: connection.clone(), idle_since: None });
                 Ok(connection)
@@ -201,10 +217,10 @@ impl WorkloadPool {
         }
     }
 
-    async fn open_h2(&self, port: u16, limits: &Limits) -> Result<Connection, Error> {
-        let stream = self.connect(port, limits).await?;
+    async fn open_h2(&self, to: SocketAddr, limits: &Limits) -> Result<H2Connection, Error> {
+        let stream = self.connect(to, limits).await?;
         let connection =
-            Connection::handshake(stream, Settings::workload(limits), Side::Workload, &self.hits).await?;
+            H2Connection::handshake(stream, Settings::workload(limits), Side::Workload, &self.hits).await?;
         connection.settled().await?;
         Ok(connection)
     }
@@ -274,8 +290,8 @@ impl WorkloadPool {
         }
     }
 
-    async fn open(&self, port: u16, limits: &Limits) -> Result<SendRequest<Body>, Error> {
-        let stream = self.connect(port, limits).await?;
+    async fn open(&self, to: SocketAddr, limits: &Limits) -> Result<SendRequest<Body>, Error> {
+        let stream = self.connect(to, limits).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(limits.head_fields + 16)
             .max_header_size(limits.head_bytes)
@@ -334,13 +350,13 @@ mod tests {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         socket.listen(0).unwrap();
-        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
-        let pool = WorkloadPool::new([127, 0, 0, 1].into(), metrics.limits.clone());
+        let to = socket.local_addr().unwrap().as_socket().unwrap();
+        let pool = WorkloadPool::new(metrics.limits.clone());
         let mut limits = Limits::default();
         limits.set("connectWorkload", "200ms").unwrap();
         let mut queued = Vec::new();
         let error = loop {
-            match pool.connect(port, &limits).await {
+            match pool.connect(to, &limits).await {
                 Ok(stream) => queued.push(stream),
                 Err(error) => break error,
             }

@@ -6,7 +6,7 @@ use postern_policy::norm::CanonHost;
 use postern_policy::yaml::{self, Spanned};
 use postern_policy::{Diagnostics, Endpoint, Generation, SourceFile};
 
-use super::{Config, File};
+use super::{CaptureConfig, Config, File};
 
 impl Config {
     /// Whether `address`, one of the workload's, is one of the sidecar's own doors.
@@ -14,11 +14,33 @@ impl Config {
         self.own_listeners().any(|own| self.is_at(own, address))
     }
 
+    /// The same of an address to which a connection was redirected, or would be: there each of the sidecar's ports is a
+    /// door, whichever address it is bound to.
+    pub fn is_own_door(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let is_here = ip.is_loopback() || self.is_own_address(ip);
+        let is_redirected_to = || self.own_listeners().any(|own| own.port() == address.port());
+        self.is_own_listener(address) || (self.capture.is_some() && is_here && is_redirected_to())
+    }
+
+    /// Whether the workload has this address itself.
+    pub fn is_own_address(&self, ip: IpAddr) -> bool {
+        let is_captured = |capture: &CaptureConfig| capture.addresses.contains(&ip);
+        ip == self.workload.address || self.capture.as_ref().is_some_and(is_captured)
+    }
+
+    /// Where in the workload something goes that reached it at `asked`. Without redirection that is one address, whatever
+    /// a peer names; with it the workload may tell its addresses apart.
+    pub fn forwarded_to(&self, asked: Option<IpAddr>) -> IpAddr {
+        let own = |ip: &IpAddr| self.capture.as_ref().is_some_and(|capture| capture.addresses.contains(ip));
+        asked.filter(own).unwrap_or(self.workload.address)
+    }
+
     /// Whether peers may reach this port of the workload's, if they are allowed to: one that it declares, or that a rule in
     /// force names; never one of the sidecar's own.
     pub fn reaches(&self, generation: Option<&Generation>, port: u16) -> bool {
         let is_named = || generation.is_some_and(|generation| generation.ports_named().contains(&port));
-        !self.is_own_listener(SocketAddr::new(self.workload.address, port))
+        !self.is_own_door(SocketAddr::new(self.workload.address, port))
             && (self.workload.ports.contains_key(&port) || is_named())
     }
 
@@ -42,8 +64,10 @@ impl Config {
     }
 
     /// Addresses that are this sidecar's and its workload's: nothing outside of the mesh has them.
-    pub fn own_addresses(&self) -> [IpAddr; 4] {
-        [self.workload.address, self.inbound.ip(), self.outbound.ip(), self.health.ip()]
+    pub fn own_addresses(&self) -> Vec<IpAddr> {
+        let captured = self.capture.iter().flat_map(|capture| &capture.addresses).copied();
+        let own = [self.workload.address, self.inbound.ip(), self.outbound.ip(), self.health.ip()];
+        own.into_iter().chain(captured).collect()
     }
 
     fn own_listeners(&self) -> impl Iterator<Item = SocketAddr> {
@@ -51,7 +75,10 @@ impl Config {
     }
 
     fn is_at(&self, own: SocketAddr, target: SocketAddr) -> bool {
-        is_at(own, target, self.workload.address)
+        let here = SocketAddr::new(self.workload.address, target.port());
+        // Any of the workload's addresses is as good as the first.
+        let is_here = self.is_own_address(target.ip().to_canonical());
+        is_at(own, target, self.workload.address) || (is_here && is_at(own, here, self.workload.address))
     }
 }
 

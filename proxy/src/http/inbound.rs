@@ -3,6 +3,7 @@
 mod handshake;
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
@@ -28,12 +29,14 @@ use crate::rate_limits;
 use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
+use crate::workload::Caller;
 
-/// Serves one request that came over the mesh. `inside` is the port of the tunnel that it came through, if it did.
+/// Serves one request. `inside` is where the bytes that it came in are for, if they came through a tunnel of the mesh or
+/// were redirected.
 pub async fn request(
     worker: Arc<Worker>,
     connection: Arc<Connection>,
-    inside: Option<u16>,
+    inside: Option<SocketAddr>,
     request: Request<Body>,
     pending: Option<Pending>,
 ) -> Response<Body> {
@@ -92,13 +95,18 @@ fn refuse(
     } else if !matches!(error.reason, Reason::PolicyDenied | Reason::RateLimited) {
         tracing::debug!(%error, peer = ?connection.peer.identity, "an inbound request failed");
     }
-    respond::error(error, decision, is_grpc)
+    let mut response = respond::error(error, decision, is_grpc);
+    if connection.peer.identity.is_none() {
+        // Reasons are for the mesh; a stranger gets the sentence and the id.
+        response.headers_mut().remove(headers::POSTERN_ERROR);
+    }
+    response
 }
 
 async fn forward(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
-    inside: Option<u16>,
+    inside: Option<SocketAddr>,
     request: Request<Body>,
     pending: Option<Pending>,
     mut snapshot: Arc<Snapshot>,
@@ -112,9 +120,10 @@ async fn forward(
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
     let has_body = !body.is_end_stream();
     let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &host, &parts);
+    let forwarded_to = sidecar.config.forwarded_to(inside.map(|to| to.ip()).or(connection.peer.local));
     let (mut stream, Towards { protocol, withheld, bad_token }) =
         authorize::register(sidecar, connection, &mut snapshot, make)?;
-    let port = stream.entry().facts.port;
+    let to = SocketAddr::new(forwarded_to, stream.entry().facts.port);
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
     let judgement = match bad_token {
         Some(why) => authorize::refuse_token(sidecar, &stream, &snapshot, why),
@@ -149,13 +158,13 @@ async fn forward(
             stream.hold(admitted);
             if is_upgrade {
                 tokio::select! {
-                    delivered = handshake::shake_hands(worker, port, as_sent, parts, &stream, pending, &limits) => delivered,
+                    delivered = handshake::shake_hands(worker, to, as_sent, parts, &stream, pending, &limits) => delivered,
                     () = poll_fn(|cx| stream.poll_revoked(cx)) => {
                         Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
                     }
                 }
             } else {
-                deliver(worker, connection, port, protocol, &as_sent, parts, body, &stream, &limits)
+                deliver(worker, connection, to, protocol, &as_sent, parts, body, &stream, &limits)
                     .await
                     .map(Delivered::Response)
             }
@@ -203,7 +212,7 @@ fn clean(fields: &mut http::HeaderMap, id: DecisionId) {
 async fn deliver(
     worker: &Arc<Worker>,
     connection: &Connection,
-    port: u16,
+    to: SocketAddr,
     protocol: Option<Protocol>,
     host: &HeaderValue,
     parts: http::request::Parts,
@@ -212,7 +221,7 @@ async fn deliver(
     limits: &Limits,
 ) -> Result<Response<Body>, Error> {
     tokio::select! {
-        response = send(worker, connection, port, protocol, host, parts, body, stream, limits) => response,
+        response = send(worker, connection, to, protocol, host, parts, body, stream, limits) => response,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => Err(Error::new(Side::Us, Reason::Revoked, "the policy changed")),
     }
 }
@@ -221,7 +230,7 @@ async fn deliver(
 async fn send(
     worker: &Arc<Worker>,
     connection: &Connection,
-    port: u16,
+    to: SocketAddr,
     protocol: Option<Protocol>,
     host: &HeaderValue,
     mut parts: http::request::Parts,
@@ -229,7 +238,7 @@ async fn send(
     stream: &Stream,
     limits: &Limits,
 ) -> Result<Response<Body>, Error> {
-    let peer = connection.peer.identity.as_ref();
+    let caller = Caller::of(connection);
     let Operation::Http { path, .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
     };
@@ -243,12 +252,12 @@ async fn send(
         *head.uri_mut() = parts.uri;
         *head.headers_mut() = parts.headers;
         *head.version_mut() = Version::HTTP_2;
-        return worker.workload.send_h2(port, peer, head, body, limits).await;
+        return worker.workload.send_h2(to, caller, head, body, limits).await;
     }
     parts.version = Version::HTTP_11;
     headers::join_cookies(&mut parts.headers);
     parts.headers.insert(HOST, host.clone());
-    worker.workload.send_h1(port, peer, Request::from_parts(parts, body), limits).await
+    worker.workload.send_h1(to, caller, Request::from_parts(parts, body), limits).await
 }
 
 /// What a request's judged form leaves out.
@@ -265,16 +274,16 @@ struct Towards {
 fn facts(
     sidecar: &Sidecar,
     snapshot: &Snapshot,
-    inside: Option<u16>,
+    inside: Option<SocketAddr>,
     has_body: bool,
     host: &CanonHost,
     parts: &http::request::Parts,
 ) -> Result<(Facts, Towards), Error> {
     let port = match inside {
-        Some(port) => {
+        Some(to) => {
             // It was reached when the tunnel began; the documents may have changed since.
-            check_port(sidecar, snapshot, port)?;
-            port
+            check_port(sidecar, snapshot, to.port())?;
+            to.port()
         }
         None => target_port(sidecar, snapshot, &parts.headers)?,
     };

@@ -1,10 +1,13 @@
 //! One outbound request: from the own workload to a service of the mesh, and nowhere else.
 
+mod captured;
 mod external;
 mod handshake;
 
+pub use captured::{refuse, spoken_at, tunnel};
+
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderValue};
@@ -33,17 +36,18 @@ use crate::sidecar::Sidecar;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
 
-/// Serves one request of the workload.
+/// Serves one request of the workload. `to` is where its connection was made to, if it was redirected.
 pub async fn request(
     worker: Arc<Worker>,
     connection: Arc<Connection>,
+    to: Option<SocketAddr>,
     request: Request<Body>,
     pending: Option<Pending>,
 ) -> Response<Body> {
     let is_grpc = headers::is_grpc(request.headers());
     let mut stream = None;
     let mut decision = None;
-    match serve(&worker, &connection, request, pending, &mut stream, &mut decision).await {
+    match serve(&worker, &connection, to, request, pending, &mut stream, &mut decision).await {
         Ok(response) => response,
         Err(error) => {
             // A denial has a line of its own.
@@ -65,6 +69,7 @@ pub async fn request(
 async fn serve(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
+    to: Option<SocketAddr>,
     request: Request<Body>,
     pending: Option<Pending>,
     registered: &mut Option<Box<Stream>>,
@@ -78,11 +83,25 @@ async fn serve(
     }
     let is_websocket = handshake::asks_for_websocket(&request)?;
     let is_tunnel = request.method() == Method::CONNECT && !is_websocket;
+    if let Some(to) = to.filter(|_| is_tunnel) {
+        // Whoever is called there was not asked whether it is a proxy.
+        return Err(Error::new(
+            Side::Peer,
+            Reason::ConnectToHttp,
+            format!("CONNECT on a connection to {to}"),
+        ));
+    }
     let (host, port) = asked(&request, is_tunnel)?;
-    let resolved = external::resolve(sidecar, &host, port).await;
+    let resolved = match to {
+        Some(_) => None,
+        None => external::resolve(sidecar, &host, port).await,
+    };
     let mut snapshot = sidecar.snapshots.held();
     let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
-        let target = Target::find(sidecar, snapshot, &request, (&host, port), resolved.as_ref(), is_tunnel)?;
+        let target = match to {
+            Some(to) => Target::at(sidecar, snapshot, to, Some((&host, &request)))?,
+            None => Target::find(sidecar, snapshot, &request, (&host, port), resolved.as_ref(), is_tunnel)?,
+        };
         let upgrade = if is_websocket { Some(Upgrade::WebSocket) } else { target.upgrade(&request) };
         let facts = target.facts(&request, upgrade, is_tunnel)?;
         if let (Operation::Http { path, .. }, Some(generation)) = (&facts.operation, &snapshot.policy) {
@@ -117,9 +136,13 @@ async fn serve(
             (true, false, false) => {
                 external::send(worker, &target, request, &stream).await.map(Opened::Response)
             }
-            (false, false, true) => {
-                open_tunnel(worker, &target, pending, &stream).await.map(Opened::from_tunnel)
-            }
+            (false, false, true) => match pending {
+                Some(pending) => open_tunnel(worker, &target, &stream).await.map(|opened| match opened {
+                    Ok((answer, far)) => Opened::Bytes { answer, pending, far },
+                    Err(response) => Opened::Response(response),
+                }),
+                None => Err(no_byte_stream()),
+            },
             (false, false, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
         }
     };
@@ -146,7 +169,13 @@ async fn serve(
         }
         Ok(Opened::Outside { pending, far }) => {
             stream.answered(StatusCode::OK.as_u16());
-            spawn(external::carry(Arc::clone(sidecar), stream, target, pending, far, limits));
+            let sidecar = Arc::clone(sidecar);
+            spawn(async move {
+                match pending.io().await {
+                    Ok(near) => external::carry(sidecar, stream, target, near, far, limits).await,
+                    Err(_) => stream.finish(End::Failed(Reason::Canceled)),
+                }
+            });
             Ok(respond::empty(StatusCode::OK))
         }
         Err(error) => {
@@ -163,18 +192,14 @@ enum Opened {
     Outside { pending: Pending, far: TcpStream },
 }
 
-impl Opened {
-    fn from_tunnel(opened: Result<(Response<Body>, Pending, TunnelIo), Response<Body>>) -> Self {
-        match opened {
-            Ok((answer, pending, far)) => Self::Bytes { answer, pending, far },
-            Err(response) => Self::Response(response),
-        }
-    }
-}
-
 /// Where a call goes: one port of one service.
 struct Target {
+    /// Whom a request is addressed to.
     host: CanonHost,
+    /// By which name the documents lead to this port.
+    asked: CanonHost,
+    /// Whether a connection was redirected here: then its address is what the workload asked for.
+    is_redirected: bool,
     port: ServicePort,
     path_options: PathOptions,
     /// Outside of the mesh: where it is, or why nobody knows.
@@ -231,7 +256,15 @@ impl Target {
             true => external::unresolved(resolved),
             false => String::new(),
         };
-        Ok(Self { host: host.clone(), port: port.clone(), path_options, addresses, unresolved })
+        Ok(Self {
+            host: host.clone(),
+            asked: host.clone(),
+            is_redirected: false,
+            port: port.clone(),
+            path_options,
+            addresses,
+            unresolved,
+        })
     }
 
     fn facts(
@@ -263,7 +296,7 @@ impl Target {
         };
         let destination = Some(self.port.service.to_string());
         let asked = Some(Asked {
-            host: self.host.clone(),
+            host: self.asked.clone(),
             port: self.port.port,
             external: self.port.external,
             addresses: self.addresses.clone(),
@@ -426,21 +459,18 @@ async fn send(
     }
 }
 
+/// Opens a tunnel over the mesh, or tells what was answered instead.
 async fn open_tunnel(
     worker: &Arc<Worker>,
     target: &Target,
-    pending: Option<Pending>,
     stream: &Stream,
-) -> Result<Result<(Response<Body>, Pending, TunnelIo), Response<Body>>, Error> {
-    let pending = pending.ok_or_else(|| {
-        Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
-    })?;
+) -> Result<Result<(Response<Body>, TunnelIo), Response<Body>>, Error> {
     let (connection, endpoint) = mesh_connection(worker, target, Kind::Tunnel).await?;
     ask(&worker.sidecar, stream, &endpoint)?;
     let mut head = Request::new(());
     *head.method_mut() = Method::CONNECT;
     *head.version_mut() = Version::HTTP_2;
-    let address = std::net::SocketAddr::new(endpoint.address, target.port.target_port);
+    let address = SocketAddr::new(endpoint.address, target.port.target_port);
     let mut uri = http::uri::Parts::default();
     uri.authority = Some(
         Authority::try_from(address.to_string())
@@ -453,10 +483,14 @@ async fn open_tunnel(
             let (parts, far) = opened.into_parts();
             let mut answer = respond::empty(StatusCode::OK);
             *answer.headers_mut() = parts.headers;
-            Ok(Ok((answer, pending, far)))
+            Ok(Ok((answer, far)))
         }
         Err(response) => Ok(Err(response)),
     }
+}
+
+fn no_byte_stream() -> Error {
+    Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
 }
 
 async fn open_external(
@@ -465,9 +499,7 @@ async fn open_external(
     pending: Option<Pending>,
     stream: &Stream,
 ) -> Result<Opened, Error> {
-    let pending = pending.ok_or_else(|| {
-        Error::new(Side::Peer, Reason::BadRequest, "this CONNECT cannot become a byte stream")
-    })?;
+    let pending = pending.ok_or_else(no_byte_stream)?;
     let far = external::open(worker, target, stream).await?;
     Ok(Opened::Outside { pending, far })
 }

@@ -41,15 +41,16 @@ pub async fn serve_tunnel(
         .parse()
         .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
     // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
-    let own =
-        [Some(sidecar.config.workload.address), Some(sidecar.config.inbound.ip()), connection.peer.local];
+    let config = &sidecar.config;
     let asked = target.ip().to_canonical();
-    if asked.is_unspecified() || !own.contains(&Some(asked)) {
+    let reached = [Some(config.inbound.ip()), connection.peer.local];
+    if asked.is_unspecified() || !(config.is_own_address(asked) || reached.contains(&Some(asked))) {
         // Connecting wherever a peer says would make this sidecar its deputy.
         return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
     }
     let port = target.port();
     check_port(sidecar, &snapshot, port)?;
+    let to = SocketAddr::new(config.forwarded_to(Some(asked)), port);
     // What follows may last for days, and must not keep this policy for as long.
     let limits = Arc::clone(&snapshot.limits);
     match sidecar.config.workload.ports.get(&port) {
@@ -57,11 +58,11 @@ pub async fn serve_tunnel(
             let refused = |why| Error::not_asked(why, format!("port {port} speaks HTTP"));
             declared.carries(true).map_err(refused)?;
             if *declared == Declared::Tls && asks_sni(&snapshot, port) {
-                return serve_unread(worker, connection, port, pending, snapshot, Found::Tls, decision);
+                return serve_unread(worker, connection, to, pending, snapshot, Found::Tls, decision);
             }
             let unread = ServerName::Unread;
             let (stream, id) = judge_tunnel(worker, connection, port, snapshot, None, &unread, decision)?;
-            let workload = match worker.workload.connect(port, &limits).await {
+            let workload = match worker.workload.connect(to, &limits).await {
                 Ok(workload) => Io::tcp(workload),
                 Err(error) => {
                     stream.answered(error.reason.status().as_u16());
@@ -73,20 +74,22 @@ pub async fn serve_tunnel(
             Ok(opened(Some(id)))
         }
         // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies.
-        None => serve_unread(worker, connection, port, pending, snapshot, Found::Anything, decision),
+        None => serve_unread(worker, connection, to, pending, snapshot, Found::Anything, decision),
     }
 }
 
 /// What the bytes of a tunnel are looked through for before it is judged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Found {
+pub(super) enum Found {
     /// Whatever this mesh knows, at a port that nobody declares.
     Anything,
     /// The handshake of TLS, at a port declared so for which rules ask for server names.
     Tls,
+    /// HTTP and nothing else, at a port that is declared so: only what was redirected comes as bytes to one.
+    Http,
 }
 
-fn asks_sni(snapshot: &Snapshot, port: u16) -> bool {
+pub(super) fn asks_sni(snapshot: &Snapshot, port: u16) -> bool {
     snapshot.policy.as_ref().is_some_and(|generation| generation.asks_sni(port))
 }
 
@@ -95,7 +98,7 @@ fn asks_sni(snapshot: &Snapshot, port: u16) -> bool {
 fn serve_unread(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
-    port: u16,
+    to: SocketAddr,
     pending: Pending,
     snapshot: Arc<Snapshot>,
     looked_for: Found,
@@ -103,14 +106,15 @@ fn serve_unread(
 ) -> Result<Response<Body>, Error> {
     let limits = Arc::clone(&snapshot.limits);
     if snapshot.policy.as_ref().is_none_or(|generation| connection.is_denied_everything(generation)) {
-        let judged = judge_tunnel(worker, connection, port, snapshot, None, &ServerName::Unread, decision);
+        let judged =
+            judge_tunnel(worker, connection, to.port(), snapshot, None, &ServerName::Unread, decision);
         return Err(judged.err().unwrap_or_else(|| {
             Error::new(Side::Peer, Reason::PolicyDenied, "the policy changed meanwhile")
         }));
     }
     let admitted = worker.sidecar.admit(&limits)?;
     let (worker, connection) = (Arc::clone(worker), Arc::clone(connection));
-    spawn(serve_boxed(worker, connection, port, pending, admitted, limits, looked_for));
+    spawn(serve_boxed(worker, connection, to, pending, admitted, limits, looked_for));
     Ok(opened(None))
 }
 
@@ -123,7 +127,7 @@ fn opened(id: Option<DecisionId>) -> Response<Body> {
 }
 
 /// Registers and judges a tunnel of opaque bytes. `admitted` is its place among the requests in flight, if it has one.
-fn judge_tunnel(
+pub(super) fn judge_tunnel(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
     port: u16,
@@ -165,44 +169,56 @@ fn judge_tunnel(
 fn serve_boxed(
     worker: Arc<Worker>,
     connection: Arc<Connection>,
-    port: u16,
+    to: SocketAddr,
     pending: Pending,
     admitted: Admitted,
     limits: Arc<Limits>,
     looked_for: Found,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(detect_and_serve(worker, connection, port, pending, admitted, limits, looked_for))
+    Box::pin(async move {
+        let Ok(io) = pending.io().await else { return };
+        detect_and_serve(worker, connection, to, io, Some(admitted), limits, looked_for).await;
+    })
 }
 
-async fn detect_and_serve(
+/// Serves bytes for `to`, which is one of the workload's ports, as what they turn out to be. `admitted` is their place among
+/// the requests in flight while that is found out, if they have one.
+pub(super) async fn detect_and_serve(
     worker: Arc<Worker>,
     connection: Arc<Connection>,
-    port: u16,
-    pending: Pending,
-    admitted: Admitted,
+    to: SocketAddr,
+    mut io: Io,
+    admitted: Option<Admitted>,
     limits: Arc<Limits>,
     looked_for: Found,
 ) {
-    let Ok(mut io) = pending.io().await else { return };
+    let silent = if looked_for == Found::Http { limits.first_byte } else { limits.detect };
     let read = tokio::select! {
-        read = detect::read_prefix(&mut io, limits.detect, limits.head) => read,
+        read = detect::read_prefix(&mut io, silent, limits.head) => read,
         // Who has not said what it wants by now must not hold up the end.
         () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
     };
     let Ok(prefix) = read else { return };
     let counts = worker.sidecar.metrics.server(Direction::Inbound);
     if prefix.expired {
-        let is_head = prefix.protocol == Protocol::Unknown { http: true };
-        counts.limits.hit(if is_head { "head" } else { "detect" });
+        let silent = if looked_for == Found::Http { "first_byte" } else { "detect" };
+        counts.limits.hit(if prefix.protocol == (Protocol::Unknown { http: true }) {
+            "head"
+        } else {
+            silent
+        });
     }
     let protocol = match (looked_for, prefix.protocol) {
         (Found::Tls, Protocol::Http1 | Protocol::Http2 | Protocol::Unknown { http: true }) => {
             Protocol::Opaque
         }
-        (Found::Anything | Found::Tls, protocol) => protocol,
+        (Found::Http, Protocol::Tls | Protocol::Opaque | Protocol::Unknown { .. }) => {
+            return tcp::Duplex::reset(&mut io);
+        }
+        (Found::Anything | Found::Tls | Found::Http, protocol) => protocol,
     };
     let (mut bytes, mut name) = (prefix.bytes, ServerName::Unread);
-    if protocol == Protocol::Tls && asks_sni(&worker.sidecar.snapshots.load(), port) {
+    if protocol == Protocol::Tls && asks_sni(&worker.sidecar.snapshots.load(), to.port()) {
         let read = tokio::select! {
             read = detect::read_server_name(&mut io, bytes, limits.head) => read,
             () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
@@ -222,7 +238,7 @@ async fn detect_and_serve(
             drop(admitted);
             let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
-                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(to), request, pending)
             };
             server::serve_h1(io, &limits, &counts, handler, sidecar.drain.closing()).await;
         }
@@ -230,7 +246,7 @@ async fn detect_and_serve(
             drop(admitted);
             let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
-                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(port), request, pending)
+                inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(to), request, pending)
             };
             let closing = async {
                 sidecar.drain.closing().await;
@@ -240,24 +256,36 @@ async fn detect_and_serve(
             let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, closing).await;
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
-            // The tunnel begins here, by the policy that is in force by now.
-            let snapshot = worker.sidecar.snapshots.held();
-            let judged = judge_tunnel(&worker, &connection, port, snapshot, Some(admitted), &name, &mut None);
-            let workload = match judged {
-                Ok((stream, _)) => match worker.workload.connect(port, &limits).await {
-                    Ok(workload) => Some((stream, workload)),
-                    Err(error) => {
-                        stream.finish(End::Failed(error.reason));
-                        None
-                    }
-                },
-                Err(_) => None,
-            };
-            match workload {
-                Some((stream, workload)) => relay(stream, io, Io::tcp(workload), &limits).await,
-                None => tcp::Duplex::reset(&mut io),
-            }
+            carry(&worker, &connection, to, io, admitted, &name, &limits).await;
         }
+    }
+}
+
+/// Carries opaque bytes: the tunnel begins here, by the policy that is in force by now.
+pub(super) async fn carry<A: tcp::Duplex>(
+    worker: &Arc<Worker>,
+    connection: &Arc<Connection>,
+    to: SocketAddr,
+    mut io: A,
+    admitted: Option<Admitted>,
+    name: &ServerName,
+    limits: &Limits,
+) {
+    let snapshot = worker.sidecar.snapshots.held();
+    let judged = judge_tunnel(worker, connection, to.port(), snapshot, admitted, name, &mut None);
+    let workload = match judged {
+        Ok((stream, _)) => match worker.workload.connect(to, limits).await {
+            Ok(workload) => Some((stream, workload)),
+            Err(error) => {
+                stream.finish(End::Failed(error.reason));
+                None
+            }
+        },
+        Err(_) => None,
+    };
+    match workload {
+        Some((stream, workload)) => relay(stream, io, Io::tcp(workload), limits).await,
+        None => io.reset(),
     }
 }
 

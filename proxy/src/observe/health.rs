@@ -30,6 +30,9 @@ pub fn unready(sidecar: &Sidecar) -> Vec<&'static str> {
     if sidecar.has_lost_worker() {
         codes.push("worker_lost");
     }
+    if sidecar.config.capture.is_some() {
+        codes.extend(sidecar.capture.unready());
+    }
     if sidecar.drain.phase() != Phase::Serving {
         codes.push("draining");
     }

@@ -19,6 +19,7 @@ use super::workload_api::WorkloadApi;
 use crate::connections::Direction;
 use crate::error::Reason;
 
+pub use super::capture::CaptureCounts;
 pub use super::tokens::{JwksCounts, TokenCounts};
 
 mod register;
@@ -129,6 +130,8 @@ pub struct Metrics {
     pub svid_renewals: Counter,
     /// Sequence number of the trust bundle in force.
     pub bundle_sequence: Gauge,
+    /// Redirection.
+    pub capture: CaptureCounts,
     /// Tokens that were read.
     pub tokens: TokenCounts,
     /// Issuers' keys.

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod admin_port;
+mod capture;
 pub mod health;
 pub mod http;
 pub mod log;

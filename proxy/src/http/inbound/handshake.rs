@@ -1,5 +1,7 @@
 //! An upgrade, inbound: what may be asked for, and the handshake with the workload.
 
+use std::net::SocketAddr;
+
 use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use postern_policy::Upgrade;
@@ -73,7 +75,7 @@ pub(super) fn method<'a>(
 /// Asks the workload by HTTP/1, and checks that its answer is one to what was asked.
 pub(super) async fn shake_hands(
     worker: &Worker,
-    port: u16,
+    to: SocketAddr,
     host: HeaderValue,
     mut parts: http::request::Parts,
     stream: &Stream,
@@ -112,7 +114,7 @@ pub(super) async fn shake_hands(
     parts.uri = uri(None, path)?;
 
     let request = Request::from_parts(parts, Body::empty());
-    let mut response = worker.workload.send_upgrade(port, request, limits).await?;
+    let mut response = worker.workload.send_upgrade(to, request, limits).await?;
     let against = |detail: &str| Error::new(Side::Workload, Reason::WorkloadProtocol, detail.to_owned());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         if response.status().is_success() {

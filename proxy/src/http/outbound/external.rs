@@ -26,8 +26,8 @@ use crate::http::body::Body;
 use crate::http::h2::{Connection, Settings};
 use crate::http::headers;
 use crate::http::stall::StallClock;
-use crate::http::upgrade::{Io, Pending};
-use crate::inbound::{relay, relay_stream};
+use crate::http::upgrade::Io;
+use crate::inbound::relay;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::observe::log;
@@ -236,14 +236,13 @@ pub(super) async fn carry(
     sidecar: Arc<Sidecar>,
     stream: Box<Stream>,
     target: Arc<Target>,
-    pending: Pending,
+    mut near: Io,
     far: TcpStream,
     limits: Arc<Limits>,
 ) {
     if target.port.protocol != Protocol::Tls {
-        return relay_stream(stream, pending, Io::tcp(far), &limits).await;
+        return relay(stream, near, Io::tcp(far), &limits).await;
     }
-    let Ok(mut near) = pending.io().await else { return stream.finish(End::Failed(Reason::Canceled)) };
     let mut far = Io::tcp(far);
     let hello = tokio::select! {
         hello = detect::read_server_name(&mut near, Bytes::new(), limits.handshake) => Some(hello),
@@ -255,6 +254,10 @@ pub(super) async fn carry(
         Some(Err(error)) => (error.to_string(), End::Failed(Reason::Canceled)),
         Some(Ok(Hello { name, bytes, expired })) => match name {
             ServerName::Read(Some(name)) if target.is_for(name.name()) => {
+                return relay(stream, Rewound::new(bytes, near), far, &limits).await;
+            }
+            // Its address is all that the document says of it, and all that was asked for.
+            ServerName::Read(_) if target.is_redirected && target.port.hosts.is_empty() => {
                 return relay(stream, Rewound::new(bytes, near), far, &limits).await;
             }
             ServerName::Read(Some(name)) => mismatch(&format!("the ClientHello is for {}", name.name())),

@@ -8,7 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{JwksCounts, Labels, LimitHits, Metrics, TokenCounts};
+use super::{CaptureCounts, JwksCounts, Labels, LimitHits, Metrics, TokenCounts};
 use crate::connections::Direction;
 use crate::error::Reason;
 use crate::observe::rate_limits::LimitCollector;
@@ -184,6 +184,7 @@ impl Default for Metrics {
             svid_renew_after: Gauge::default(),
             svid_renewals: Counter::default(),
             bundle_sequence: Gauge::default(),
+            capture: CaptureCounts::new(&mut registry),
             tokens: TokenCounts::new(&mut registry),
             jwks: JwksCounts::new(&mut registry),
             workload_api: Arc::default(),
