@@ -16,7 +16,7 @@ flock 9
 mark=$(cat "$0" "$here/requirements.txt" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node "$place/venv/bin/python" "$place/venv/bin/envoy"; do
+    for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node "$place/venv/bin/python" "$place/venv/bin/envoy"; do
         command -v "$program" >/dev/null 2>&1 || missing=1
     done
     [ -n "$missing" ] || exit 0
@@ -50,6 +50,9 @@ install nghttpd nghttp2-server
 install nginx nginx-light
 install softhsm2-util softhsm2
 install pkcs11-tool opensc
+install nft nftables
+install ip iproute2
+install ping iputils-ping
 install certtool gnutls-bin
 install etcd etcd-server
 install etcdctl etcd-client

@@ -228,6 +228,10 @@ fn typical_mistakes_do_not_validate() {
         document("Service", "{external: true, ports: [{port: 443, protocol: tls}]}"),
         document("Service", "{hosts: [a.b], ports: [{port: 443, protocol: tls}]}"),
         document("Service", "{external: true, hosts: [localhost], ports: [{port: 443, protocol: tls}]}"),
+        document(
+            "Service",
+            "{external: true, hosts: [a.b], addresses: [10.96.0.1], ports: [{port: 443, protocol: tls}]}",
+        ),
         case("egress: 'https://a.b', from: a", "allow: true"),
         case("egress: 'ftp://a.b'", "allow: true"),
         document("MeshDefaults", "{http: {escapedSlashes: Refuse}}"),

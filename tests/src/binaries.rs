@@ -28,6 +28,11 @@ pub fn postern_proxy() -> PathBuf {
     binary("postern-proxy")
 }
 
+/// What writes the rules of redirection, `postern-init`.
+pub fn postern_init() -> PathBuf {
+    binary("postern-init")
+}
+
 fn binary(name: &str) -> PathBuf {
     let path = PROFILE.join(name);
     let release = if PROFILE.ends_with("release") { " --release" } else { "" };

@@ -36,11 +36,12 @@ mod nginx;
 mod origin;
 mod peer;
 mod plan;
+pub mod pods;
 mod process;
 pub mod wait;
 pub mod wire;
 
-pub use binaries::{postern, postern_proxy, target_directory};
+pub use binaries::{postern, postern_init, postern_proxy, target_directory};
 pub use curl::Answer;
 pub use dns::Dns;
 pub use documents::{Documents, digest};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub struct Block {
     first: u32,
-    _held: TcpListener,
+    _held: Option<TcpListener>,
 }
 
 /// Addresses of a block; the last marks it as taken.
@@ -26,10 +26,15 @@ impl Block {
             let index = std::process::id().wrapping_mul(2_654_435_761).wrapping_add(at) % BLOCKS;
             let first = u32::from(Ipv4Addr::new(127, 64, 0, 0)) + index * SIZE;
             if let Ok(held) = TcpListener::bind((Ipv4Addr::from(first + SIZE - 1), MARK_PORT)) {
-                return Self { first, _held: held };
+                return Self { first, _held: Some(held) };
             }
         }
         panic!("no free block of loopback addresses");
+    }
+
+    /// The addresses of pods, in a network of the test's own: 10.77.0.1 is the test's.
+    pub fn of_pods() -> Self {
+        Self { first: u32::from(Ipv4Addr::new(10, 77, 0, 1)), _held: None }
     }
 
     /// One of its addresses, from 0 to 14.

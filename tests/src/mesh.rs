@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::loopback::Block;
 use crate::metrics::Metrics;
 use crate::plan::{Plan, SidecarPlan};
 use crate::process::Process;
-use crate::{foreign, wait, wire};
+use crate::{foreign, pods, wait, wire};
 
 /// Debug binaries on two busy cores: what takes 100 ms alone may take long here.
 const READY: Duration = Duration::from_secs(30);
@@ -76,6 +76,10 @@ impl Mesh {
             fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             path
         };
+        if plan.sidecars.iter().any(|sidecar| sidecar.pod.is_some()) {
+            let open = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(root.join("documents"), open).expect("the directory is ours");
+        }
         let control_config = write("control.yaml", &plan.control_yaml(&root));
         let documents = Documents::new(root.join("documents"));
         let services = plan.services_yaml();
@@ -98,7 +102,7 @@ impl Mesh {
                     config: write(&format!("{name}.yaml"), &plan.sidecar_yaml(&root, sidecar)),
                     state: root.join(name),
                     token: root.join(format!("{name}.token")),
-                    socket: root.join(format!("{name}.sock")),
+                    socket: sidecar.socket(&root),
                     log: root.join(format!("{name}.log")),
                     process: Mutex::new(None),
                     plan: sidecar.clone(),
@@ -296,13 +300,35 @@ impl Sidecar {
         command.args(["--id", &self.id(), "--ttl", &self.plan.token_ttl, "--out"]).arg(&self.token);
         let made = foreign::run(&mut command, wait::PATIENCE);
         assert_eq!(made.code, 0, "postern ca token create: {}", made.stderr);
+        if self.plan.pod.is_some() {
+            pods::give(&self.token, pods::SIDECAR);
+        }
     }
 
     /// Starts it, without waiting.
     pub fn start(&self) {
+        if let Some(pod) = &self.plan.pod {
+            return self.start_in_pod(pod.capability.as_deref());
+        }
         let process = Process::start(&self.plan.name, &postern_proxy(), &self.log, |command| {
             command.arg("run").arg("--config").arg(&self.config);
             command.envs(self.plan.environment.iter().map(|(name, value)| (name, value)));
+        });
+        *self.process.lock() = Some(process);
+    }
+
+    fn start_in_pod(&self, capability: Option<&str>) {
+        let directory = self.token.parent().expect("it lies in the mesh's directory");
+        let bundle = directory.join("bundle.pem");
+        if !bundle.exists() {
+            fs::copy(directory.join("control/bundle.pem"), &bundle).expect("the control plane wrote it");
+        }
+        pods::give(&self.state, pods::SIDECAR);
+        let program = pods::shared(&postern_proxy(), directory);
+        let process = Process::start(&self.plan.name, Path::new("ip"), &self.log, |command| {
+            command.args(["netns", "exec", &self.plan.name, "setpriv", "--pdeathsig", "KILL"]);
+            command.args(pods::user(pods::SIDECAR, capability)).arg(program);
+            command.arg("run").arg("--config").arg(&self.config);
         });
         *self.process.lock() = Some(process);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::loopback::Block;
 use crate::mesh::Mesh;
@@ -40,6 +40,16 @@ pub struct SidecarPlan {
     pub(crate) admin_port: bool,
     pub(crate) decision_log: bool,
     pub(crate) workload_api: Option<String>,
+    pub(crate) pod: Option<PodPlan>,
+}
+
+/// How a sidecar stands in a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct PodPlan {
+    /// In the section `capture` besides the addresses.
+    more: String,
+    /// The capability that it has, if it has one.
+    pub(crate) capability: Option<String>,
 }
 
 /// A port: as the Service names it, as the workload serves it, and what is spoken there.
@@ -70,8 +80,12 @@ impl Default for Plan {
 impl Plan {
     /// A control plane and nothing else, on a block of addresses of its own.
     pub fn new() -> Self {
+        Self { block: Block::take(), ..Self::empty() }
+    }
+
+    fn empty() -> Self {
         Self {
-            block: Block::take(),
+            block: Block::of_pods(),
             ttl: "1h".to_owned(),
             sidecars: Vec::new(),
             documents: BTreeMap::new(),
@@ -80,6 +94,12 @@ impl Plan {
             trust_domain: TRUST_DOMAIN.to_owned(),
             replicas: 0,
         }
+    }
+
+    /// The same for workloads in pods ([`crate::pods`]): every sidecar is in one, redirected, and each Service has addresses
+    /// of its own, `10.96.0.N` and `fd96::N`, beside its pod's.
+    pub fn in_pods() -> Self {
+        Self { block: Block::of_pods(), ..Self::empty() }
     }
 
     /// Life of the SVIDs; under five minutes all processes run with `test: true`.
@@ -105,6 +125,7 @@ impl Plan {
             admin_port: false,
             decision_log: false,
             workload_api: None,
+            pod: None,
         });
         self.sidecars.last_mut().expect("one was just pushed")
     }
@@ -123,6 +144,13 @@ impl Plan {
     /// Adds a document. `services.yaml` is written from the sidecars' ports unless it is given here.
     pub fn document(&mut self, name: &str, text: &str) -> &mut Self {
         self.documents.insert(name.to_owned(), text.to_owned());
+        self
+    }
+
+    /// The sidecar of this pod marks its connections, for which it gets CAP_NET_RAW: `more` is in its section `capture`.
+    pub fn mark(&mut self, name: &str, more: &str) -> &mut Self {
+        let found = self.sidecars.iter_mut().find(|sidecar| sidecar.name == name);
+        found.unwrap_or_else(|| panic!("the plan has no sidecar {name}")).pod(more, Some("net_raw"));
         self
     }
 
@@ -189,8 +217,9 @@ impl Plan {
         let address = self.block.address(0);
         format!(
             "trustDomain: {domain}\nstateDir: {state}\nlisten: {{address: \"{address}:24150\"}}\n\
-             health: {{address: \"{address}:24191\"}}\nmeshAdmin: {{address: \"{address}:24192\"}}\n\
+             health: {{address: \"{address}:24191\"}}\nmeshAdmin: {{address: \"{admin}:24192\"}}\n\
              svid: {{ttl: {ttl}}}\ntest: {test}\n{more}",
+            admin = if address.is_loopback() { address } else { [127, 0, 0, 1].into() },
             domain = self.trust_domain,
             more = self.control,
             state = directory.join("control").display(),
@@ -218,7 +247,17 @@ impl Plan {
                     "  - {{port: {service}, targetPort: {workload}, protocol: {protocol}{upgrades}{paths}}}"
                 );
             }
-            let _ = writeln!(text, "  endpoints: [{{address: {}}}]", sidecar.address);
+            match sidecar.pod {
+                None => {
+                    let _ = writeln!(text, "  endpoints: [{{address: {}}}]", sidecar.address);
+                }
+                Some(_) => {
+                    let [v4, v6] = sidecar.pod_addresses();
+                    let number = sidecar.pod_number();
+                    let _ = writeln!(text, "  addresses: [10.96.0.{number}, \"fd96::{number}\"]");
+                    let _ = writeln!(text, "  endpoints: [{{address: {v4}}}, {{address: \"{v6}\"}}]");
+                }
+            }
         }
         text
     }
@@ -235,13 +274,17 @@ impl Plan {
             .collect();
         let replicas: Vec<_> =
             (0..self.replicas).map(|at| format!("\"{}:24150\"", self.replica_address(at))).collect();
+        let (inbound, outbound, health) = match sidecar.pod {
+            None => (sidecar.inbound.to_string(), format!("{address}:24140"), format!("{address}:24191")),
+            Some(_) => ("[::]:24143".to_owned(), "127.0.0.1:24140".to_owned(), "[::]:24191".to_owned()),
+        };
         let mut text = format!(
             "identity: spiffe://{domain}/ns/shop/sa/{name}\nstateDir: {state}\ncontrolPlane:\n  \
              address: {control}:24150\n{replicas}  spiffeId: spiffe://{domain}/postern/control\n  \
              trustBundle: {bundle}\n  joinToken: {token}\n\
              workload:\n  address: {address}\n  ports: [{ports}]\n  labels: {labels}\n\
-             inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{address}:24140\"}}\n\
-             health: {{address: \"{address}:24191\"}}\nadmin: {{socket: {socket}{admin_port}}}\ndocuments: {documents}\n\
+             inbound: {{address: \"{inbound}\"}}\noutbound: {{address: \"{outbound}\"}}\n\
+             health: {{address: \"{health}\"}}\nadmin: {{socket: {socket}{admin_port}}}\ndocuments: {documents}\n\
              workers: {workers}\ntest: {test}\nlog: {{level: \"{log}\"}}\n",
             domain = self.trust_domain,
             replicas = if self.replicas == 0 {
@@ -249,14 +292,13 @@ impl Plan {
             } else {
                 format!("  replicas: [{}]\n", replicas.join(", "))
             },
-            inbound = sidecar.inbound,
             state = directory.join(name).display(),
             control = self.block.address(0),
-            bundle = directory.join("control/bundle.pem").display(),
+            bundle = sidecar.bundle(directory).display(),
             token = directory.join(format!("{name}.token")).display(),
             ports = ports.join(", "),
             labels = flow_map(&sidecar.labels),
-            socket = directory.join(format!("{name}.sock")).display(),
+            socket = sidecar.socket(directory).display(),
             admin_port =
                 if sidecar.admin_port { format!(", address: \"{address}:24190\"") } else { String::new() },
             documents = directory.join("documents").display(),
@@ -264,6 +306,10 @@ impl Plan {
             test = self.is_test(),
             log = sidecar.log,
         );
+        if let Some(pod) = &sidecar.pod {
+            let [v4, v6] = sidecar.pod_addresses();
+            let _ = writeln!(text, "capture: {{mode: redirect, addresses: [{v4}, \"{v6}\"]{}}}", pod.more);
+        }
         if sidecar.decision_log {
             let path = directory.join(format!("{name}.decisions.jsonl"));
             let _ = writeln!(text, "decisionLog: {{path: {}}}", path.display());
@@ -364,6 +410,35 @@ impl SidecarPlan {
     pub fn inbound(&mut self, address: &str) -> &mut Self {
         self.inbound = address.parse().unwrap_or_else(|error| panic!("{address}: {error}"));
         self
+    }
+
+    /// It stands in a pod of its name, with `more` in the section `capture`, such as `, mark: 7`, and `capability`.
+    pub fn pod(&mut self, more: &str, capability: Option<&str>) -> &mut Self {
+        self.pod = Some(PodPlan { more: more.to_owned(), capability: capability.map(str::to_owned) });
+        self
+    }
+
+    fn pod_number(&self) -> u8 {
+        match self.address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(_) => panic!("a plan numbers its pods by IPv4"),
+        }
+    }
+
+    fn pod_addresses(&self) -> [String; 2] {
+        [self.address.to_string(), format!("fd77::{}", self.pod_number())]
+    }
+
+    /// Where it finds its control plane's bundle; in a pod not in the control plane's own directory.
+    pub(crate) fn bundle(&self, directory: &Path) -> PathBuf {
+        directory.join(if self.pod.is_some() { "bundle.pem" } else { "control/bundle.pem" })
+    }
+
+    pub(crate) fn socket(&self, directory: &Path) -> PathBuf {
+        match self.pod {
+            Some(_) => directory.join(&self.name).join("admin.sock"),
+            None => directory.join(format!("{}.sock", self.name)),
+        }
     }
 
     /// Its address.
