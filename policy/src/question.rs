@@ -274,7 +274,7 @@ impl Generation {
         self.check_path(port, &path)?;
         if left.len() < target.len() {
             notes.push(format!(
-                "a fragment (`#…`) is no part of a request target: what is judged and forwarded is {path}"
+                "a fragment (`#…`) is no part of a request target: over HTTP/1 it is refused with 400, over HTTP/2 what is judged and forwarded is {path}"
             ));
         }
         Ok(path)

@@ -89,6 +89,8 @@ pub enum Reason {
     Canceled,
     /// The request head is too large.
     HeadTooLarge,
+    /// The request's target is too long.
+    UriTooLong,
     /// The request came to the wrong door.
     Misdirected,
     /// The call would come back to this very listener.
@@ -101,7 +103,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
@@ -129,6 +131,7 @@ impl Reason {
         Self::Stalled,
         Self::Canceled,
         Self::HeadTooLarge,
+        Self::UriTooLong,
         Self::Misdirected,
         Self::Loop,
         Self::HttpToTcp,
@@ -204,6 +207,9 @@ impl Reason {
             Self::Canceled => (499, CANCELLED, "canceled", "The caller took the request back."),
             Self::HeadTooLarge => {
                 (431, RESOURCE_EXHAUSTED, "head_too_large", "The request head is too large.")
+            }
+            Self::UriTooLong => {
+                (414, RESOURCE_EXHAUSTED, "uri_too_long", "The request's target is too long.")
             }
             Self::Misdirected => {
                 (421, UNAVAILABLE, "misdirected", "The request does not belong to this listener.")

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use postern_policy::norm;
 use postern_policy::yaml::Span;
 
 /// All of them. The defaults are what a sidecar runs with; a configuration may override any by name.
@@ -23,6 +24,12 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Header fields of a request.
     pub head_fields: usize,
+    /// Bytes of a request's target, path and query: more than policy reads of one.
+    pub uri_bytes: usize,
+    /// Bytes of one header field's value: workloads put it into one buffer.
+    pub field_bytes: usize,
+    /// Informational answers (1xx) before the one that is asked for: whoever sends them without end never answers.
+    pub informational: usize,
     /// A client that sends nothing while its protocol is being found out.
     pub detect: Duration,
     /// An HTTP/1 connection without a request.
@@ -102,6 +109,9 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             head_bytes: 64 << 10,
             head_fields: 100,
+            uri_bytes: norm::MAX_PATH,
+            field_bytes: 32 << 10,
+            informational: 8,
             detect: Duration::from_secs(1),
             idle: Duration::from_secs(60),
             workload_idle: Duration::from_secs(4),
@@ -159,7 +169,7 @@ const CONNECTION_WINDOW: RangeInclusive<usize> = 65_535..=MOST;
 const MOST: usize = (1 << 31) - 1;
 
 /// Every limit by its name in `sidecar.yaml`.
-const FIELDS: [(&str, Field); 39] = [
+const FIELDS: [(&str, Field); 42] = [
     ("firstByte", Field::Deadline(|limits| &mut limits.first_byte)),
     ("handshake", Field::Deadline(|limits| &mut limits.handshake)),
     ("handshakes", Field::Number(|limits| &mut limits.handshakes, COUNT)),
@@ -167,6 +177,9 @@ const FIELDS: [(&str, Field); 39] = [
     ("head", Field::Deadline(|limits| &mut limits.head)),
     ("headBytes", Field::Number(|limits| &mut limits.head_bytes, 1..=16 << 20)),
     ("headFields", Field::Number(|limits| &mut limits.head_fields, 1..=10_000)),
+    ("uriBytes", Field::Number(|limits| &mut limits.uri_bytes, 1..=norm::MAX_PATH)),
+    ("fieldBytes", Field::Number(|limits| &mut limits.field_bytes, 1..=16 << 20)),
+    ("informational", Field::Number(|limits| &mut limits.informational, 1..=10_000)),
     ("detect", Field::Deadline(|limits| &mut limits.detect)),
     ("idle", Field::Deadline(|limits| &mut limits.idle)),
     ("workloadIdle", Field::Deadline(|limits| &mut limits.workload_idle)),

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -15,6 +16,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use postern_svid::SpiffeId;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use crate::connections::Connection;
@@ -164,11 +166,15 @@ impl WorkloadPool {
     pub async fn send_upgrade(
         self: &Arc<Self>,
         to: SocketAddr,
-        request: Request<Body>,
+        mut request: Request<Body>,
         limits: &Limits,
     ) -> Result<Response<Incoming>, Error> {
         let mut sender = self.open(to, limits).await?;
-        sender.send_request(request).await.map_err(|error| broken(&error))
+        let enough = count_informational(&mut request, limits.informational);
+        tokio::select! {
+            sent = sender.send_request(request) => sent.map_err(|error| broken(&error)),
+            () = enough.notified() => Err(self.never_answers()),
+        }
     }
 
     /// Sends a request over HTTP/2 with prior knowledge.
@@ -256,7 +262,12 @@ impl WorkloadPool {
                 None => self.open(key.0, limits).await?,
             };
             let spare = if is_reused { repeatable(&request) } else { None };
-            match sender.try_send_request(request).await {
+            let enough = count_informational(&mut request, limits.informational);
+            let sent = tokio::select! {
+                sent = sender.try_send_request(request) => sent,
+                () = enough.notified() => return Err(self.never_answers()),
+            };
+            match sent {
                 Ok(response) => return Ok((sender, response)),
                 Err(mut error) => match (error.take_message(), spare) {
                     // Never written: it may be sent on another connection.
@@ -271,6 +282,12 @@ impl WorkloadPool {
                 },
             }
         }
+    }
+
+    fn never_answers(&self) -> Error {
+        self.hits.hit("informational");
+        let text = "informational answers and none that is asked for";
+        Error::new(Side::Workload, Reason::WorkloadProtocol, text)
     }
 
     async fn checkout(&self, key: &Key, age: Duration) -> Option<SendRequest<Body>> {
@@ -318,6 +335,18 @@ fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
     Some(copy)
+}
+
+/// Tells of the informational answer that is one too many.
+pub(crate) fn count_informational(request: &mut Request<Body>, most: usize) -> Arc<Notify> {
+    let (enough, count) = (Arc::new(Notify::new()), AtomicUsize::new(0));
+    let told = Arc::clone(&enough);
+    hyper::ext::on_informational(request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) == most {
+            told.notify_one();
+        }
+    });
+    enough
 }
 
 fn broken(error: &hyper::Error) -> Error {

@@ -332,6 +332,12 @@ fn forged_headers_do_not_arrive() {
         let mut stream = wire::connect(mesh.sidecar("web").outbound());
         stream.write_all(request.as_bytes()).expect("the sidecar reads");
         let head = wire::read_head(&mut stream);
+        if forgery.starts_with("Connection: ") {
+            // Named as this hop's: refused, or another hop could be made to take away what ours has added.
+            assert!(head.starts_with("HTTP/1.1 400"), "{forgery}: {head}");
+            assert!(origin.requests().is_empty(), "{forgery}");
+            continue;
+        }
         assert!(head.starts_with("HTTP/1.1 200"), "{forgery}: {head}");
         let seen = origin.last();
         assert_eq!(seen.header("x-forwarded-client-cert"), [identity], "{forgery}");

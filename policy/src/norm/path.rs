@@ -168,8 +168,8 @@ pub fn check_grpc(method: &CanonMethod, path: &CanonPath) -> Result<(), NormErro
 
 /// What a sidecar gets to see of a request target: all that stands before the first `#`.
 ///
-/// A fragment is no part of a request target (RFC 9110, 4.2.5; RFC 9112, 3.2), and the HTTP library drops it, of HTTP/1 and
-/// HTTP/2 alike, before anything is judged. So it is neither judged nor forwarded, and hides nothing from a rule
+/// A fragment is no part of a request target (RFC 9110, 4.2.5; RFC 9112, 3.2). Over HTTP/1 the sidecar refuses it; over HTTP/2 the
+/// library drops it before anything is judged. So it is neither judged nor forwarded, and hides nothing from a rule
 /// (CVE-2021-32779 was a proxy that judged it in front of servers that did not). [`CanonPath`] takes none: who asks about
 /// a target as it is sent cuts it off first.
 pub fn without_fragment(target: &str) -> &str {

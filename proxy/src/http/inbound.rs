@@ -16,7 +16,7 @@ use postern_policy::{HeaderFields, Protocol, TokenSet};
 use self::handshake::Delivered;
 use super::body::Body;
 use super::upgrade::Pending;
-use super::{authority, h2, headers, respond};
+use super::{authority, h2, headers, respond, strict};
 use crate::authorize;
 use crate::connections::{Connection, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
@@ -114,7 +114,7 @@ async fn forward(
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
     let (mut parts, body) = request.into_parts();
-    check_size(&snapshot.limits, &parts.headers)?;
+    strict::check_size(&snapshot.limits, &parts.uri, &parts.headers, (h2::MORE_FIELDS, h2::MORE_BYTES))?;
     let host = authority::of(&parts.uri, &parts.headers)?;
     let as_sent = HeaderValue::try_from(host.to_string())
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;
@@ -327,15 +327,6 @@ fn facts(
     let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade, tokens };
     let towards = Towards { protocol, withheld, bad_token };
     Ok((Facts { port, operation, destination: None, asked: None }, towards))
-}
-
-fn check_size(limits: &Limits, fields: &http::HeaderMap) -> Result<(), Error> {
-    // The mesh leg carries a few fields more: our own.
-    let (count, bytes) = headers::size(fields);
-    if count > limits.head_fields + h2::MORE_FIELDS || bytes > limits.head_bytes + h2::MORE_BYTES {
-        return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{count} fields, {bytes} bytes")));
-    }
-    Ok(())
 }
 
 fn uri(host: Option<&HeaderValue>, path: &CanonPath) -> Result<Uri, Error> {

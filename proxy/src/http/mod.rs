@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod body;
+mod framing;
 pub mod h2;
 pub mod headers;
 pub mod inbound;
@@ -9,6 +10,7 @@ pub mod outbound;
 pub mod respond;
 pub mod server;
 pub(crate) mod stall;
+pub mod strict;
 pub mod upgrade;
 pub mod websocket;
 

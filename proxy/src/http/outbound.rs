@@ -21,7 +21,7 @@ use self::external::Resolved;
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
 use super::upgrade::{Io, Pending};
-use super::{authority, headers, respond};
+use super::{authority, headers, respond, strict};
 use crate::authorize;
 use crate::balance;
 use crate::connections::{Asked, Connection, End, Facts, Operation, Stream};
@@ -77,10 +77,7 @@ async fn serve(
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
     let limits = sidecar.snapshots.limits();
-    let (fields, bytes) = headers::size(request.headers());
-    if fields > limits.head_fields || bytes > limits.head_bytes {
-        return Err(Error::new(Side::Peer, Reason::HeadTooLarge, format!("{fields} fields, {bytes} bytes")));
-    }
+    strict::check_size(&limits, request.uri(), request.headers(), (0, 0))?;
     let is_websocket = handshake::asks_for_websocket(&request)?;
     let is_tunnel = request.method() == Method::CONNECT && !is_websocket;
     if let Some(to) = to.filter(|_| is_tunnel) {

@@ -3,32 +3,36 @@
 //! hyper's one timer runs from the moment it waits for a head, so it is the idle time of a kept-alive connection. A
 //! head that trickles in byte by byte needs a clock of its own, started by its first byte: `HeadClock`. A caller
 //! that stops reading meets `StallClock`; and while it does not read, hyper does not ask for the response's body, which
-//! would tell that permission was withdrawn: so `HeadClock` watches for that too.
+//! would tell that permission was withdrawn: so `HeadClock` watches for that too. It also sees every byte before hyper
+//! does, so `framing` refuses there what hyper would mend.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Sleep;
 
 use super::body::Body;
-use super::headers;
+use super::framing::Framing;
 use super::stall::StallClock;
 use super::upgrade::Pending;
+use super::{headers, respond, strict};
 use crate::connections::Entry;
-use crate::error::Side;
+use crate::error::{Error, Reason, Side};
 use crate::limits::Limits;
 use crate::observe::metrics::{LimitHits, ServerCounts};
 use crate::tcp::Duplex;
@@ -50,21 +54,46 @@ pub async fn serve_h1<I, H, F>(
     let io = HeadClock {
         io,
         state: Arc::clone(&state),
+        framing: Framing::new(limits.head_bytes),
         limit: limits.head,
         clock: None,
         hits: counts.limits.clone(),
     };
     let at_end = Arc::clone(&state);
+    let malformed = counts.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let serving = Arc::new(Serving::begin(&state));
         let may_switch = request.method() == Method::CONNECT
             || headers::asks_for_websocket(request.headers())
             || headers::asked_upgrade(request.headers()).is_some();
-        let pending = may_switch.then(|| Pending::H1(hyper::upgrade::on(&mut request)));
+        let asks = may_switch || request.headers().contains_key(UPGRADE);
+        let upgrade = asks.then(|| hyper::upgrade::on(&mut request));
+        let pending = upgrade.clone().filter(|_| may_switch).map(Pending::H1);
+        let is_connect = request.method() == Method::CONNECT;
         let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
-        let response = handler(request.map(body), pending);
+        let response = match strict::check_h1(&request) {
+            Ok(()) => Ok(handler(request.map(body), pending)),
+            Err(error) => Err(error),
+        };
+        let (state, malformed) = (Arc::clone(&state), malformed.clone());
         async move {
-            let response = response.await;
+            let response = match response {
+                Ok(response) => response.await,
+                Err(error) => refuse(&malformed, &error),
+            };
+            let mut response = match state.is_malformed() {
+                // Its body broke, whatever came of what was sent of it.
+                true => refuse(&malformed, &Error::new(Side::Peer, Reason::BadRequest, "the body's framing")),
+                false => response,
+            };
+            let status = response.status();
+            let switches = status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success());
+            if state.is_unwatched() && !switches {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            if !switches && upgrade.is_some() {
+                *state.unswitched.lock() = upgrade;
+            }
             serving.answers(response.body().entry());
             Ok::<_, Infallible>(response.map(|body| body.held(serving)))
         }
@@ -85,20 +114,44 @@ pub async fn serve_h1<I, H, F>(
             connection.await
         }
     };
+    let unswitched = at_end.unswitched.lock().take();
+    if let (Ok(()), Some(upgrade)) = (&ended, unswitched) {
+        // hyper hands such a connection over at its end, whatever the answer was, and does not close it: dropped as it is, a
+        // tunnel's stream would be reset, and its last answer lost.
+        if let Ok(mut io) = upgrade.await.map(TokioIo::new) {
+            let _ = io.shutdown().await;
+        }
+    }
     if let Err(error) = ended {
         if error.is_parse_too_large() {
             counts.head_too_large();
         } else if error.is_timeout() {
             counts.limits.hit(if at_end.is(HeadState::READING) { "head" } else { "idle" });
+        } else if error.is_parse() {
+            counts.malformed();
         }
         tracing::debug!(%error, "an HTTP/1 connection ended");
     }
+}
+
+/// Answers what cannot be one request and nothing else; what comes behind it is not looked at.
+fn refuse(counts: &ServerCounts, error: &Error) -> Response<Body> {
+    counts.malformed();
+    tracing::debug!(%error, "an HTTP/1 request was refused");
+    let mut response = respond::error(error, None, false);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Where a connection stands between two heads.
 #[derive(Debug, Default)]
 struct HeadState {
     stage: AtomicU8,
+    /// What `framing` found: nobody knows what comes next; the body of the request that is served is no body.
+    unwatched: AtomicBool,
+    malformed: AtomicBool,
+    /// An upgrade that was asked for and did not come.
+    unswitched: Mutex<Option<OnUpgrade>>,
     running: Mutex<Running>,
 }
 
@@ -124,6 +177,14 @@ impl HeadState {
 
     fn is(&self, state: u8) -> bool {
         self.stage.load(Ordering::Relaxed) == state
+    }
+
+    fn is_unwatched(&self) -> bool {
+        self.unwatched.load(Ordering::Relaxed)
+    }
+
+    fn is_malformed(&self) -> bool {
+        self.malformed.load(Ordering::Relaxed)
     }
 
     fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -175,6 +236,7 @@ impl Drop for Serving {
 pub(super) struct HeadClock<I> {
     io: I,
     state: Arc<HeadState>,
+    framing: Framing,
     limit: Duration,
     clock: Option<Pin<Box<Sleep>>>,
     hits: LimitHits,
@@ -198,8 +260,17 @@ impl<I: Duplex> AsyncRead for HeadClock<I> {
         if self.state.poll_revoked(cx).is_ready() {
             return Poll::Ready(self.revoked());
         }
+        if self.framing.is_broken() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no HTTP/1 that everybody reads alike",
+            )));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = read {
+            self.watch(buf, before);
+        }
         if self.state.is(HeadState::SERVING) {
             self.clock = None;
             return read;
@@ -232,6 +303,18 @@ impl<I: Duplex> AsyncRead for HeadClock<I> {
 }
 
 impl<I: Duplex> HeadClock<I> {
+    /// Follows what was read. At a fault hyper gets a NUL in place of the line's end, and nothing more: it refuses the head
+    /// with 400 when that head's turn comes, and a body ends broken.
+    fn watch(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        if let Err(fault) = self.framing.feed(&buf.filled()[before..]) {
+            let at = before + fault.at;
+            buf.filled_mut()[at] = 0;
+            buf.set_filled(at + 1);
+            self.state.malformed.store(fault.in_body, Ordering::Relaxed);
+        }
+        self.state.unwatched.store(self.framing.is_unwatched(), Ordering::Relaxed);
+    }
+
     /// Fails a write that has to wait once permission is withdrawn. The bytes that wait in between belong to a response
     /// that must not be completed: the connection is reset, or its caller could take what came for the whole.
     fn permitted<T>(
@@ -301,5 +384,49 @@ mod tests {
         assert!(is_running(), "its permission is still watched");
         drop(second);
         assert!(state.is(HeadState::IDLE) && !is_running());
+    }
+
+    /// What a connection with these bytes on it is answered, and how many requests were served.
+    async fn answered(bytes: &[u8]) -> (String, usize) {
+        use tokio::io::AsyncReadExt as _;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut caller = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let served = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = Arc::clone(&served);
+        let handler = move |_: Request<Body>, _: Option<Pending>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Response::new(Body::full("served")) }
+        };
+        let counts = crate::observe::metrics::Metrics::default().server(Direction::Inbound);
+        let io = crate::detect::Rewound::new(bytes::Bytes::new(), far);
+        caller.write_all(bytes).await.unwrap();
+        caller.shutdown().await.unwrap();
+        serve_h1(io, &Limits::default(), &counts, handler, std::future::pending()).await;
+        let mut answer = Vec::new();
+        let _ = caller.read_to_end(&mut answer).await;
+        (String::from_utf8_lossy(&answer).into_owned(), served.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_hyper_would_mend_is_refused() {
+        let (answer, served) = answered(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && served == 1, "{answer}");
+        for bytes in [
+            &b"GET /a HTTP/1.1\nHost: a\n\n"[..],
+            b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ] {
+            let (answer, served) = answered(bytes).await;
+            assert!(answer.starts_with("HTTP/1.1 400 ") && served == 0, "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_switch_that_does_not_happen_is_no_request() {
+        let switch = b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
+        let (answer, served) = answered(&[&switch[..], b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n"].concat()).await;
+        assert_eq!(served, 1, "{answer}");
+        assert!(answer.contains("connection: close") && answer.ends_with("served"), "{answer}");
     }
 }

@@ -43,6 +43,7 @@ pub struct ServerCounts {
     /// How often each limit bit.
     pub limits: LimitHits,
     refused: Counter,
+    malformed: Counter,
 }
 
 impl ServerCounts {
@@ -50,6 +51,11 @@ impl ServerCounts {
     pub fn head_too_large(&self) {
         self.limits.hit("head_size");
         self.refused.inc();
+    }
+
+    /// Counts a request that is none, or that could be read in two ways.
+    pub fn malformed(&self) {
+        self.malformed.inc();
     }
 }
 
@@ -158,7 +164,7 @@ impl Metrics {
     pub fn failure(&self, direction: Direction, reason: Reason) {
         self.failures[direction as usize][reason as usize].inc();
         match reason {
-            Reason::HeadTooLarge => self.limit("head_size"),
+            Reason::HeadTooLarge | Reason::UriTooLong => self.limit("head_size"),
             Reason::Stalled => self.limit("stall"),
             _ => {}
         }
@@ -166,8 +172,9 @@ impl Metrics {
 
     /// What connections of this direction count by themselves.
     pub fn server(&self, direction: Direction) -> ServerCounts {
-        let refused = self.failures[direction as usize][Reason::HeadTooLarge as usize].clone();
-        ServerCounts { limits: self.limits.clone(), refused }
+        let of = |reason: Reason| self.failures[direction as usize][reason as usize].clone();
+        let (refused, malformed) = (of(Reason::HeadTooLarge), of(Reason::BadRequest));
+        ServerCounts { limits: self.limits.clone(), refused, malformed }
     }
 
     /// Counts a handshake that failed.

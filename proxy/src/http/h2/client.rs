@@ -1,13 +1,15 @@
 //! One HTTP/2 connection that we opened.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
-use h2::{Ping, PingPong, Reason as Code, SendStream};
+use h2::{Ping, PingPong, Reason as Code, RecvStream, SendStream};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -28,6 +30,7 @@ pub struct Connection {
     state: Arc<State>,
     settings: Settings,
     side: Side,
+    hits: LimitHits,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +71,7 @@ impl Connection {
             .map_err(|error| unreachable_error(side, &error))?;
         let state = Arc::new(State::default());
         let ping = connection.ping_pong();
-        let (watched, hits) = (Arc::clone(&state), hits.clone());
+        let (watched, hits, kept) = (Arc::clone(&state), hits.clone(), hits.clone());
         spawn(async move {
             tokio::select! {
                 // Ends when the peer closes, or when all handles and streams are gone.
@@ -83,7 +86,7 @@ impl Connection {
             }
             watched.closed.store(true, Ordering::Relaxed);
         });
-        Ok(Self { send, state, settings, side })
+        Ok(Self { send, state, settings, side, hits: kept })
     }
 
     /// Ends the connection at once, with every stream on it.
@@ -137,7 +140,7 @@ impl Connection {
             self.await_extended_connect().await?;
         }
         let (response, stream, in_flight) = self.start(head, false).await?;
-        let response = response.await.map_err(|error| self.stream_error(&error))?;
+        let response = self.answer(response).await?;
         let (parts, recv) = response.into_parts();
         if parts.status.is_success() {
             return Ok(Ok(Response::from_parts(parts, TunnelIo::opened(recv, stream, in_flight))));
@@ -164,6 +167,28 @@ impl Connection {
         };
         let (response, stream) = ready.map_err(unsent)?.send_request(head, end).map_err(unsent)?;
         Ok((response, stream, in_flight))
+    }
+
+    /// Waits for the answer, past a few informational ones.
+    async fn answer(&self, mut response: ResponseFuture) -> Result<Response<RecvStream>, Error> {
+        let mut informational = 0;
+        poll_fn(|cx| {
+            while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {
+                informational += 1;
+                if informational > self.settings.informational {
+                    self.hits.hit("informational");
+                    let reason = match self.side {
+                        Side::Workload => Reason::WorkloadProtocol,
+                        _ => Reason::RemoteReset,
+                    };
+                    let text = "informational answers and none that is asked for";
+                    return Poll::Ready(Err(Error::new(self.side, reason, text)));
+                }
+            }
+            let answer = ready!(Pin::new(&mut response).poll(cx));
+            Poll::Ready(answer.map_err(|error| self.stream_error(&error)))
+        })
+        .await
     }
 
     /// Extended CONNECT may be used once the peer's SETTINGS allow it (RFC 8441, 3). h2 offers no way to wait for
@@ -215,7 +240,7 @@ impl Opened {
             // Its failure reaches the caller as the failure of the response.
             Owned::spawn(async move { drop(send::pump(body, stream, stall).await) })
         });
-        let response = response.await.map_err(|error| connection.stream_error(&error))?;
+        let response = connection.answer(response).await?;
         let (parts, recv) = response.into_parts();
         let exchange = Exchange { _pump: pump, _in_flight: in_flight };
         // A body that has ended is kept as one too: dropping the exchange now would abort a request body that the peer

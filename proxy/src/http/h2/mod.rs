@@ -34,6 +34,10 @@ pub struct Settings {
     pub header_list: u32,
     /// Resets for the peer's own mistakes before the connection is closed.
     pub local_error_resets: usize,
+    /// Streams that the peer has taken back before they were looked at, before the connection is closed.
+    pub unseen_resets: usize,
+    /// Many callers share the connection: what one of them does must not end the others' requests.
+    pub is_shared: bool,
     /// Bytes a stream may have waiting to be written.
     pub send_buffer: usize,
     /// How often the peer is asked whether it lives.
@@ -46,6 +50,8 @@ pub struct Settings {
     pub preface: Duration,
     /// How many of its requests a peer may take back.
     pub client_resets: ClientResets,
+    /// Informational answers before the one that is asked for.
+    pub informational: usize,
 }
 
 /// Two rules against rapid reset: of so many streams that come within a window no more than a share may be taken back
@@ -79,6 +85,9 @@ impl Settings {
             connection_window: wire(limits.mesh_connection_window),
             header_list: wire(limits.head_bytes + MORE_BYTES + (limits.head_fields + MORE_FIELDS) * 32),
             local_error_resets: limits.mesh_local_error_resets,
+            // A burst that the caller's sidecar has let through arrives at once, and so do the resets behind it.
+            unseen_resets: limits.mesh_streams,
+            is_shared: true,
             send_buffer: limits.send_buffer,
             ping_interval: limits.ping_interval,
             ping_timeout: limits.ping_timeout,
@@ -92,6 +101,7 @@ impl Settings {
                 per_second: limits.client_resets_per_second,
                 seconds: limits.client_reset_seconds,
             },
+            informational: limits.informational,
         }
     }
 
@@ -103,6 +113,8 @@ impl Settings {
             connection_window: wire(limits.connection_window),
             header_list: wire(limits.head_bytes + limits.head_fields * 32),
             local_error_resets: limits.local_error_resets,
+            unseen_resets: UNSEEN_RESETS,
+            is_shared: false,
             ..Self::mesh(limits)
         }
     }
@@ -117,6 +129,9 @@ impl Settings {
         }
     }
 }
+
+/// h2's own default.
+const UNSEEN_RESETS: usize = 20;
 
 /// What the mesh leg carries more than the edge allows: fields and bytes of our own.
 pub const MORE_FIELDS: usize = 16;

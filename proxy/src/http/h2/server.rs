@@ -55,6 +55,7 @@ where
         .max_header_list_size(settings.header_list)
         .max_send_buffer_size(settings.send_buffer)
         .max_local_error_reset_streams(Some(settings.local_error_resets))
+        .max_pending_accept_reset_streams(settings.unseen_resets)
         .enable_connect_protocol()
         .handshake(io);
     let mut handshake = std::pin::pin!(timeout(settings.preface, handshake));
@@ -83,27 +84,41 @@ where
     if deadline.is_some() {
         connection.graceful_shutdown();
     }
-    let mut is_abused = false;
+    // Streams that came after the peer was found to abuse resets.
+    let mut since_abuse: Option<u32> = None;
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     unseen.lock().accepted(respond.stream_id().as_u32());
-                    if is_abused {
-                        // Came before our GOAWAY was on the wire.
-                        continue;
-                    }
-                    if resets.opened() {
+                    if since_abuse.is_none() && resets.opened() {
                         tracing::warn!("a peer keeps taking requests back: its connection is closed");
-                        connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
                         counts.limits.hit("client_resets");
-                        is_abused = true;
-                        continue;
+                        since_abuse = Some(0);
+                        if settings.is_shared {
+                            // One of its callers did it. What the others have under way ends in order, and what they ask
+                            // next comes on a fresh connection.
+                            connection.graceful_shutdown();
+                        } else {
+                            connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+                        }
+                    }
+                    if let Some(since) = &mut since_abuse {
+                        *since += 1;
+                        if !settings.is_shared {
+                            // Came before our GOAWAY was on the wire.
+                            continue;
+                        }
+                        if *since > settings.max_streams {
+                            // That is no sidecar, which would have stopped at it.
+                            connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+                            continue;
+                        }
                     }
                     spawn(stream(request, respond, settings.stall, handler.clone(), Arc::clone(&resets)));
                 }
                 // Our own GOAWAY.
-                Some(Err(_)) if is_abused => return Ok(()),
+                Some(Err(_)) if since_abuse.is_some() => return Ok(()),
                 Some(Err(error)) => return Err(error),
                 None => return Ok(()),
             },

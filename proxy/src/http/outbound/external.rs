@@ -31,11 +31,13 @@ use crate::inbound::relay;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::observe::log;
+use crate::observe::metrics::LimitHits;
 use crate::resolve::{Answer, MAX_ADDRESSES};
 use crate::runtime::spawn;
 use crate::sidecar::Sidecar;
 use crate::tcp::Duplex as _;
 use crate::worker::Worker;
+use crate::workload::count_informational;
 
 /// Addresses that are dialled one after the other.
 const ATTEMPTS: usize = 3;
@@ -161,7 +163,8 @@ pub(super) async fn send(
         parts.headers.insert(HOST, host);
         parts.uri = Uri::from(path);
         parts.version = Version::HTTP_11;
-        return send_h1(connection, Request::from_parts(parts, body), &limits).await;
+        let hits = &worker.sidecar.metrics.limits;
+        return send_h1(connection, Request::from_parts(parts, body), &limits, hits).await;
     }
     let mut head = Request::new(());
     *head.method_mut() = parts.method;
@@ -192,8 +195,9 @@ pub(super) async fn send(
 
 async fn send_h1(
     connection: TcpStream,
-    request: Request<Body>,
+    mut request: Request<Body>,
     limits: &Limits,
+    hits: &LimitHits,
 ) -> Result<Response<Body>, Error> {
     let broken = |error: hyper::Error| Error::new(Side::Remote, Reason::ExternalReset, error.to_string());
     let (mut sender, connection) = http1::Builder::new()
@@ -207,7 +211,15 @@ async fn send_h1(
             tracing::debug!(%error, "a connection outside of the mesh ended");
         }
     });
-    let response = sender.send_request(request).await.map_err(broken)?;
+    let enough = count_informational(&mut request, limits.informational);
+    let response = tokio::select! {
+        response = sender.send_request(request) => response.map_err(broken)?,
+        () = enough.notified() => {
+            hits.hit("informational");
+            let text = "informational answers and none that is asked for";
+            return Err(Error::new(Side::Remote, Reason::ExternalReset, text));
+        }
+    };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it: `Upgrade` stops here.
         return Err(Error::new(Side::Remote, Reason::ExternalReset, "101 to a request that asked for none"));

@@ -36,7 +36,7 @@ const TLS_REFUSALS: [&str; 15] = [
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 24] = [
+const LIMITS: [&str; 25] = [
     "admin",
     "admin_port",
     "client_resets",
@@ -55,6 +55,7 @@ const LIMITS: [&str; 24] = [
     "idle",
     "in_flight",
     "in_flight_per_destination",
+    "informational",
     "local_error_resets",
     "memory",
     "ping",
