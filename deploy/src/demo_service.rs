@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+use crate::demo::http::{Client, Host, Peer};
 use crate::demo::plan::Service;
 use crate::stdin;
 
@@ -30,8 +31,11 @@ pub(crate) struct Args {
     #[arg(long)]
     listen: SocketAddr,
     /// The proxy for outgoing calls: the outbound listener of this service's sidecar.
-    #[arg(long)]
-    http_proxy: SocketAddr,
+    #[arg(long, required_unless_present = "hosts")]
+    http_proxy: Option<SocketAddr>,
+    /// Where another service is, for a service that knows of no proxy.
+    #[arg(long = "host", value_name = "NAME=ADDRESS:PORT")]
+    hosts: Vec<Host>,
     /// Whose demo this is, for a second one that finds the address taken.
     #[arg(long)]
     demo: String,
@@ -63,8 +67,10 @@ async fn serve(args: Args) -> String {
         Ok(listener) => listener,
         Err(error) => return format!("cannot listen on {}: {error}", args.listen),
     };
-    println!("{} listens on {}, calls others through {}", args.service, args.listen, args.http_proxy);
-    let shop = Arc::new(Shop::new(args.service, args.http_proxy, args.demo));
+    let way = args.http_proxy.map_or_else(String::new, |proxy| format!(" through {proxy}"));
+    println!("{} listens on {}, calls others{way}", args.service, args.listen);
+    let out = args.http_proxy.map_or(Peer::Named(args.hosts), Peer::Tcp);
+    let shop = Arc::new(Shop::new(args.service, Client::new(out), args.demo));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod ca;
 mod control;
 mod demo;
+mod demo_probe;
 mod demo_service;
 mod policy;
 mod proxy;
@@ -33,9 +34,19 @@ enum Command {
     Control(control::Args),
     /// A whole mesh on this machine, proven line by line.
     Demo(demo::Args),
+    /// What the demo does from within a workload's network namespace.
+    #[command(hide = true)]
+    DemoProbe(demo_probe::Args),
     /// One of the demo's services.
     #[command(hide = true)]
     DemoService(demo_service::Args),
+    /// Write redirection rules, exactly as `postern-init` does.
+    #[command(hide = true, disable_help_flag = true)]
+    Init {
+        /// The words after `postern-init`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Check and test policy documents, and explain decisions.
     Policy(policy::Args),
     /// Ask or steer a running sidecar.
@@ -77,7 +88,9 @@ fn main() -> ExitCode {
         Command::Ca(args) => ca::run(args),
         Command::Control(args) => control::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::DemoProbe(args) => demo_probe::run(args),
         Command::DemoService(args) => demo_service::run(args),
+        Command::Init { words } => postern_init::main(&words),
         Command::Policy(args) => policy::run(args),
         Command::Proxy(args) => proxy::run(args),
         Command::Sidecar(args) => proxy::sidecar(args),

@@ -1,6 +1,6 @@
 //! The Service and policy documents of the demo, and the edits that its expectations make to them.
 
-use crate::demo::plan::{NAMESPACE, Plan, SERVICE_PORT, Service, spiffe_id};
+use crate::demo::plan::{Ground, LOOPBACK_PORT, NAMESPACE, Place, Plan, SERVICE_PORT, Service, spiffe_id};
 
 /// The document that the demo, and a person who tries it out, edits.
 pub(crate) const ORDERS_FILE: &str = "orders.yaml";
@@ -26,13 +26,17 @@ pub(crate) struct Broken {
 
 /// File names and texts of the documents at the start.
 pub(crate) fn all(plan: &Plan) -> Vec<(&'static str, String)> {
-    vec![
+    let mut all = vec![
         ("mesh.yaml", mesh()),
         ("services.yaml", services(plan)),
         (ORDERS_FILE, orders(true)),
         ("limits.yaml", limits()),
         ("store.yaml", store()),
-    ]
+    ];
+    if plan.ground != Ground::Loopback {
+        all.push(("loopback.yaml", loopback()));
+    }
+    all
 }
 
 /// Who may call orders. Without `refunds` the storefront has lost everything under `/v1/refunds`.
@@ -152,6 +156,24 @@ spec:
     )
 }
 
+/// Not policy but the address alone keeps what listens on orders' loopback from the storefront.
+fn loopback() -> String {
+    format!(
+        r#"# The storefront may have orders' port {LOOPBACK_PORT}, at which it listens on its loopback alone.
+apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: loopback, namespace: {NAMESPACE}}}
+spec:
+  target: {{selector: {{app: orders}}}}
+  action: Allow
+  rules:
+  - name: storefront-loopback
+    from: [{{serviceAccounts: [storefront]}}]
+    to: [{{ports: [{LOOPBACK_PORT}]}}]
+"#
+    )
+}
+
 fn services(plan: &Plan) -> String {
     let mut text =
         String::from("# What exists in the mesh, where, and which identity each endpoint must prove.\n");
@@ -167,20 +189,27 @@ fn services(plan: &Plan) -> String {
 }
 
 fn service_document(plan: &Plan, name: &str, endpoint: Service) -> String {
+    let (mut addresses, mut second) = (String::new(), String::new());
+    let mesh_port = plan.mesh(endpoint).port();
+    if plan.ground != Ground::Loopback {
+        let [v4, v6] = Plan::called(name);
+        addresses = format!("  addresses: [{v4}, \"{v6}\"]\n");
+        let [_, v6] = plan.both(Place::Service(endpoint));
+        second = format!("  - {{address: \"{v6}\", meshPort: {mesh_port}}}\n");
+    }
     format!(
         r"apiVersion: postern.dev/v1alpha1
 kind: Service
 metadata: {{name: {name}, namespace: {NAMESPACE}}}
 spec:
   identity: {identity}
-  ports:
+{addresses}  ports:
   - {{port: 80, protocol: http, targetPort: {SERVICE_PORT}}}
   endpoints:
   - {{address: {host}, meshPort: {mesh_port}}}
-",
+{second}",
         identity = spiffe_id(name),
         host = plan.host(endpoint),
-        mesh_port = plan.mesh(endpoint).port(),
     )
 }
 

@@ -16,8 +16,10 @@ use crate::demo::failure::{Explain, Failure};
 use crate::demo::mesh::Mesh;
 use crate::demo::plan::Service;
 
+mod around;
 mod broken_policy;
 mod calls;
+mod captured;
 mod events;
 mod forgery;
 mod intruders;
@@ -26,6 +28,7 @@ mod outage;
 mod policy_edit;
 mod rate_limit;
 mod renewal;
+mod rules;
 mod upkeep;
 mod way_out;
 
@@ -64,11 +67,44 @@ type Playing<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
 /// Before everything else: nothing can be looked at in a mesh that does not come up.
 pub(crate) const FIRST: &Scene = &upkeep::COMES_UP;
 
-/// Takes longest, so the scenes in turn happen while it runs; none of them may cost it a request.
-pub(crate) const ALONGSIDE: &Scene = &renewal::SCENE;
+/// What is played on one ground, after [`FIRST`].
+pub(crate) struct Play {
+    /// Takes longest, so the scenes in turn happen while it runs; none of them may cost it a request.
+    pub(crate) alongside: Option<&'static Scene>,
+    /// One after the other.
+    pub(crate) in_turn: &'static [&'static Scene],
+    /// When the rest is over: they kill processes, or look back.
+    pub(crate) last: &'static [&'static Scene],
+}
 
-/// One after the other.
-pub(crate) const IN_TURN: &[&Scene] = &[
+/// On loopback.
+pub(crate) const LOOPBACK: Play =
+    Play { alongside: Some(&renewal::SCENE), in_turn: IN_TURN, last: &[&outage::SCENE, &upkeep::ALL_WELL] };
+
+/// In namespaces: that nobody gets around a sidecar.
+pub(crate) const NAMESPACES: Play = Play {
+    alongside: None,
+    in_turn: &[
+        &calls::ALLOWED,
+        &captured::CALLS,
+        &captured::REFUSED,
+        &calls::OTHER_IDENTITY,
+        &way_out::WRONG_ENDPOINT,
+        &captured::STRANGER,
+        &captured::TO_STRANGER,
+        &intruders::PLAINTEXT,
+        &intruders::NO_CERTIFICATE,
+        &intruders::FOREIGN_CERTIFICATE,
+        &around::UDP,
+        &around::QUIC,
+        &around::DNS,
+        &around::IMPOSTOR,
+        &around::NEIGHBOURS_LOOPBACK,
+    ],
+    last: &[&rules::KILLED_SIDECAR, &rules::FLUSHED, &rules::TWICE, &upkeep::ALL_WELL],
+};
+
+const IN_TURN: &[&Scene] = &[
     &calls::ALLOWED,
     &calls::DENIED_METHOD,
     &calls::DEFAULT_DENY,
@@ -84,12 +120,12 @@ pub(crate) const IN_TURN: &[&Scene] = &[
     &broken_policy::SCENE,
 ];
 
-/// When the rest is over: they kill processes, or look back.
-pub(crate) const LAST: &[&Scene] = &[&outage::SCENE, &upkeep::ALL_WELL];
-
-/// Every scene.
-pub(crate) fn all() -> impl Iterator<Item = &'static Scene> {
-    [FIRST].into_iter().chain(IN_TURN.iter().copied()).chain([ALONGSIDE]).chain(LAST.iter().copied())
+impl Play {
+    /// Every scene.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'static Scene> + use<> {
+        let in_turn = self.in_turn.iter().copied();
+        [FIRST].into_iter().chain(in_turn).chain(self.alongside).chain(self.last.iter().copied())
+    }
 }
 
 impl Scene {
@@ -161,12 +197,14 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_in_kebab_case() {
-        let mut seen = BTreeSet::new();
-        for expectation in all().flat_map(|scene| scene.expectations) {
-            let name = expectation.name;
-            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{name}");
-            assert!(seen.insert(name), "{name} twice");
-            assert!(!expectation.claim.ends_with('.'), "{name}");
+        for play in [LOOPBACK, NAMESPACES] {
+            let mut seen = BTreeSet::new();
+            for expectation in play.all().flat_map(|scene| scene.expectations) {
+                let name = expectation.name;
+                assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{name}");
+                assert!(seen.insert(name), "{name} twice");
+                assert!(!expectation.claim.ends_with('.'), "{name}");
+            }
         }
     }
 

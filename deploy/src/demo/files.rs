@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::demo::documents;
 use crate::demo::failure::{Explain, Failure, ensure};
-use crate::demo::plan::{Plan, SERVICE_PORT, Service, TRUST_DOMAIN};
+use crate::demo::netns::MARK;
+use crate::demo::plan::{Apart, Ground, Place, Plan, SERVICE_PORT, Service, TRUST_DOMAIN};
 
 /// Life of every certificate of the demo: short enough that renewals are seen, long enough that the control plane can
 /// be dead through one whole renewal window (45-55 % of life) and its first retries, and come back in time.
@@ -108,6 +109,16 @@ impl Files {
         fs::remove_file(self.documents().join(name)).explain(format!("cannot remove the document {name}"))
     }
 
+    /// Where a namespace, or a program that all of them run, is mounted.
+    pub(crate) fn mounted(&self, name: &str) -> PathBuf {
+        self.root.join("mounted").join(name)
+    }
+
+    /// All that is a sidecar's own.
+    pub(crate) fn of_sidecar(&self, service: Service) -> [PathBuf; 3] {
+        [self.of(service), self.state(service), self.sidecar_config(service)]
+    }
+
     fn control_state(&self) -> PathBuf {
         self.root.join("control")
     }
@@ -170,6 +181,7 @@ impl Files {
              inbound: {{address: \"{inbound}\"}}\n\
              outbound: {{address: \"{outbound}\"}}\n\
              health: {{address: \"{health}\"}}\n\
+             {capture}\
              admin: {{socket: {admin}}}\n\
              documents: {documents}\n\
              rootNamespace: postern-system\n\
@@ -182,13 +194,25 @@ impl Files {
             bundle = quoted(&self.trust_bundle()),
             token = quoted(&self.token(service)),
             host = plan.host(service),
-            inbound = plan.mesh(service),
+            inbound = plan.bound(plan.mesh(service)),
             outbound = plan.outbound(service),
-            health = plan.health(service),
+            health = plan.bound(plan.health(service)),
+            capture = capture(plan, service),
             admin = quoted(&self.admin_socket(service)),
             documents = quoted(&self.documents()),
         )
     }
+}
+
+/// What the sidecar is told of redirection.
+fn capture(plan: &Plan, service: Service) -> String {
+    let Ground::Namespaces(apart) = plan.ground else { return String::new() };
+    let [v4, v6] = plan.both(Place::Service(service));
+    let mark = match apart {
+        Apart::User => String::new(),
+        Apart::Mark => format!(", mark: {MARK:#x}"),
+    };
+    format!("capture: {{mode: redirect, addresses: [{v4}, \"{v6}\"]{mark}}}\n")
 }
 
 /// A path as a double-quoted YAML scalar, whatever it holds.

@@ -3,10 +3,11 @@
 //! It does what an ordinary client with `http_proxy` set does and nothing more. It never repeats a request that may
 //! have been sent: a hidden retry would hide exactly the failures the demo is there to see.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +15,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+
+use crate::demo_probe as probe;
 
 /// Every call of the demo is answered in milliseconds; what takes longer has failed.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -34,6 +38,33 @@ pub(crate) enum Peer {
     Tcp(SocketAddr),
     /// An admin socket.
     Unix(PathBuf),
+    /// The host that the request names: nothing stands between that this client knows of.
+    Named(Vec<Host>),
+    /// Whatever a process elsewhere makes of it: the words that start `postern demo-probe call` there.
+    Probe(Vec<String>),
+}
+
+/// A name and its address, for one who asks no name server: `orders.shop=10.96.0.12:80`.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, address) = text.split_once('=').ok_or("write NAME=ADDRESS:PORT")?;
+        let address = address.parse().map_err(|error| format!("{address}: {error}"))?;
+        Ok(Self { name: name.to_owned(), address })
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.address)
+    }
 }
 
 /// A client of one peer, keeping idle connections.
@@ -64,6 +95,8 @@ pub(crate) enum CallError {
     Body(String),
     #[error("no answer within {} s", CALL_DEADLINE.as_secs())]
     Deadline,
+    #[error("{0}")]
+    Probe(String),
 }
 
 impl Client {
@@ -79,6 +112,9 @@ impl Client {
 
     /// Sends a request and reads the whole answer, within one deadline.
     pub(crate) async fn call(&self, request: Request<Full<Bytes>>) -> Result<Reply, CallError> {
+        if let Peer::Probe(words) = &self.peer {
+            return probe::call(words, &request).await;
+        }
         timeout(CALL_DEADLINE, self.exchange(request)).await.map_err(|_elapsed| CallError::Deadline)?
     }
 
@@ -90,20 +126,25 @@ impl Client {
     /// Sends a request on a connection of its own and hands the answer back at its head; the body is the caller's.
     pub(crate) async fn open(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, CallError> {
         let exchange = async {
-            let mut sender = self.connect().await?;
+            let mut sender = self.connect(request.uri()).await?;
             sender.send_request(request).await.map_err(CallError::Exchange)
         };
         timeout(CALL_DEADLINE, exchange).await.map_err(|_elapsed| CallError::Deadline)?
     }
 
     async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Reply, CallError> {
+        let named = matches!(self.peer, Peer::Named(_));
         let (sender, response) = loop {
             let pooled = self.idle.lock().pop();
             let reused = pooled.is_some();
             let mut sender = match pooled {
                 Some(sender) => sender,
-                None => self.connect().await?,
+                None => self.connect(request.uri()).await?,
             };
+            if named {
+                let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+                *request.uri_mut() = path.parse().map_err(hyper::http::Error::from)?;
+            }
             match sender.try_send_request(request).await {
                 Ok(response) => break (sender, response),
                 Err(mut failed) => match failed.take_message() {
@@ -115,19 +156,17 @@ impl Client {
         };
         let reply = Reply::read(response).await?;
         let mut idle = self.idle.lock();
-        if !sender.is_closed() && idle.len() < IDLE_LIMIT {
+        if !named && !sender.is_closed() && idle.len() < IDLE_LIMIT {
             idle.push(sender);
         }
         Ok(reply)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
+    async fn connect(&self, uri: &Uri) -> Result<SendRequest<Full<Bytes>>, CallError> {
         match &self.peer {
-            Peer::Tcp(address) => {
-                let stream = TcpStream::connect(address).await.map_err(CallError::Connect)?;
-                stream.set_nodelay(true).map_err(CallError::Connect)?;
-                handshake(stream).await
-            }
+            Peer::Tcp(address) => tcp(*address).await,
+            Peer::Named(hosts) => tcp(find(hosts, uri)?).await,
+            Peer::Probe(_) => Err(CallError::Probe("a probe has no connection to keep".to_owned())),
             Peer::Unix(path) => handshake(UnixStream::connect(path).await.map_err(CallError::Connect)?).await,
         }
     }
@@ -186,6 +225,20 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner.source();
     }
     text
+}
+
+async fn tcp(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, CallError> {
+    let stream = TcpStream::connect(address).await.map_err(CallError::Connect)?;
+    stream.set_nodelay(true).map_err(CallError::Connect)?;
+    handshake(stream).await
+}
+
+/// Where a URI leads: a name that is known, or an address.
+fn find(hosts: &[Host], uri: &Uri) -> Result<SocketAddr, CallError> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let known = hosts.iter().find(|host| host.name == authority).map(|host| host.address);
+    let unknown = || CallError::Probe(format!("`{authority}` is no name that is known, and no ADDRESS:PORT"));
+    known.or_else(|| authority.parse().ok()).ok_or_else(unknown)
 }
 
 async fn handshake<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, CallError>

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::client::conn::http2;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
@@ -67,6 +67,25 @@ pub(crate) async fn tls_request(
         })
     };
     timeout(PATIENCE, exchange).await.explain("the listener neither answers nor closes the connection")?
+}
+
+/// Asks a mesh listener for a tunnel to `authority`; the status of the answer.
+pub(crate) async fn tunnel(
+    address: SocketAddr,
+    credential: &Credential,
+    authority: SocketAddr,
+) -> Result<StatusCode, Failure> {
+    let exchange = async {
+        let stream = connect(address, Some(credential)).await?;
+        let stream = stream.map_err(|refusal| Failure::new(format!("the handshake fails: {refusal}")))?;
+        let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.explain("cannot speak HTTP/2")?;
+        tokio::spawn(connection);
+        let request = Request::connect(authority.to_string()).body(Full::<Bytes>::default());
+        let request = request.explain("cannot build the request")?;
+        Ok(sender.send_request(request).await.explain("there is no answer")?.status())
+    };
+    timeout(PATIENCE, exchange).await.explain("the listener does not answer")?
 }
 
 /// Serial number of the certificate that a mesh listener presents now.

@@ -2,10 +2,13 @@
 
 use crate::demo::documents::ORDERS_FILE;
 use crate::demo::mesh::Mesh;
-use crate::demo::plan::{NAMESPACE, Service};
+use crate::demo::plan::{Apart, Ground, NAMESPACE, Place, Plan, SERVICE_PORT, Service};
 
 /// Commands that work in another terminal, as they stand.
 pub(crate) fn text(mesh: &Mesh) -> String {
+    if let Ground::Namespaces(apart) = mesh.plan.ground {
+        return in_namespaces(mesh, apart);
+    }
     let plan = &mesh.plan;
     let binary =
         std::env::current_exe().map_or_else(|_| "postern".to_owned(), |path| path.display().to_string());
@@ -44,5 +47,38 @@ The mesh keeps running until Ctrl-C. In another terminal:
         orders_file = orders_file.display(),
         mesh_admin = plan.mesh_admin(),
         health = plan.health(Service::Orders),
+    )
+}
+
+fn in_namespaces(mesh: &Mesh, apart: Apart) -> String {
+    let binary =
+        std::env::current_exe().map_or_else(|_| "postern".to_owned(), |path| path.display().to_string());
+    let own = std::process::id();
+    // The mounts are the demo's own: first into those, then into one party's network.
+    let user = if apart == Apart::Mark { " -U --preserve-credentials" } else { "" };
+    let enter = |place: Place| {
+        let at = mesh.files.mounted(place.name());
+        format!("nsenter -t {own}{user} -m nsenter --net={}", at.display())
+    };
+    let [called, called6] = Plan::called(Service::Orders.name());
+    let [orders, _] = mesh.plan.both(Place::Service(Service::Orders));
+    format!(
+        "
+The mesh keeps running until Ctrl-C. In another terminal, as the same user:
+
+  a call of the storefront's, to a plain address
+    {storefront} curl http://{called}/v1/orders/42
+  a refused one; the answer names the decision, the admin socket the reason
+    {storefront} curl -i -X DELETE http://[{called6}]/v1/orders/42
+    {binary} proxy --socket {socket} decisions
+  a stranger's
+    {outsider} curl -i http://{orders}:{SERVICE_PORT}/v1/orders/42
+  the rules
+    {at_orders} nft list ruleset
+",
+        storefront = enter(Place::Service(Service::Storefront)),
+        outsider = enter(Place::Outsider),
+        at_orders = enter(Place::Service(Service::Orders)),
+        socket = mesh.files.admin_socket(Service::Orders).display(),
     )
 }

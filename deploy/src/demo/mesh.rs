@@ -1,7 +1,7 @@
 //! The running mesh: a control plane, three services, three sidecars, each a process of its own.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,13 @@ use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use crate::demo::admin::Admin;
+use crate::demo::documents::PAYMENTS;
 use crate::demo::failure::{Explain, Failure, ensure};
 use crate::demo::files::Files;
-use crate::demo::http::Client;
-use crate::demo::plan::{Plan, Service};
-use crate::demo::process::{Process, run_to_end};
+use crate::demo::http::{Client, Host, Peer};
+use crate::demo::netns::{self, Who};
+use crate::demo::plan::{Apart, Ground, NAMESPACE, Place, Plan, Service};
+use crate::demo::process::{Process, output_of, run_to_end};
 
 /// A sidecar is ready in a tenth of a second; this is for a machine that has everything else to do.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -25,6 +27,8 @@ pub(crate) enum Role {
     Control,
     Service(Service),
     Sidecar(Service),
+    /// Says what arrives in a namespace that should not.
+    Sink(Place),
 }
 
 /// The processes, their addresses and files.
@@ -37,10 +41,23 @@ pub(crate) struct Mesh {
 
 impl Role {
     /// Everything that a mesh runs, in the order in which it starts.
-    fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all(ground: Ground) -> impl Iterator<Item = Self> {
         let services =
             Service::ALL.into_iter().flat_map(|service| [Self::Service(service), Self::Sidecar(service)]);
-        [Self::Control].into_iter().chain(services)
+        let sinks: &[Place] = match ground {
+            Ground::Loopback => &[],
+            Ground::Namespaces(_) => &[Place::Control, Place::Service(Service::Orders), Place::Outsider],
+        };
+        [Self::Control].into_iter().chain(services).chain(sinks.iter().copied().map(Self::Sink))
+    }
+
+    const fn place(self) -> (Place, Who) {
+        match self {
+            Self::Control => (Place::Control, Who::Own),
+            Self::Service(service) => (Place::Service(service), Who::Workload),
+            Self::Sidecar(service) => (Place::Service(service), Who::Sidecar),
+            Self::Sink(place) => (place, Who::Sink),
+        }
     }
 
     fn name(self) -> String {
@@ -48,6 +65,7 @@ impl Role {
             Self::Control => "control".to_owned(),
             Self::Service(service) => service.name().to_owned(),
             Self::Sidecar(service) => format!("{service}-sidecar"),
+            Self::Sink(place) => format!("{}-sink", place.name()),
         }
     }
 }
@@ -63,10 +81,10 @@ impl Mesh {
         self.start(Role::Control).await?;
         self.ready(Role::Control).await?;
         self.hand_out_trust().await?;
-        for role in Role::all().filter(|role| *role != Role::Control) {
+        for role in Role::all(self.plan.ground).filter(|role| *role != Role::Control) {
             self.start(role).await?;
         }
-        for role in Role::all() {
+        for role in Role::all(self.plan.ground) {
             self.ready(role).await?;
         }
         Ok(())
@@ -77,7 +95,12 @@ impl Mesh {
         let name = role.name();
         let owned = self.arguments(role);
         let arguments: Vec<&str> = owned.iter().map(String::as_str).collect();
-        let started = Process::start(&name, &arguments, self.files.log(&name))?;
+        let (place, who) = role.place();
+        let within = match self.plan.ground {
+            Ground::Loopback => Vec::new(),
+            Ground::Namespaces(_) => netns::within(&self.files, &self.plan, place, who),
+        };
+        let started = Process::start(&name, &within, &arguments, self.files.log(&name))?;
         self.processes.lock().await.insert(role, started);
         Ok(())
     }
@@ -90,7 +113,13 @@ impl Mesh {
             let (client, path) = match role {
                 Role::Control => (Client::tcp(self.plan.control_health()), "/ready"),
                 Role::Sidecar(service) => (Client::tcp(self.plan.health(service)), "/ready"),
-                Role::Service(service) => (Client::tcp(self.plan.service(service)), "/demo/about"),
+                Role::Service(service) => (self.direct(service), "/demo/about"),
+                Role::Sink(_) if self.printed(role).await.contains("listening") => return Ok(begun.elapsed()),
+                Role::Sink(_) => {
+                    self.still_runs(role).await?;
+                    sleep(READY_POLL).await;
+                    continue;
+                }
             };
             match client.get(path, &[]).await {
                 Ok(reply) if reply.status.is_success() => return Ok(begun.elapsed()),
@@ -114,7 +143,7 @@ impl Mesh {
     /// Fails if any process ended by itself or panicked.
     pub(crate) async fn all_well(&self) -> Result<String, Failure> {
         let mut processes = self.processes.lock().await;
-        for role in Role::all() {
+        for role in Role::all(self.plan.ground) {
             let process = processes.get_mut(&role).explain(format!("{} does not run", role.name()))?;
             if let Some(status) = process.exited() {
                 return Err(Failure::new(format!(
@@ -159,12 +188,69 @@ impl Mesh {
 
     /// A client whose calls go through a service's sidecar, as the service's own would.
     pub(crate) fn through(&self, service: Service) -> Client {
-        Client::tcp(self.plan.outbound(service))
+        let hosts = Self::hosts().into_iter().map(|host| format!("--host={host}"));
+        match self.plan.ground {
+            Ground::Loopback => Client::tcp(self.plan.outbound(service)),
+            Ground::Namespaces(_) => Client::new(Peer::Probe(
+                self.probe(Place::Service(service), "call").into_iter().chain(hosts).collect(),
+            )),
+        }
     }
 
-    /// A client of the service itself, past its sidecar: on loopback nothing hinders that.
+    /// A client of the service itself, past its sidecar: on loopback nothing hinders that, wherever the loopback is.
     pub(crate) fn direct(&self, service: Service) -> Client {
-        Client::tcp(self.plan.service(service))
+        match self.plan.ground {
+            Ground::Loopback => Client::tcp(self.plan.service(service)),
+            Ground::Namespaces(_) => {
+                let mut words = self.probe(Place::Service(service), "call");
+                words.push(format!("--to=127.0.0.1:{}", self.plan.service(service).port()));
+                Client::new(Peer::Probe(words))
+            }
+        }
+    }
+
+    /// The words that start a probe as an ordinary process of a namespace.
+    pub(crate) fn probe(&self, place: Place, verb: &str) -> Vec<String> {
+        let mut words = netns::within(&self.files, &self.plan, place, Who::Workload);
+        words.extend(["demo-probe".to_owned(), verb.to_owned()]);
+        words
+    }
+
+    /// What an ordinary process of a namespace says of one thing that it tries, and waits for so long.
+    pub(crate) async fn tries(
+        &self,
+        place: Place,
+        verb: &str,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> Result<String, Failure> {
+        let mut words = self.probe(place, verb);
+        words.extend([format!("--patience={}", patience.as_millis()), to.to_string()]);
+        Ok(output_of(&words).await?.trim().to_owned())
+    }
+
+    /// A client that is an ordinary process of a namespace and dials what it is told to.
+    pub(crate) fn caller(&self, place: Place) -> Client {
+        Client::new(Peer::Probe(self.probe(place, "call")))
+    }
+
+    /// How much has arrived in a namespace that should not.
+    pub(crate) async fn arrived(&self, place: Place) -> usize {
+        self.printed(Role::Sink(place)).await.matches("arrived: ").count()
+    }
+
+    /// Where services are called that know of no proxy: of IPv4 and IPv6 addresses, one after the other.
+    fn hosts() -> Vec<Host> {
+        let names = Service::ALL.map(Service::name).into_iter().chain([PAYMENTS]);
+        let host = |(at, name): (usize, &str)| Host {
+            name: format!("{name}.{NAMESPACE}"),
+            address: SocketAddr::new(Plan::called(name)[at % 2], 80),
+        };
+        names.enumerate().map(host).collect()
+    }
+
+    async fn printed(&self, role: Role) -> String {
+        self.processes.lock().await.get(&role).map(Process::printed).unwrap_or_default()
     }
 
     /// The admin socket of a service's sidecar.
@@ -198,13 +284,31 @@ impl Mesh {
                 "--config".into(),
                 text(self.files.sidecar_config(service)),
             ],
-            Role::Service(service) => vec![
-                "demo-service".into(),
-                service.name().into(),
-                format!("--listen={}", self.plan.service(service)),
-                format!("--http-proxy={}", self.plan.outbound(service)),
-                format!("--demo={} in {}", process::id(), self.files.root().display()),
-            ],
+            Role::Service(service) => {
+                let mut words = vec![
+                    "demo-service".into(),
+                    service.name().into(),
+                    format!("--listen={}", self.plan.bound(self.plan.service(service))),
+                    format!("--demo={} in {}", process::id(), self.files.root().display()),
+                ];
+                match self.plan.ground {
+                    Ground::Loopback => words.push(format!("--http-proxy={}", self.plan.outbound(service))),
+                    Ground::Namespaces(_) => {
+                        words.extend(Self::hosts().iter().map(|host| format!("--host={host}")));
+                    }
+                }
+                words
+            }
+            Role::Sink(place) => {
+                let listeners: &[&str] = match place {
+                    Place::Control => &["--udp=[::]:53", "--tcp=[::]:53"],
+                    Place::Service(_) => &["--tcp=127.0.0.1:7070", "--udp=[::]:9999", "--udp=[::]:443"],
+                    Place::Outsider => {
+                        &["--tcp=[::]:8080", "--udp=[::]:53", "--udp=[::]:443", "--udp=[::]:9999"]
+                    }
+                };
+                ["demo-probe", "sink"].iter().chain(listeners).map(|word| (*word).to_owned()).collect()
+            }
         }
     }
 
@@ -222,6 +326,9 @@ impl Mesh {
                 "ca", "token", "create", "--config", &config, "--id", &id, "--ttl", "10m", "--out", &out,
             ])
             .await?;
+            if self.plan.ground == Ground::Namespaces(Apart::User) {
+                netns::give(&self.files.token(service))?;
+            }
         }
         Ok(())
     }
@@ -284,7 +391,7 @@ mod tests {
         assert!(mesh.ended().await.is_empty());
         // This very program: it lists its tests and ends.
         let log = directory.path().join("listed.log");
-        let process = Process::start("orders-sidecar", &["--list"], log).expect("it starts");
+        let process = Process::start("orders-sidecar", &[], &["--list"], log).expect("it starts");
         mesh.processes.lock().await.insert(Role::Sidecar(Service::Orders), process);
         let told = async || {
             let told = mesh.ended().await.pop();

@@ -1,7 +1,7 @@
 //! Who lives where: the parties of the demo, their addresses and names.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
 /// The mesh of the demo.
@@ -16,6 +16,9 @@ const CONTROL_PORT: u16 = 24150;
 const MESH_ADMIN_PORT: u16 = 24192;
 /// The port each service listens on.
 pub(crate) const SERVICE_PORT: u16 = 8080;
+
+/// Where orders listens on its loopback alone, in a namespace.
+pub(crate) const LOOPBACK_PORT: u16 = 7070;
 
 /// One of the three services.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, clap::ValueEnum)]
@@ -94,16 +97,92 @@ impl fmt::Display for Subnet {
     }
 }
 
+/// What a demo stands on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ground {
+    /// Loopback addresses of this machine.
+    Loopback,
+    /// A network namespace for each party, in which the kernel redirects.
+    Namespaces(Apart),
+}
+
+/// How the kernel tells a sidecar from its workload.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Apart {
+    /// By its user, where there are several.
+    User,
+    /// By the mark of its connections, where there is one user only.
+    Mark,
+}
+
+/// Who has a network namespace.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Place {
+    Service(Service),
+    /// Where the control plane is, and names are looked up.
+    Control,
+    /// A machine without a sidecar.
+    Outsider,
+}
+
+impl Place {
+    /// Every one.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        Service::ALL.into_iter().map(Self::Service).chain([Self::Control, Self::Outsider])
+    }
+
+    /// Its name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Service(service) => service.name(),
+            Self::Control => "control",
+            Self::Outsider => "outsider",
+        }
+    }
+
+    const fn host_number(self) -> u8 {
+        match self {
+            Self::Service(service) => service.host_number(),
+            Self::Control => 10,
+            Self::Outsider => 14,
+        }
+    }
+}
+
 /// Every address of one demo.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
+    pub(crate) ground: Ground,
     subnet: Subnet,
 }
 
 impl Plan {
     /// The addresses on one subnet.
     pub(crate) const fn new(subnet: Subnet) -> Self {
-        Self { subnet }
+        Self { ground: Ground::Loopback, subnet }
+    }
+
+    /// The addresses of namespaces, the same in each demo: nobody else is on their network.
+    pub(crate) const fn namespaces(apart: Apart) -> Self {
+        Self { ground: Ground::Namespaces(apart), subnet: Subnet([10, 77, 0]) }
+    }
+
+    /// Both addresses of a party that has a namespace.
+    pub(crate) const fn both(&self, place: Place) -> [IpAddr; 2] {
+        let number = place.host_number();
+        [IpAddr::V4(self.address(number)), v6(0xfd77, number)]
+    }
+
+    /// Both addresses at which a service is called, whichever of its endpoints answers. `payments` has some as well.
+    pub(crate) fn called(name: &str) -> [IpAddr; 2] {
+        let found = Service::ALL.into_iter().find(|service| service.name() == name);
+        let number = found.map_or(20, Service::host_number);
+        [IpAddr::V4(Ipv4Addr::new(10, 96, 0, number)), v6(0xfd96, number)]
+    }
+
+    /// Where the demo itself stands on the namespaces' network, as one more stranger.
+    pub(crate) const fn own(&self) -> [IpAddr; 2] {
+        [IpAddr::V4(self.address(1)), v6(0xfd77, 1)]
     }
 
     /// Of a service and of its sidecar.
@@ -118,7 +197,18 @@ impl Plan {
 
     /// Where the service's sidecar takes the service's own calls.
     pub(crate) const fn outbound(&self, service: Service) -> SocketAddr {
-        at(self.host(service), OUTBOUND_PORT)
+        match self.ground {
+            Ground::Loopback => at(self.host(service), OUTBOUND_PORT),
+            Ground::Namespaces(_) => at(Ipv4Addr::LOCALHOST, OUTBOUND_PORT),
+        }
+    }
+
+    /// What a listener of this is bound to: where the kernel redirects, it may come to any address of its namespace.
+    pub(crate) const fn bound(&self, address: SocketAddr) -> SocketAddr {
+        match self.ground {
+            Ground::Loopback => address,
+            Ground::Namespaces(_) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port()),
+        }
     }
 
     /// Where the service's sidecar speaks mesh transport.
@@ -143,7 +233,10 @@ impl Plan {
 
     /// Who holds which certificate.
     pub(crate) const fn mesh_admin(&self) -> SocketAddr {
-        at(self.address(10), MESH_ADMIN_PORT)
+        match self.ground {
+            Ground::Loopback => at(self.address(10), MESH_ADMIN_PORT),
+            Ground::Namespaces(_) => at(Ipv4Addr::LOCALHOST, MESH_ADMIN_PORT),
+        }
     }
 
     /// A server outside the mesh, which only checks for calls that must not arrive listen on.
@@ -171,6 +264,10 @@ impl Plan {
         let [a, b, c] = self.subnet.0;
         Ipv4Addr::new(a, b, c, host_number)
     }
+}
+
+const fn v6(net: u16, number: u8) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0, number as u16))
 }
 
 const fn at(host: Ipv4Addr, port: u16) -> SocketAddr {

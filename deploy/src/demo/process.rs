@@ -26,11 +26,24 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Runs this very binary with `arguments`, appending what it prints to `log`.
-    pub(crate) fn start(name: &str, arguments: &[&str], log: PathBuf) -> Result<Self, Failure> {
+    /// Runs this very binary with `arguments`, or the words of `within` with them, appending what it prints to `log`.
+    pub(crate) fn start(
+        name: &str,
+        within: &[String],
+        arguments: &[&str],
+        log: PathBuf,
+    ) -> Result<Self, Failure> {
         let out = append(&log)?;
         let err = out.try_clone().explain(format!("cannot write to {}", log.display()))?;
-        let mut child = this_binary()?
+        let mut command = match within.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words);
+                command
+            }
+            None => this_binary()?,
+        };
+        let mut child = command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(out)
@@ -52,6 +65,11 @@ impl Process {
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         // Err would mean that it is not our child: it is.
         self.child.try_wait().ok().flatten()
+    }
+
+    /// All that it printed.
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// What it printed last, for a message about it.
@@ -108,6 +126,25 @@ pub(crate) async fn run_to_end(arguments: &[&str]) -> Result<(), Failure> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Failure::new(format!("`postern {verb}` failed ({}): {}", output.status, said.trim())))
+}
+
+/// Runs a program to its end and gives what it printed; an exit code other than 0 is a failure.
+pub(crate) async fn output_of(words: &[String]) -> Result<String, Failure> {
+    let told = words.join(" ");
+    let (program, rest) = words.split_first().explain("no program is named")?;
+    let run = Command::new(program).args(rest).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(Duration::from_secs(10), run)
+        .await
+        .explain(format!("`{told}` does not end"))?
+        .explain(format!("cannot run `{told}`"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    crate::demo::failure::ensure!(
+        output.status.success(),
+        "`{told}` failed ({}): {}",
+        output.status,
+        said.trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Runs this very binary to its end, whatever its exit code: that, and what it printed.

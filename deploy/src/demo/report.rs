@@ -4,8 +4,7 @@ use std::io::{IsTerminal, stdout};
 
 use serde_json::{Value, json};
 
-use crate::demo::LOOPBACK;
-use crate::demo::expectations::{self, Settled};
+use crate::demo::expectations::Settled;
 use crate::demo::files::Files;
 
 /// Lines as they come, and the whole at the end.
@@ -50,10 +49,9 @@ impl Report {
         !self.settled.is_empty() && self.all().all(|one| one.finding.is_ok())
     }
 
-    /// The count, as a sentence or as the whole document. What was never looked at counts as failed.
-    pub(crate) fn conclude(&self, files: &Files, seconds: f64) {
+    /// The count of `all`, as a sentence or as the whole document. What was never looked at counts as failed.
+    pub(crate) fn conclude(&self, all: usize, note: &str, files: &Files, seconds: f64) {
         let held = self.all().filter(|one| one.finding.is_ok()).count();
-        let all = expectations::all().map(|scene| scene.expectations.len()).sum::<usize>();
         if self.json {
             let document = json!({
                 "ok": self.holds(),
@@ -61,7 +59,7 @@ impl Report {
                 "failed": all - held,
                 "seconds": seconds,
                 "directory": files.root(),
-                "note": LOOPBACK,
+                "note": note,
                 "expectations": self.all().map(entry).collect::<Vec<_>>(),
             });
             println!("{document:#}");

@@ -1,7 +1,6 @@
 //! What the three services answer.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,9 +33,9 @@ pub(super) struct Shop {
 }
 
 impl Shop {
-    /// A service that calls others through `http_proxy`.
-    pub(super) fn new(service: Service, http_proxy: SocketAddr, demo: String) -> Self {
-        Self { service, out: Client::tcp(http_proxy), demo, ledger: Ledger::default() }
+    /// A service whose calls to others go by `out`.
+    pub(super) fn new(service: Service, out: Client, demo: String) -> Self {
+        Self { service, out, demo, ledger: Ledger::default() }
     }
 
     /// Answers one request; whatever a service cannot do is an HTTP status.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Expectation, Finding, Scene};
 use crate::demo::failure::ensure;
-use crate::demo::mesh::Mesh;
+use crate::demo::mesh::{Mesh, Role};
 use crate::demo::plan::Service;
 
 pub(super) const COMES_UP: Scene = Scene {
@@ -37,5 +37,5 @@ async fn comes_up(mesh: &Mesh) -> Finding {
         ensure!(!serials.contains(&identity.serial), "two sidecars hold the certificate {}", identity.serial);
         serials.push(identity.serial);
     }
-    Ok(format!("in {} ms, 7 processes", took.as_millis()))
+    Ok(format!("in {} ms, {} processes", took.as_millis(), Role::all(mesh.plan.ground).count()))
 }
