@@ -21,7 +21,7 @@ use crate::drain::Phase;
 use crate::listener::{self, HandshakePermit, Permits};
 use crate::net::{self, Bound};
 use crate::observe::http::listen;
-use crate::observe::{admin, admin_port, health, log};
+use crate::observe::{admin, admin_port, health, log, probes};
 use crate::runtime::{self, spawn};
 use crate::sidecar::{Accepting, Sidecar};
 use crate::worker::Worker;
@@ -268,7 +268,7 @@ async fn serve_health(sidecar: &Arc<Sidecar>, bound: Bound) -> Result<(), StartE
     };
     let handler = {
         let sidecar = Arc::clone(sidecar);
-        move |request| std::future::ready(health::answer(&sidecar, &request))
+        move |request| probes::answer(Arc::clone(&sidecar), request)
     };
     spawn(listen(Arc::clone(sidecar), health::DOOR, accept, handler));
     Ok(())

@@ -3,6 +3,7 @@
 
 mod capture;
 mod ports;
+mod probes;
 mod upgrades;
 mod workload_api;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub use capture::CaptureConfig;
 pub use decision_log::{DecisionLogConfig, WITHHELD};
+pub use probes::Probe;
 
 use crate::limits::Limits;
 use crate::observe::log;
@@ -62,6 +64,8 @@ pub struct Config {
     pub capture: Option<CaptureConfig>,
     /// `/live`, `/ready` and `/metrics`.
     pub health: SocketAddr,
+    /// What is asked of the workload there.
+    pub probes: Vec<Probe>,
     /// The admin socket.
     pub admin_socket: PathBuf,
     /// The admin port, which only reads; usually there is none.
@@ -186,6 +190,7 @@ impl Config {
         }
         listeners::check(file, &raw, &mut wrong);
         let capture = capture::check(file, &raw, &mut wrong);
+        let probes = probes::check(file, &raw, &mut wrong);
         control_plane(file, &raw.control_plane, &mut wrong);
         let (
             Some(identity),
@@ -215,6 +220,7 @@ impl Config {
             outbound: raw.outbound.address.value,
             capture,
             health: raw.health.address.value,
+            probes,
             admin_socket: raw.admin.socket,
             admin_port: raw.admin.address.map(|address| address.value),
             workload_api,
@@ -243,6 +249,8 @@ struct File {
     outbound: Listener,
     capture: Option<capture::Raw>,
     health: Listener,
+    #[serde(default)]
+    probes: Vec<probes::Raw>,
     admin: Admin,
     workload_api: Option<workload_api::Raw>,
     documents: PathBuf,

@@ -26,7 +26,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "body": body, "local": self.connection.getsockname()[0],
             "fields": [[name.lower(), value] for name, value in self.headers.items()],
         }).encode()
-        self.send_response(200)
+        self.send_response(500 if self.path == "/ill" else 200)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)

@@ -41,6 +41,7 @@ pub struct SidecarPlan {
     pub(crate) decision_log: bool,
     pub(crate) workload_api: Option<String>,
     pub(crate) pod: Option<PodPlan>,
+    pub(crate) more: String,
 }
 
 /// How a sidecar stands in a pod.
@@ -126,6 +127,7 @@ impl Plan {
             decision_log: false,
             workload_api: None,
             pod: None,
+            more: String::new(),
         });
         self.sidecars.last_mut().expect("one was just pushed")
     }
@@ -151,6 +153,14 @@ impl Plan {
     pub fn mark(&mut self, name: &str, more: &str) -> &mut Self {
         let found = self.sidecars.iter_mut().find(|sidecar| sidecar.name == name);
         found.unwrap_or_else(|| panic!("the plan has no sidecar {name}")).pod(more, Some("net_raw"));
+        self
+    }
+
+    /// A line more of a sidecar's configuration.
+    pub fn line(&mut self, name: &str, line: &str) -> &mut Self {
+        let found = self.sidecars.iter_mut().find(|sidecar| sidecar.name == name);
+        let sidecar = found.unwrap_or_else(|| panic!("the plan has no sidecar {name}"));
+        let _ = writeln!(sidecar.more, "{line}");
         self
     }
 
@@ -306,6 +316,7 @@ impl Plan {
             test = self.is_test(),
             log = sidecar.log,
         );
+        text.push_str(&sidecar.more);
         if let Some(pod) = &sidecar.pod {
             let [v4, v6] = sidecar.pod_addresses();
             let _ = writeln!(text, "capture: {{mode: redirect, addresses: [{v4}, \"{v6}\"]{}}}", pod.more);

@@ -7,6 +7,7 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod probes;
 pub mod rate_limits;
 pub mod rules;
 pub mod tokens;

@@ -120,6 +120,39 @@ spec:
 }
 
 #[test]
+fn a_probe_is_asked_by_the_sidecar_for_whoever_may_not_ask_it() {
+    if !pods::inside("strangers::a_probe_is_asked_by_the_sidecar_for_whoever_may_not_ask_it") {
+        return;
+    }
+    let probes = "probes: [{port: 8080, path: \"/healthz?full=1\"}, {port: 8080, path: /ill}, {port: 5432}, {port: 9}]";
+    let shape = |plan: &mut postern_tests::Plan| {
+        plan.line("orders", probes);
+    };
+    let pods = Pods::planned(POLICY, shape, &[]);
+    let ask = |path: &str| pods.orders.page(path).expect("the health listener answers");
+    assert_eq!(ask("/probe/8080/healthz?full=1"), (200, "ok\n".to_owned()));
+    assert_eq!(ask("/probe/5432").0, 200);
+    assert!(pods.reached().contains(&"request GET /healthz?full=1".to_owned()), "{:?}", pods.reached());
+    assert_eq!(ask("/probe/8080/ill").0, 503, "the workload says so");
+    assert_eq!(ask("/probe/9").0, 503, "nobody listens there");
+    pods.nothing_reaches("what the configuration does not name", || {
+        for other in [
+            "/probe/8080/healthz",
+            "/probe/8080/orders",
+            "/probe/8080",
+            "/probe/7000",
+            "/probe/8080/healthz?full=1&x",
+        ] {
+            assert_eq!(ask(other).0, 404, "{other}");
+        }
+        // Without the sidecar's help the same question is a stranger's.
+        assert_eq!(curl(&pods, &["http://10.77.0.3:8080/healthz?full=1"]).status, 403);
+    });
+    pods.workload.kill();
+    assert_eq!(ask("/probe/8080/healthz?full=1"), (503, "the workload does not answer\n".to_owned()));
+}
+
+#[test]
 fn nothing_but_dns_goes_past_the_sidecar() {
     if !pods::inside("strangers::nothing_but_dns_goes_past_the_sidecar") {
         return;

@@ -6,7 +6,7 @@ use postern_svid::SpiffeId;
 use serde_json::{Value, json};
 
 use super::{rfc3339, status};
-use crate::config::LogFormat;
+use crate::config::{LogFormat, Probe};
 use crate::decisions::Decision;
 use crate::sidecar::Sidecar;
 
@@ -58,7 +58,11 @@ pub(super) fn config(sidecar: &Sidecar) -> Value {
         "workload": { "address": config.workload.address, "ports": ports, "labels": config.workload.labels },
         "inbound": { "address": config.inbound },
         "outbound": { "address": config.outbound },
+        "capture": config.capture.as_ref().map(|capture| {
+            json!({ "addresses": capture.addresses, "mark": capture.mark, "lock": capture.lock })
+        }),
         "health": { "address": config.health },
+        "probes": config.probes.iter().map(Probe::place).collect::<Vec<_>>(),
         "admin": { "socket": config.admin_socket, "address": config.admin_port },
         "workloadApi": config.workload_api.as_ref().map(|api| {
             json!({
