@@ -130,10 +130,14 @@ mod tests {
         let before = cpu_time(std::process::id()).unwrap();
         let busy_before = busy().unwrap();
         let start = Instant::now();
-        while (cpu_time(std::process::id()).unwrap() - before).total() < 0.05 {
+        // The machine's count is taken by other means than a process's, and may lag behind it.
+        let shows = || {
+            let own = (cpu_time(std::process::id()).unwrap() - before).total();
+            own >= 0.05 && busy().unwrap() - busy_before >= 0.04
+        };
+        while !shows() {
             assert!(start.elapsed() < Duration::from_secs(20), "working does not show");
         }
-        assert!(busy().unwrap() - busy_before >= 0.04);
         let memory = Memory::of(std::process::id()).unwrap();
         assert!(memory.anonymous > 0 && memory.file > 0);
         assert!(memory.resident >= memory.anonymous + memory.file);
