@@ -40,11 +40,13 @@ async fn forged(mesh: &Mesh) -> Finding {
             .explain(format!("forged {names:?}, through the sidecar"))?;
         check(&by_hand(mesh, &stolen, fields).await?, &lie).explain(format!("forged {names:?}, by hand"))?;
     }
-    // RFC 9110 7.6.1: a proxy removes what Connection names; it must not take our own field away with it.
+    // RFC 9110 7.6.1: a proxy removes what Connection names. Who would have our own field removed is refused.
     let named = [("connection", "x-forwarded-client-cert, keep-alive"), (IDENTITY_FIELD, lie.as_str())];
-    check(&carried(mesh, &named).await?, &lie).explain("named in Connection")?;
-    let truth = Service::Storefront.spiffe_id();
-    Ok(format!("{} forgeries, orders sees {IDENTITY_FIELD}: URI={truth}", attempts.len() * 2 + 1))
+    let reply = ask(mesh, &named).await?;
+    let status = reply.status.as_u16();
+    ensure!(status == 400, "named in Connection it gets {status}: {}", reply.excerpt());
+    let (count, truth) = (attempts.len() * 2, Service::Storefront.spiffe_id());
+    Ok(format!("{count} forgeries, orders sees {IDENTITY_FIELD}: URI={truth}; named in Connection: {status}"))
 }
 
 /// The one true field, once, and no trace of the lie.
@@ -62,9 +64,12 @@ fn check(seen: &[(String, String)], lie: &str) -> Result<(), Failure> {
 type Fields = Vec<(String, String)>;
 
 async fn carried(mesh: &Mesh, fields: &[(&str, &str)]) -> Result<Fields, Failure> {
+    seen_by_orders(&ask(mesh, fields).await?)
+}
+
+async fn ask(mesh: &Mesh, fields: &[(&str, &str)]) -> Result<Reply, Failure> {
     let uri = format!("http://orders.{NAMESPACE}/whoami");
-    let reply = mesh.through(Service::Storefront).get(&uri, fields).await.explain(format!("GET {uri}"))?;
-    seen_by_orders(&reply)
+    mesh.through(Service::Storefront).get(&uri, fields).await.explain(format!("GET {uri}"))
 }
 
 async fn by_hand(mesh: &Mesh, stolen: &Credential, fields: &[(&str, &str)]) -> Result<Fields, Failure> {
