@@ -103,22 +103,47 @@ pub async fn read_prefix<I>(io: &mut I, silent: Duration, head: Duration) -> io:
 where
     I: AsyncRead + Unpin,
 {
-    let started = Instant::now();
-    let mut bytes = BytesMut::with_capacity(512);
+    read_on(io, &mut BytesMut::with_capacity(512), Instant::now(), silent, head).await
+}
+
+/// The same on top of the `bytes` that have come since `started`. They are all still there if this is given up.
+pub async fn read_on<I>(
+    io: &mut I,
+    bytes: &mut BytesMut,
+    started: Instant,
+    silent: Duration,
+    head: Duration,
+) -> io::Result<Prefix>
+where
+    I: AsyncRead + Unpin,
+{
     loop {
-        let seen = classify(&bytes);
+        let seen = classify(bytes);
         let deadline = match seen {
             Protocol::Unknown { http: true } => started + head,
             Protocol::Unknown { http: false } => started + silent,
-            sure => return Ok(Prefix { protocol: sure, bytes: bytes.freeze(), expired: false }),
+            sure => return Ok(Prefix { protocol: sure, bytes: bytes.split().freeze(), expired: false }),
         };
-        match timeout_at(deadline, io.read_buf(&mut bytes)).await {
-            Ok(Ok(0)) => return Ok(Prefix { protocol: seen, bytes: bytes.freeze(), expired: false }),
-            Err(_) => return Ok(Prefix { protocol: seen, bytes: bytes.freeze(), expired: true }),
+        match timeout_at(deadline, io.read_buf(bytes)).await {
+            Ok(Ok(0)) => return Ok(Prefix { protocol: seen, bytes: bytes.split().freeze(), expired: false }),
+            Err(_) => return Ok(Prefix { protocol: seen, bytes: bytes.split().freeze(), expired: true }),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(error),
         }
     }
+}
+
+/// Whether a server that speaks first begins as one of HTTP/2 does, with SETTINGS (RFC 9113, 3.4). None if it has not
+/// said enough.
+pub fn is_http2_server(said: &[u8]) -> Option<bool> {
+    // After the length: the type, no flags, stream 0.
+    const SETTINGS: [u8; 6] = [4, 0, 0, 0, 0, 0];
+    let rest = said.get(3..).unwrap_or_default();
+    let count = rest.len().min(SETTINGS.len());
+    if rest[..count] != SETTINGS[..count] || said.first().is_some_and(|length| *length != 0) {
+        return Some(false);
+    }
+    (count == SETTINGS.len()).then_some(true)
 }
 
 /// A stream with bytes put back in front of it.
@@ -192,6 +217,10 @@ impl<I: crate::tcp::Duplex> crate::tcp::Duplex for Rewound<I> {
     fn reset(&mut self) {
         self.io.reset();
     }
+
+    fn reset_at_death(&mut self, is_so: bool) {
+        self.io.reset_at_death(is_so);
+    }
 }
 
 fn is_token(byte: u8) -> bool {
@@ -251,6 +280,19 @@ mod tests {
                 let seen = classify(&whole[..cut]);
                 assert!(seen == last || matches!(seen, Protocol::Unknown { .. }), "{cut} bytes: {seen:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_server_of_http2_is_known_by_its_settings() {
+        let settings = b"\0\0\x12\x04\0\0\0\0\0\0\x03";
+        for cut in 0..9 {
+            assert_eq!(is_http2_server(&settings[..cut]), None, "{cut} bytes");
+        }
+        assert_eq!(is_http2_server(settings), Some(true));
+        // A mail server, MariaDB's packet, SETTINGS that are an answer.
+        for other in [&b"220 "[..], b"J\0\0\0\x0a5.5.5", b"\0\0\0\x04\x01\0\0\0\0", b"\0\0\x12\x06"] {
+            assert_eq!(is_http2_server(other), Some(false), "{other:?}");
         }
     }
 

@@ -51,6 +51,14 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream;
 }
 
+/// Takes that back: the next close of `stream` is an end again.
+pub fn end_on_close(stream: &TcpStream) {
+    #[cfg(not(feature = "sim"))]
+    let _ = socket2::SockRef::from(stream).set_linger(None);
+    #[cfg(feature = "sim")]
+    let _ = stream;
+}
+
 #[cfg(not(feature = "sim"))]
 mod real {
     use std::io;

@@ -15,11 +15,18 @@ use crate::net::{self, TcpStream};
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {
     /// Makes the peer see a reset instead of an end.
     fn reset(&mut self);
+
+    /// Whether the kernel makes it a reset should this process die from now on.
+    fn reset_at_death(&mut self, _is_so: bool) {}
 }
 
 impl Duplex for TcpStream {
     fn reset(&mut self) {
         net::reset_on_close(self);
+    }
+
+    fn reset_at_death(&mut self, is_so: bool) {
+        if is_so { net::reset_on_close(self) } else { net::end_on_close(self) }
     }
 }
 
@@ -35,8 +42,11 @@ pub struct Relayed {
 }
 
 /// Relays until both directions have ended, one fails, or neither side takes what waits for it for `stall`. After a
-/// failure both sides are reset: TLS without `close_notify`, RST and `RST_STREAM` must not become a clean FIN.
+/// failure both sides are reset: TLS without `close_notify`, RST and `RST_STREAM` must not become a clean FIN. Nor must the
+/// end of a process that is killed meanwhile, whose sockets the kernel would close in order.
 pub async fn relay<A: Duplex, B: Duplex>(a: &mut A, b: &mut B, stall: Duration) -> Relayed {
+    a.reset_at_death(true);
+    b.reset_at_death(true);
     let mut forth = Direction::new(stall);
     let mut back = Direction::new(stall);
     let result = poll_fn(|cx| {
@@ -48,6 +58,9 @@ pub async fn relay<A: Duplex, B: Duplex>(a: &mut A, b: &mut B, stall: Duration) 
     if result.is_err() {
         a.reset();
         b.reset();
+    } else {
+        a.reset_at_death(false);
+        b.reset_at_death(false);
     }
     Relayed { forth: forth.total, back: back.total, cut: result.err() }
 }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use postern_tests::{Mesh, Origin, Plan, wait, wire};
+use postern_tests::{Mesh, Origin, Plan, Process, foreign, wait, wire};
 
 /// One rule names the ports, the other allows everything.
 const POLICY: &str = r#"
@@ -94,26 +94,69 @@ fn http_in_a_tunnel_takes_one_place_while_a_request_runs_and_none_between() {
     wait::until("and may go on", Duration::from_secs(5), || ask(&mut tunnel) == 200);
 }
 
+/// What is HTTP/2 in a tunnel goes to the workload as that: its client meant the workload.
 #[test]
 fn over_http2_too() {
+    if !foreign::need(&["nghttpd"]) {
+        return;
+    }
     let mesh = pair("1");
-    let _origin = Origin::http((mesh.address("orders"), 9000));
-    let (status, mut tunnel) = connect(&mesh, "raw.shop:9000");
-    assert_eq!(status, 200);
-    // Preface, SETTINGS, and GET http://a/ as stream 1, whole.
-    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let request = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a";
-    tunnel.write_all(&[&hello[..], request].concat()).expect("the sidecar reads");
-    let mut head = [0; 9];
-    loop {
-        tunnel.read_exact(&mut head).expect("an answer comes");
-        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-        tunnel.read_exact(&mut payload).expect("the frame is whole");
-        if head[3] == 1 {
-            assert_eq!(payload.first(), Some(&0x88), "status 200: {payload:?}");
-            break;
+    let address = mesh.address("orders");
+    let root = mesh.directory().join("files");
+    std::fs::create_dir(&root).expect("the mesh's directory can be written to");
+    let log = mesh.directory().join("nghttpd.log");
+    let server = Process::start("nghttpd", "nghttpd".as_ref(), &log, |command| {
+        command.args(["--no-tls", "--verbose", "-a", &address.to_string(), "-d"]).arg(&root).arg("9000");
+    });
+    wait::until("nghttpd listens", wait::PATIENCE, || TcpStream::connect((address, 9000)).is_ok());
+    // At once; and late, when the server's SETTINGS have long been there: it speaks first too.
+    for late in [Duration::ZERO, Duration::from_millis(400)] {
+        let (status, mut tunnel) = connect(&mesh, "raw.shop:9000");
+        assert_eq!(status, 200);
+        wait::pause(late);
+        // Preface, SETTINGS, and GET http://a/ as stream 1, whole.
+        let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let request = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a";
+        tunnel.write_all(&[&hello[..], request].concat()).expect("the sidecar reads");
+        let mut head = [0; 9];
+        loop {
+            tunnel.read_exact(&mut head).expect("an answer comes");
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            tunnel.read_exact(&mut payload).expect("the frame is whole");
+            if head[3] == 1 {
+                // It has no such file.
+                assert_eq!(payload.first(), Some(&0x8d), "status 404: {payload:?}");
+                break;
+            }
         }
     }
+    // It was read, not carried: the sidecar says to it who calls.
+    let told =
+        || server.log().matches("x-forwarded-client-cert: URI=spiffe://demo.postern/ns/shop/sa/web").count();
+    wait::until("both requests are in the server's log", wait::PATIENCE, || told() == 2);
+}
+
+/// Whoever says nothing is not taken for a client that waits for its server, unless it may have opaque bytes.
+#[test]
+fn silence_shows_nothing_of_a_peer_to_a_workload_that_it_may_not_have() {
+    let mesh = pair("100");
+    let rule = "to: [{ports: [9000, 9100]}]";
+    let only_http = POLICY.replace(rule, "to: [{ports: [9000], paths: [/]}, {ports: [9100]}]");
+    let (_, only_http) = only_http.split_once("  - name: debugging").expect("it is the last rule");
+    let (head, _) = POLICY.split_once("  - name: everything").expect("it is the first rule");
+    mesh.change("policy.yaml", &format!("{head}  - name: debugging{only_http}"));
+    let address = mesh.address("orders");
+    let (closed, open) = (Origin::echo((address, 9000)), Origin::echo((address, 9100)));
+    let (_, mut denied) = connect(&mesh, "raw.shop:9000");
+    let (_, mut allowed) = connect(&mesh, "raw.shop:9100");
+    wait::until("the one may wait for its server", Duration::from_millis(900), || open.connections() == 1);
+    denied.set_read_timeout(Some(wait::PATIENCE)).expect("a positive time is accepted");
+    let ended = denied.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!((ended, closed.connections()), (Err(ErrorKind::ConnectionReset), 0));
+    // The connection that was opened for it is the one that it gets.
+    allowed.write_all(b"\0").expect("the sidecar reads");
+    allowed.read_exact(&mut [0]).expect("it is echoed");
+    assert_eq!(open.connections(), 1);
 }
 
 #[test]

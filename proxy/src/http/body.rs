@@ -24,6 +24,8 @@ pub struct Body {
     source: Source,
     guard: Option<Box<Stream>>,
     held: Option<Arc<Serving>>,
+    /// It is what `held` is answered with.
+    is_answer: bool,
 }
 
 /// A connection that waits for its response to end.
@@ -44,20 +46,20 @@ enum Source {
 impl Body {
     /// No body at all.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, guard: None, held: None }
+        Self { source: Source::Empty, guard: None, held: None, is_answer: false }
     }
 
     /// A short text of our own.
     pub fn full(text: impl Into<Bytes>) -> Self {
         let text = text.into();
         let source = if text.is_empty() { Source::Empty } else { Source::Full(text) };
-        Self { source, guard: None, held: None }
+        Self { source, guard: None, held: None, is_answer: false }
     }
 
     /// What hyper reads from an HTTP/1 connection to `side`.
     pub fn h1(incoming: Incoming, side: Side) -> Self {
         let source = if incoming.is_end_stream() { Source::Empty } else { Source::H1(incoming, side, None) };
-        Self { source, guard: None, held: None }
+        Self { source, guard: None, held: None, is_answer: false }
     }
 
     /// The same, on a connection that is given back once the body has been read to its end.
@@ -66,12 +68,12 @@ impl Body {
             back.give_back();
             return Self::empty();
         }
-        Self { source: Source::H1(incoming, side, Some(back)), guard: None, held: None }
+        Self { source: Source::H1(incoming, side, Some(back)), guard: None, held: None, is_answer: false }
     }
 
     /// What h2 reads from a stream.
     pub fn h2(body: RecvBody) -> Self {
-        Self { source: Source::H2(body), guard: None, held: None }
+        Self { source: Source::H2(body), guard: None, held: None, is_answer: false }
     }
 
     /// Ties the stream's life to this body's: revoked with it, accounted for at its end.
@@ -86,6 +88,19 @@ impl Body {
             self.held = Some(serving);
         }
         self
+    }
+
+    /// Holds on to an HTTP/1 exchange whose answer this is: should the body break, so does the connection.
+    pub fn answering(mut self, serving: Arc<Serving>) -> Self {
+        self.is_answer = true;
+        self.held(serving)
+    }
+
+    /// Says that the exchange cannot be completed.
+    fn break_off(&self) {
+        if let (Some(serving), true) = (&self.held, self.is_answer) {
+            serving.breaks();
+        }
     }
 
     /// Lets go of the source, which has ended in order.
@@ -108,6 +123,7 @@ impl Body {
             None => return Poll::Pending,
         }
         self.source = Source::Empty;
+        self.break_off();
         self.end(End::Revoked);
         Poll::Ready(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
     }
@@ -167,6 +183,7 @@ impl http_body::Body for Body {
                 },
                 Some(Err(error)) => {
                     this.source = Source::Empty;
+                    this.break_off();
                     this.held = None;
                     this.end(End::Failed(error.reason));
                     return Poll::Ready(Some(Err(error)));

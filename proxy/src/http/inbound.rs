@@ -121,7 +121,7 @@ async fn forward(
     let has_body = !body.is_end_stream();
     let make = |snapshot: &Snapshot| facts(sidecar, snapshot, inside, has_body, &host, &parts);
     let forwarded_to = sidecar.config.forwarded_to(inside.map(|to| to.ip()).or(connection.peer.local));
-    let (mut stream, Towards { protocol, withheld, bad_token }) =
+    let (mut stream, Towards { speaks_h2, withheld, bad_token }) =
         authorize::register(sidecar, connection, &mut snapshot, make)?;
     let to = SocketAddr::new(forwarded_to, stream.entry().facts.port);
     let is_upgrade = matches!(stream.entry().facts.operation, Operation::Http { upgrade: Some(_), .. });
@@ -164,7 +164,7 @@ async fn forward(
                     }
                 }
             } else {
-                deliver(worker, connection, to, protocol, &as_sent, parts, body, &stream, &limits)
+                deliver(worker, connection, to, speaks_h2, &as_sent, parts, body, &stream, &limits)
                     .await
                     .map(Delivered::Response)
             }
@@ -213,7 +213,7 @@ async fn deliver(
     worker: &Arc<Worker>,
     connection: &Connection,
     to: SocketAddr,
-    protocol: Option<Protocol>,
+    speaks_h2: bool,
     host: &HeaderValue,
     parts: http::request::Parts,
     body: Body,
@@ -221,7 +221,7 @@ async fn deliver(
     limits: &Limits,
 ) -> Result<Response<Body>, Error> {
     tokio::select! {
-        response = send(worker, connection, to, protocol, host, parts, body, stream, limits) => response,
+        response = send(worker, connection, to, speaks_h2, host, parts, body, stream, limits) => response,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => Err(Error::new(Side::Us, Reason::Revoked, "the policy changed")),
     }
 }
@@ -231,7 +231,7 @@ async fn send(
     worker: &Arc<Worker>,
     connection: &Connection,
     to: SocketAddr,
-    protocol: Option<Protocol>,
+    speaks_h2: bool,
     host: &HeaderValue,
     mut parts: http::request::Parts,
     body: Body,
@@ -242,7 +242,6 @@ async fn send(
     let Operation::Http { path, .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
     };
-    let speaks_h2 = matches!(protocol, Some(Protocol::Http2 | Protocol::Grpc));
     parts.uri = uri(speaks_h2.then_some(host), path)?;
     parts.extensions.clear();
     if speaks_h2 {
@@ -262,8 +261,8 @@ async fn send(
 
 /// What a request's judged form leaves out.
 struct Towards {
-    /// What the workload speaks at the port, if it declares it.
-    protocol: Option<Protocol>,
+    /// Whether the workload is spoken to in HTTP/2.
+    speaks_h2: bool,
     /// Header fields with tokens that the workload must not see.
     withheld: Vec<HeaderName>,
     /// What is wrong with a token that is none: then the workload sees nothing of the request.
@@ -325,7 +324,13 @@ fn facts(
         Err(why) => (jwt::Read { tokens: TokenSet::unknown(), withheld: Vec::new() }, Some(why)),
     };
     let operation = Operation::Http { method, path, host: host.clone(), headers, upgrade, tokens };
-    let towards = Towards { protocol, withheld, bad_token };
+    let speaks_h2 = match protocol {
+        Some(declared) => matches!(declared, Protocol::Http2 | Protocol::Grpc),
+        // Whoever spoke HTTP/2 inside of a tunnel, or at a port of the workload's, spoke it to the workload itself; and gRPC
+        // is spoken over nothing else.
+        None => (inside.is_some() && parts.version == Version::HTTP_2) || headers::is_grpc(&parts.headers),
+    };
+    let towards = Towards { speaks_h2, withheld, bad_token };
     Ok((Facts { port, operation, destination: None, asked: None }, towards))
 }
 

@@ -52,7 +52,7 @@ pub async fn serve_h1<I, H, F>(
     let state = Arc::new(HeadState::default());
     let io = StallClock::new(io, limits.stall);
     let io = HeadClock {
-        io,
+        io: Some(io),
         state: Arc::clone(&state),
         framing: Framing::new(limits.head_bytes),
         limit: limits.head,
@@ -95,7 +95,7 @@ pub async fn serve_h1<I, H, F>(
                 *state.unswitched.lock() = upgrade;
             }
             serving.answers(response.body().entry());
-            Ok::<_, Infallible>(response.map(|body| body.held(serving)))
+            Ok::<_, Infallible>(response.map(|body| body.answering(serving)))
         }
     });
     let connection = http1::Builder::new()
@@ -150,6 +150,8 @@ struct HeadState {
     /// What `framing` found: nobody knows what comes next; the body of the request that is served is no body.
     unwatched: AtomicBool,
     malformed: AtomicBool,
+    /// An answer ended before its end.
+    broken: AtomicBool,
     /// An upgrade that was asked for and did not come.
     unswitched: Mutex<Option<OnUpgrade>>,
     running: Mutex<Running>,
@@ -187,6 +189,10 @@ impl HeadState {
         self.malformed.load(Ordering::Relaxed)
     }
 
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
     fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &self.running.lock().entry {
             Some(entry) => entry.poll_revoked(cx),
@@ -213,6 +219,11 @@ impl Serving {
         Self { state: Arc::clone(state), number }
     }
 
+    /// The answer will never be whole.
+    pub(super) fn breaks(&self) {
+        self.state.broken.store(true, Ordering::Relaxed);
+    }
+
     fn answers(&self, entry: Option<&Arc<Entry>>) {
         let mut running = self.state.running.lock();
         if running.number == self.number {
@@ -233,8 +244,9 @@ impl Drop for Serving {
 
 /// Fails reads once a head has taken longer than it may, and everything once permission is withdrawn.
 #[derive(Debug)]
-pub(super) struct HeadClock<I> {
-    io: I,
+pub(super) struct HeadClock<I: Duplex> {
+    /// Taken by whoever goes on with it.
+    io: Option<I>,
     state: Arc<HeadState>,
     framing: Framing,
     limit: Duration,
@@ -242,10 +254,23 @@ pub(super) struct HeadClock<I> {
     hits: LimitHits,
 }
 
-impl<I> HeadClock<I> {
+impl<I: Duplex> HeadClock<I> {
     /// What is underneath.
-    pub(super) fn into_inner(self) -> I {
-        self.io
+    pub(super) fn into_inner(mut self) -> I {
+        self.io.take().expect("only this takes it, and it takes all of us")
+    }
+
+    fn io(&mut self) -> &mut I {
+        self.io.as_mut().expect("whoever took it took all of us")
+    }
+}
+
+impl<I: Duplex> Drop for HeadClock<I> {
+    fn drop(&mut self) {
+        if let (Some(io), true) = (&mut self.io, self.state.is_broken()) {
+            // hyper closes a connection whose answer broke. To HTTP/1.0 the end of a connection may be the end of a body.
+            io.reset();
+        }
     }
 }
 
@@ -267,7 +292,7 @@ impl<I: Duplex> AsyncRead for HeadClock<I> {
             )));
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = Pin::new(self.io()).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = read {
             self.watch(buf, before);
         }
@@ -322,7 +347,7 @@ impl<I: Duplex> HeadClock<I> {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(done) = write(Pin::new(&mut self.io), cx) {
+        if let Poll::Ready(done) = write(Pin::new(self.io()), cx) {
             return Poll::Ready(done);
         }
         ready!(self.state.poll_revoked(cx));
@@ -330,7 +355,7 @@ impl<I: Duplex> HeadClock<I> {
     }
 
     fn revoked<T>(&mut self) -> io::Result<T> {
-        self.io.reset();
+        self.io().reset();
         Err(io::Error::new(io::ErrorKind::PermissionDenied, "permission was withdrawn"))
     }
 }
@@ -357,7 +382,7 @@ impl<I: Duplex> AsyncWrite for HeadClock<I> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 }
 

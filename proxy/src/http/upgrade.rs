@@ -137,6 +137,14 @@ impl Duplex for Io {
             Self::Tcp(stream) => stream.reset(),
         }
     }
+
+    fn reset_at_death(&mut self, is_so: bool) {
+        match self {
+            // What they live in is another's.
+            Self::H1(_) | Self::Tunnel(_) | Self::H2(_) => {}
+            Self::Tcp(stream) => stream.reset_at_death(is_so),
+        }
+    }
 }
 
 impl AsyncRead for Io {

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     drop(snapshot);
     match looked_for {
         Some(found) => detect_and_serve(worker, connection, to, io, None, limits, found).await,
-        None => carry(&worker, &connection, to, io, None, &ServerName::Unread, &limits).await,
+        None => carry(&worker, &connection, to, io, None, None, &ServerName::Unread, &limits).await,
     }
     // Held to the end: whoever proves nothing has no more connections than it may have unfinished handshakes, or it could
     // take all that there are from those who would prove themselves.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{Request, Response, StatusCode};
 use postern_policy::Protocol as Declared;
 
+use self::first::Heard;
 use super::check_port;
 use crate::admission::Admitted;
 use crate::authorize;
@@ -20,11 +21,14 @@ use crate::http::h2::{self, Closing, Settings};
 use crate::http::upgrade::{Io, Pending};
 use crate::http::{headers, inbound, respond, server};
 use crate::limits::Limits;
+use crate::net::TcpStream;
 use crate::rate_limits;
 use crate::runtime::spawn;
 use crate::snapshot::Snapshot;
 use crate::tcp;
 use crate::worker::Worker;
+
+mod first;
 
 /// Serves a CONNECT: opaque bytes to a port of the workload.
 pub async fn serve_tunnel(
@@ -192,13 +196,21 @@ pub(super) async fn detect_and_serve(
     limits: Arc<Limits>,
     looked_for: Found,
 ) {
-    let silent = if looked_for == Found::Http { limits.first_byte } else { limits.detect };
-    let read = tokio::select! {
-        read = detect::read_prefix(&mut io, silent, limits.head) => read,
+    let heard = async {
+        let silent = match looked_for {
+            Found::Anything => return first::listen(&worker, &connection, to, &mut io, &limits).await,
+            Found::Tls => limits.detect,
+            Found::Http => limits.first_byte,
+        };
+        let prefix = detect::read_prefix(&mut io, silent, limits.head).await?;
+        Ok(Heard { prefix, workload: None })
+    };
+    let heard = tokio::select! {
+        heard = heard => heard,
         // Who has not said what it wants by now must not hold up the end.
         () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
     };
-    let Ok(prefix) = read else { return };
+    let Ok(Heard { prefix, workload }) = heard else { return tcp::Duplex::reset(&mut io) };
     let counts = worker.sidecar.metrics.server(Direction::Inbound);
     if prefix.expired {
         let silent = if looked_for == Found::Http { "first_byte" } else { "detect" };
@@ -235,7 +247,7 @@ pub(super) async fn detect_and_serve(
         Protocol::Unknown { http: true } => tcp::Duplex::reset(&mut io),
         // Each request has a place of its own; between two of them none is taken.
         Protocol::Http1 => {
-            drop(admitted);
+            drop((admitted, workload));
             let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(to), request, pending)
@@ -243,7 +255,7 @@ pub(super) async fn detect_and_serve(
             server::serve_h1(io, &limits, &counts, handler, sidecar.drain.closing()).await;
         }
         Protocol::Http2 => {
-            drop(admitted);
+            drop((admitted, workload));
             let sidecar = Arc::clone(&worker.sidecar);
             let handler = move |request, pending| {
                 inbound::request(Arc::clone(&worker), Arc::clone(&connection), Some(to), request, pending)
@@ -256,17 +268,20 @@ pub(super) async fn detect_and_serve(
             let _ = h2::serve(io, Settings::edge(&limits), &counts, handler, closing).await;
         }
         Protocol::Tls | Protocol::Opaque | Protocol::Unknown { http: false } => {
-            carry(&worker, &connection, to, io, admitted, &name, &limits).await;
+            carry(&worker, &connection, to, io, workload, admitted, &name, &limits).await;
         }
     }
 }
 
-/// Carries opaque bytes: the tunnel begins here, by the policy that is in force by now.
+/// Carries opaque bytes: the tunnel begins here, by the policy that is in force by now. `open` is a connection to the workload, if
+/// there is one already.
+#[expect(clippy::too_many_arguments, reason = "one step of one story")]
 pub(super) async fn carry<A: tcp::Duplex>(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
     to: SocketAddr,
     mut io: A,
+    open: Option<Rewound<TcpStream>>,
     admitted: Option<Admitted>,
     name: &ServerName,
     limits: &Limits,
@@ -274,17 +289,20 @@ pub(super) async fn carry<A: tcp::Duplex>(
     let snapshot = worker.sidecar.snapshots.held();
     let judged = judge_tunnel(worker, connection, to.port(), snapshot, admitted, name, &mut None);
     let workload = match judged {
-        Ok((stream, _)) => match worker.workload.connect(to, limits).await {
-            Ok(workload) => Some((stream, workload)),
-            Err(error) => {
-                stream.finish(End::Failed(error.reason));
-                None
-            }
+        Ok((stream, _)) => match open {
+            Some(open) => Some((stream, Io::Tcp(open))),
+            None => match worker.workload.connect(to, limits).await {
+                Ok(workload) => Some((stream, Io::tcp(workload))),
+                Err(error) => {
+                    stream.finish(End::Failed(error.reason));
+                    None
+                }
+            },
         },
         Err(_) => None,
     };
     match workload {
-        Some((stream, workload)) => relay(stream, io, Io::tcp(workload), limits).await,
+        Some((stream, workload)) => relay(stream, io, workload, limits).await,
         None => io.reset(),
     }
 }
