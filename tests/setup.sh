@@ -12,12 +12,21 @@ mkdir -p "$place"
 exec 9>"$place/lock"
 flock 9
 
+have() { # program
+    case $1 in
+    # Each version has a directory of its own.
+    postgres) ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ;;
+    msmtpd) "$place/msmtp/usr/bin/msmtpd" --version >/dev/null 2>&1 ;;
+    *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
+
 # The same script, the same requirements, everything there: nothing to do.
 mark=$(cat "$0" "$here/requirements.txt" "$here/node/package-lock.json" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node "$place/venv/bin/python" "$place/venv/bin/envoy"; do
-        command -v "$program" >/dev/null 2>&1 || missing=1
+    for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node postgres mariadbd mariadb redis-cli msmtpd socat "$place/venv/bin/python" "$place/venv/bin/envoy"; do
+        have "$program" || missing=1
     done
     [ -n "$missing" ] || exit 0
 fi
@@ -26,17 +35,31 @@ log=$place/setup.log
 : >"$place/status.new"
 
 updated=
+update() {
+    [ -n "$updated" ] || apt-get update >>"$log" 2>&1 || true
+    updated=1
+}
+# Programs are wanted, not services: what a package would start, this forbids while it is installed.
+policy=/usr/sbin/policy-rc.d
+apt() { # package
+    update
+    forbids=
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" && forbids=1
+    fi
+    code=0
+    # Nothing of the machine's own may go for it.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --no-remove "$1" >>"$log" 2>&1 || code=1
+    [ -z "$forbids" ] || rm -f "$policy"
+    return "$code"
+}
 install() { # program package
-    command -v "$1" >/dev/null 2>&1 && { echo "$1 ok" >>"$place/status.new"; return; }
+    have "$1" && { echo "$1 ok" >>"$place/status.new"; return; }
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
         echo "$1 not installed, and this user cannot install it: apt-get install $2" >>"$place/status.new"
         return
     fi
-    if [ -z "$updated" ]; then
-        apt-get update >>"$log" 2>&1 || true
-        updated=1
-    fi
-    if DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >>"$log" 2>&1; then
+    if apt "$2"; then
         echo "$1 ok" >>"$place/status.new"
     else
         echo "$1 could not be installed: see $log" >>"$place/status.new"
@@ -59,6 +82,22 @@ install etcdctl etcd-client
 install faketime faketime
 install promtool prometheus
 install node nodejs
+install postgres postgresql
+install mariadbd mariadb-server-core
+install mariadb mariadb-client-core
+# Without the package redis-server, which is a service and one link to a program of these.
+install redis-cli redis-tools
+install socat socat
+# The package of the mail server msmtpd would take the place of the machine's own: only its program is taken out of it.
+if have msmtpd; then
+    echo "msmtpd ok" >>"$place/status.new"
+elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && apt libsecret-1-0 \
+    && (mkdir -p "$place/msmtp" && cd "$place/msmtp" && apt-get download msmtp-mta && dpkg -x msmtp-mta_*.deb .) >>"$log" 2>&1 \
+    && have msmtpd; then
+    echo "msmtpd ok" >>"$place/status.new"
+else
+    echo "msmtpd not installed: see $log (needs root and Debian's packages libsecret-1-0 and msmtp-mta)" >>"$place/status.new"
+fi
 
 # A virtual environment of our own: nothing of the system's Python is touched.
 python() {

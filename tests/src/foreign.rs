@@ -27,7 +27,8 @@ impl Run {
 }
 
 /// Whether all `tools` are here, as `tests/setup.sh` names them (`curl`, `openssl`, `h2load`, `nghttp`, `nghttpd`,
-/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`, `grpc-js`). If not, the test is skipped, loudly: say so on standard error, count it in
+/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`, `grpc-js`,
+/// `postgres`, `mariadbd`, `mariadb`, `redis-cli`, `msmtpd`, `socat`). If not, the test is skipped, loudly: say so on standard error, count it in
 /// `target/skipped.txt`, and let the test return. CI fails on what stands there.
 ///
 /// ```no_run

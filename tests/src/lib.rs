@@ -39,6 +39,7 @@ mod peer;
 mod plan;
 pub mod pods;
 mod process;
+pub mod protocols;
 pub mod wait;
 pub mod wire;
 
