@@ -44,7 +44,9 @@ pub async fn serve_connection(
         Ok(Destination::Elsewhere(to)) => return captured::serve(worker, stream, address, to, permit).await,
         Err(error) => return original_dst::refuse(&sidecar, Direction::Inbound, &stream, address, &error),
     }
-    let (stream, peer, not_before) = match accept(&sidecar, stream, address, &mut permit).await {
+    // In a box of its own: what a handshake needs would else be kept for as long as its connection lives.
+    let accepted = Box::pin(accept(&sidecar, stream, address, &mut permit)).await;
+    let (stream, peer, not_before) = match accepted {
         Ok(accepted) => accepted,
         Err(Refused { reason, why }) => {
             sidecar.metrics.tls_refusal(reason);
@@ -83,7 +85,8 @@ fn offered(alpn: Option<&[u8]>, limits: &Limits) -> Settings {
     if alpn == Some(b"postern/1") { Settings::mesh(limits) } else { Settings::edge(limits) }
 }
 
-type Accepted = (TlsStream<TcpStream>, Peer, SystemTime);
+/// The stream in a box: it is handed from future to future, and each would keep room for it.
+type Accepted = (Box<TlsStream<TcpStream>>, Peer, SystemTime);
 
 /// Why there is no connection.
 struct Refused {
@@ -140,7 +143,7 @@ async fn accept(
         () = sidecar.drain.arrived() => return Err("closed".into()),
     };
     let stream = match done {
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(stream)) => Box::new(stream),
         Ok(Err(error)) => {
             let why = Some(tls::explain(&error));
             return Err(Refused { reason: tls::refusal(&error), why });

@@ -35,6 +35,7 @@ pub mod detect;
 pub mod documents;
 pub mod drain;
 pub mod error;
+pub mod heap;
 pub mod http;
 pub mod identity;
 pub mod inbound;

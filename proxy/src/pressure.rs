@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::heap::{self, Heap};
 use crate::limits::Limits;
 use crate::listener::is_exhaustion;
 use crate::sidecar::Sidecar;
@@ -48,8 +51,15 @@ impl Pressure {
 /// Measures until the runtime ends.
 pub async fn watch(sidecar: Arc<Sidecar>, descriptors: usize) {
     let mut told = false;
+    let (mut heap, mut looked) = (Heap::new(), Instant::now());
     loop {
         measure_memory(&sidecar.pressure, &mut told);
+        if looked.elapsed() >= heap::EVERY {
+            looked = Instant::now();
+            if heap.give_back() {
+                tracing::debug!("memory that lay free was given back to the system");
+            }
+        }
         let open = open(std::fs::read_dir("/proc/self/fd").map(Iterator::count), descriptors);
         let share = percent(open as u64, descriptors as u64);
         sidecar.pressure.descriptors.store(share, Ordering::Relaxed);

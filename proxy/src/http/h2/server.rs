@@ -1,11 +1,12 @@
 //! One HTTP/2 connection that a peer opened.
 
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{self, SendResponse};
+use h2::server::{self, Connection, SendResponse};
 use h2::{Ping, PingPong, Reason as Code, RecvStream};
 use http::{Method, Request, Response};
 use http_body::Body as _;
@@ -48,35 +49,12 @@ where
     C: Future<Output = Closing>,
 {
     let (io, unseen) = Watched::new(io, counts.clone());
-    let handshake = server::Builder::new()
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window)
-        .max_concurrent_streams(settings.max_streams)
-        .max_header_list_size(settings.header_list)
-        .max_send_buffer_size(settings.send_buffer)
-        .max_local_error_reset_streams(Some(settings.local_error_resets))
-        .max_pending_accept_reset_streams(settings.unseen_resets)
-        .enable_connect_protocol()
-        .handshake(io);
-    let mut handshake = std::pin::pin!(timeout(settings.preface, handshake));
     let mut closing = std::pin::pin!(closing);
-    let mut within = None;
-    let connection = tokio::select! {
-        connection = &mut handshake => connection,
-        why = &mut closing => {
-            let Closing::Gracefully(given) = why else { return Ok(()) };
-            within = Some(given);
-            match timeout(ON_ITS_WAY.min(given), handshake).await {
-                Ok(connection) => connection,
-                Err(_) => return Ok(()),
-            }
-        }
+    // Boxed, both: a connection is kilobytes, and each step that it goes through here would keep room for it.
+    let (mut connection, within) = match Box::pin(begin(io, settings, counts, closing.as_mut())).await? {
+        Some(begun) => begun,
+        None => return Ok(()),
     };
-    let Ok(connection) = connection else {
-        counts.limits.hit("head");
-        return Ok(());
-    };
-    let mut connection = connection?;
 
     let resets = Arc::new(Resets::new(settings.client_resets));
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
@@ -138,6 +116,50 @@ where
             }
         }
     }
+}
+
+/// A connection, and how long it may still take if it has been told to close already.
+type Begun<I> = (Box<Connection<I, Bytes>>, Option<Duration>);
+
+/// The preface and the settings, within their time. None if it closes before.
+async fn begin<I, C>(
+    io: I,
+    settings: Settings,
+    counts: &ServerCounts,
+    mut closing: Pin<&mut C>,
+) -> Result<Option<Begun<I>>, h2::Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    C: Future<Output = Closing>,
+{
+    let handshake = server::Builder::new()
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_concurrent_streams(settings.max_streams)
+        .max_header_list_size(settings.header_list)
+        .max_send_buffer_size(settings.send_buffer)
+        .max_local_error_reset_streams(Some(settings.local_error_resets))
+        .max_pending_accept_reset_streams(settings.unseen_resets)
+        .enable_connect_protocol()
+        .handshake(io);
+    let mut handshake = std::pin::pin!(timeout(settings.preface, handshake));
+    let mut within = None;
+    let connection = tokio::select! {
+        connection = &mut handshake => connection,
+        why = &mut closing => {
+            let Closing::Gracefully(given) = why else { return Ok(None) };
+            within = Some(given);
+            match timeout(ON_ITS_WAY.min(given), handshake).await {
+                Ok(connection) => connection,
+                Err(_) => return Ok(None),
+            }
+        }
+    };
+    let Ok(connection) = connection else {
+        counts.limits.hit("head");
+        return Ok(None);
+    };
+    Ok(Some((Box::new(connection?), within)))
 }
 
 /// The resets of one connection's peer: the mark of rapid reset (CVE-2023-44487), also when paced below what h2 itself

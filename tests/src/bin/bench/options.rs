@@ -7,7 +7,7 @@ use crate::Failure;
 
 pub(crate) const USAGE: &str = "\
 usage: bench mesh|policy|size|streams|issue|soak [options]
-  --quick          fewer and shorter rounds: a glance, not a figure to quote
+  --quick          fewer and shorter rounds: a glance, not a figure to quote (size: without the slow readers)
   --rounds N       interleaved rounds (mesh, policy, streams, issue: 5, quick 3), starts (size: 10, quick 3)
   --seconds N      length of one measurement (mesh, policy, streams, issue: 5, quick 2; soak: 600, quick 60)
   --connections N  client connections (mesh, policy: 32), requests at a time (issue: 32), idle mesh connections
@@ -41,6 +41,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) command: Command,
+    pub(crate) is_quick: bool,
     pub(crate) rounds: usize,
     pub(crate) length: Duration,
     pub(crate) warm_up: Duration,
@@ -104,6 +105,7 @@ impl Options {
         };
         Self {
             command,
+            is_quick,
             rounds,
             length: Duration::from_secs(match (command, is_quick) {
                 (Command::Soak, false) => 600,

@@ -17,12 +17,25 @@ use crate::stats::Spread;
 use crate::table::{megabytes, now};
 use crate::{Failure, build};
 
+use connections::{Held, Window};
+
 /// Until a sidecar that was just started, or just left, has put its house in order.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Until a sidecar has looked for memory that lies free, which it does every five seconds, and found what came meanwhile.
+const GIVEN_BACK: Duration = Duration::from_secs(12);
+/// Until a sidecar has seen that all have come, or gone.
+const OPEN: Duration = Duration::from_secs(30);
 /// The aims, from the project's plan.
 const AIM_SIZE: f64 = 15.0;
 const AIM_IDLE: f64 = 15.0;
 const AIM_READY_MS: f64 = 100.0;
+const AIM_CONNECTION_KB: f64 = 24.0;
+const AIM_SLOW_MB: f64 = 50.0;
+const AIM_CUT: Duration = Duration::from_secs(35);
+/// After all connections have closed, of what it was at the start.
+const AIM_AFTER: f64 = 1.3;
+/// How many do not read.
+const SLOW: usize = 1_000;
 
 /// The memory of one sidecar through its day.
 #[derive(Debug)]
@@ -39,6 +52,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let load_before = machine::load_average();
     let size = stripped_size(&proxy, &stage)?;
     let days = memory(&stage, &proxy, options.connections)?;
+    let mut slow = Vec::new();
+    for window in [Window::Standard, Window::Socket] {
+        if !options.is_quick {
+            slow.push(slow_readers(&stage, &proxy, window, SLOW)?);
+        }
+    }
     let ready = exec_to_ready(stage.mesh.sidecar(CALLEE), &proxy, options.rounds)?;
 
     let header = format!("{}, {}, load average before {load_before:.1}", now(), machine::describe());
@@ -54,10 +73,19 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             megabytes(memory.file),
         );
     }
-    println!("| per idle connection, its request done | {:.1} KiB | - |", days.per_connection() / 1024.0);
+    let per_connection = days.per_connection() / 1e3;
+    println!("| per idle connection, its request done | {per_connection:.1} kB | {AIM_CONNECTION_KB} kB |");
+    println!("| after they have closed, of the start | {:.2} | {AIM_AFTER} |", days.after());
+    for slow in &slow {
+        let (name, grown) = (slow.name(), megabytes(slow.held.resident - slow.start.resident));
+        println!("| {SLOW} answers of 1 MiB, {name}: growth | {grown:.1} MB | {AIM_SLOW_MB} MB |");
+        let (cut, after) = (slow.cut.as_secs_f64(), slow.after());
+        println!("| all of them cut after | {cut:.1} s | {} s |", AIM_CUT.as_secs());
+        println!("| after they have closed, of the start | {after:.2} | {AIM_AFTER} |");
+    }
     println!("| exec to ready, {} starts | {} ms | {AIM_READY_MS} ms |", options.rounds, ready.show(0));
     if let Some(path) = &options.json {
-        let text = format!("{:#}\n", to_json(&header, size, &days, ready));
+        let text = format!("{:#}\n", to_json(&header, size, &days, &slow, ready));
         std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
@@ -66,17 +94,58 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 impl Days {
     /// What one connection adds, in bytes.
     fn per_connection(&self) -> f64 {
-        let resident = |name: &str| {
-            let found = self.moments.iter().find(|(moment, _)| *moment == name);
-            found.map_or(f64::NAN, |(_, memory)| memory.resident as f64)
-        };
-        (resident(AFTER_REQUEST) - resident("idle")) / self.connections as f64
+        (self.resident(AFTER_REQUEST) - self.resident("idle")) / self.connections as f64
+    }
+
+    /// What is resident at the end, as a part of what was at the start.
+    fn after(&self) -> f64 {
+        self.resident(AFTER_CLOSE) / self.resident("idle")
+    }
+
+    fn resident(&self, name: &str) -> f64 {
+        let found = self.moments.iter().find(|(moment, _)| *moment == name);
+        found.map_or(f64::NAN, |(_, memory)| memory.resident as f64)
+    }
+}
+
+/// The memory of one sidecar whose callers do not read.
+#[derive(Debug)]
+struct Slow {
+    window: Window,
+    start: Memory,
+    held: Memory,
+    cut: Duration,
+    end: Memory,
+}
+
+impl Slow {
+    fn name(&self) -> &'static str {
+        match self.window {
+            Window::Standard => "windows stay shut",
+            Window::Socket => "sockets are not read",
+        }
+    }
+
+    fn after(&self) -> f64 {
+        self.end.resident as f64 / self.start.resident as f64
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "readers": SLOW,
+            "what": self.name(),
+            "start": self.start.to_json(),
+            "held": self.held.to_json(),
+            "cut_s": self.cut.as_secs_f64(),
+            "end": self.end.to_json(),
+        })
     }
 }
 
 const AFTER_REQUEST: &str = "N idle connections, one request done on each";
+const AFTER_CLOSE: &str = "after they have closed";
 
-fn to_json(header: &str, size: u64, days: &Days, ready: Spread) -> Value {
+fn to_json(header: &str, size: u64, days: &Days, slow: &[Slow], ready: Spread) -> Value {
     let moments: serde_json::Map<String, Value> =
         days.moments.iter().map(|(moment, memory)| ((*moment).to_owned(), memory.to_json())).collect();
     json!({
@@ -86,6 +155,7 @@ fn to_json(header: &str, size: u64, days: &Days, ready: Spread) -> Value {
         "connections": days.connections,
         "memory": moments,
         "bytes_per_connection": days.per_connection(),
+        "slow_readers": slow.iter().map(Slow::to_json).collect::<Vec<_>>(),
         "exec_to_ready_ms": ready.to_json(),
     })
 }
@@ -112,30 +182,58 @@ fn memory(stage: &Stage, proxy: &Path, count: usize) -> Result<Days, Failure> {
     wait::pause(SETTLE);
     moments.push(("idle", Memory::of(running.id())?));
 
-    let held = connections::Held::open(caller.state(), callee.inbound(), count)?;
-    expect_connections(callee, count)?;
+    let held = Held::open(caller.state(), callee.inbound(), count, Window::Standard)?;
+    expect_connections(callee, count, OPEN)?;
     wait::pause(SETTLE);
     moments.push(("N idle connections", Memory::of(running.id())?));
     held.ask_on_each()?;
     wait::pause(SETTLE);
-    expect_connections(callee, count)?;
+    expect_connections(callee, count, OPEN)?;
     moments.push((AFTER_REQUEST, Memory::of(running.id())?));
     drop(held);
-    expect_connections(callee, 0)?;
-    wait::pause(SETTLE);
-    moments.push(("after they have closed", Memory::of(running.id())?));
+    expect_connections(callee, 0, OPEN)?;
+    wait::pause(GIVEN_BACK);
+    moments.push((AFTER_CLOSE, Memory::of(running.id())?));
     Ok(Days { moments, connections: count })
 }
 
+/// A sidecar's memory while nobody reads what was asked for, and how long it bears that.
+fn slow_readers(stage: &Stage, proxy: &Path, window: Window, count: usize) -> Result<Slow, Failure> {
+    let (caller, callee) = (stage.mesh.sidecar(CALLER), stage.mesh.sidecar(CALLEE));
+    let running = postern::sidecar(callee, proxy)?;
+    wait::pause(SETTLE);
+    let start = Memory::of(running.id())?;
+    let connections = Held::open(caller.state(), callee.inbound(), count, window)?;
+    let unread = connections.ask_and_do_not_read()?;
+    let asked = Instant::now();
+    let cut = if window == Window::Socket {
+        connections.deafen();
+        wait::pause(SETTLE);
+        let held = Memory::of(running.id())?;
+        // Who does not read does not see how it ends either.
+        expect_connections(callee, 0, AIM_CUT)?;
+        drop(unread);
+        (held, asked.elapsed())
+    } else {
+        wait::pause(SETTLE);
+        let held = Memory::of(running.id())?;
+        (held, connections.until_cut(unread, AIM_CUT)?)
+    };
+    drop(connections);
+    expect_connections(callee, 0, OPEN)?;
+    wait::pause(GIVEN_BACK);
+    Ok(Slow { window, start, held: cut.0, cut: cut.1, end: Memory::of(running.id())? })
+}
+
 /// The sidecar's own count: connections that it has refused would cost nothing.
-fn expect_connections(sidecar: &Sidecar, count: usize) -> Result<(), Failure> {
+fn expect_connections(sidecar: &Sidecar, count: usize, at_most: Duration) -> Result<(), Failure> {
     let start = Instant::now();
     loop {
         let active = sidecar.metrics().value("postern_connections_active{direction=\"inbound\"}");
         if active == count as f64 {
             return Ok(());
         }
-        if start.elapsed() > Duration::from_secs(30) {
+        if start.elapsed() > at_most {
             return Err(format!("the sidecar counts {active} mesh connections, the bench holds {count}"));
         }
         wait::pause(Duration::from_millis(50));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use postern_tests::{Process, wait, wire};
 
-pub(crate) use stage::{BODY, PATH, Stage, one_rule};
+pub(crate) use stage::{BODY, LARGE, LARGE_PATH, PATH, Stage, one_rule};
 
 use crate::options::Options;
 use crate::{Failure, install};

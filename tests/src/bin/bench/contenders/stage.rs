@@ -14,6 +14,10 @@ use crate::{Failure, install, process};
 pub(crate) const PATH: &str = "/v1/orders/17";
 /// Where the backend answers with the caller's identity as it was told.
 pub(crate) const WHO: &str = "/v1/orders/who";
+/// Where it answers with [`LARGE`] bytes.
+pub(crate) const LARGE_PATH: &str = "/v1/orders/all";
+/// A mebibyte.
+pub(crate) const LARGE: usize = 1 << 20;
 /// 101 bytes: an answer of the size of a small JSON document.
 pub(crate) const BODY: &str =
     "{'order': 17, 'state': 'shipped', 'lines': [{'sku': 'A-1', 'count': 2}, {'sku': 'B-22', 'count': 1}]}";
@@ -96,10 +100,14 @@ fn serve(nginx: &Path, directory: &Path, address: SocketAddr) -> Result<Process,
          fastcgi_temp_path {place}/fastcgi;\n  uwsgi_temp_path {place}/uwsgi;\n  scgi_temp_path {place}/scgi;\n  \
          server {{\n    listen {address} backlog=4096;\n    \
          location = {WHO} {{ return 200 $http_x_forwarded_client_cert; }}\n    \
+         location = {LARGE_PATH} {{ alias {place}/large; }}\n    \
          location / {{ return 200 \"{BODY}\"; }}\n  }}\n}}\n"
     );
     let config = directory.join("nginx.conf");
-    fs::write(&config, text).map_err(|error| format!("{}: {error}", config.display()))?;
+    let large = directory.join("large");
+    for (file, content) in [(&config, text.into_bytes()), (&large, vec![b'x'; LARGE])] {
+        fs::write(file, content).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
     Ok(process::start(process::LOAD, "nginx", nginx, &directory.join("nginx.log"), |command| {
         command.arg("-p").arg(directory).arg("-c").arg(&config);
     }))
