@@ -23,6 +23,7 @@ use crate::connections::Connection;
 use crate::error::{Error, Reason, Side};
 use crate::http::body::{Body, ReturnTo};
 use crate::http::h2::{Connection as H2Connection, Settings};
+use crate::http::interim::Interim;
 use crate::http::stall::StallClock;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
@@ -184,6 +185,7 @@ impl WorkloadPool {
         caller: Caller,
         head: Request<()>,
         body: Body,
+        interim: Option<&Interim>,
         limits: &Limits,
     ) -> Result<Response<Body>, Error> {
         let key = (to, caller);
@@ -195,7 +197,7 @@ impl WorkloadPool {
             })?,
         };
         let end = body.is_end_stream();
-        connection.open(head, end).await?.exchange(body).await
+        connection.open(head, end).await?.exchange(body, interim).await
     }
 
     /// Another HTTP/2 connection, unless somebody else has opened one meanwhile, or failed to.
@@ -337,11 +339,15 @@ fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
     Some(copy)
 }
 
-/// Tells of the informational answer that is one too many.
+/// Passes informational answers on to whoever asked, and tells of the one that is too many.
 pub(crate) fn count_informational(request: &mut Request<Body>, most: usize) -> Arc<Notify> {
     let (enough, count) = (Arc::new(Notify::new()), AtomicUsize::new(0));
     let told = Arc::clone(&enough);
-    hyper::ext::on_informational(request, move |_| {
+    let interim = request.extensions_mut().remove::<Interim>();
+    hyper::ext::on_informational(request, move |head| {
+        if let Some(interim) = &interim {
+            interim.tell(head.status(), head.headers());
+        }
         if count.fetch_add(1, Ordering::Relaxed) == most {
             told.notify_one();
         }

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 
 use super::h2::RecvBody;
 use super::headers;
+use super::interim::{Gate, Told};
 use super::server::Serving;
 use crate::connections::{End, Entry, Stream};
 use crate::error::{Error, Reason, Side};
@@ -26,6 +27,8 @@ pub struct Body {
     held: Option<Arc<Serving>>,
     /// It is what `held` is answered with.
     is_answer: bool,
+    /// What is waited for before it is asked for.
+    gate: Option<Box<Gate>>,
 }
 
 /// A connection that waits for its response to end.
@@ -46,20 +49,20 @@ enum Source {
 impl Body {
     /// No body at all.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, guard: None, held: None, is_answer: false }
+        Self { source: Source::Empty, guard: None, held: None, is_answer: false, gate: None }
     }
 
     /// A short text of our own.
     pub fn full(text: impl Into<Bytes>) -> Self {
         let text = text.into();
         let source = if text.is_empty() { Source::Empty } else { Source::Full(text) };
-        Self { source, guard: None, held: None, is_answer: false }
+        Self { source, guard: None, held: None, is_answer: false, gate: None }
     }
 
     /// What hyper reads from an HTTP/1 connection to `side`.
     pub fn h1(incoming: Incoming, side: Side) -> Self {
         let source = if incoming.is_end_stream() { Source::Empty } else { Source::H1(incoming, side, None) };
-        Self { source, guard: None, held: None, is_answer: false }
+        Self { source, guard: None, held: None, is_answer: false, gate: None }
     }
 
     /// The same, on a connection that is given back once the body has been read to its end.
@@ -68,12 +71,18 @@ impl Body {
             back.give_back();
             return Self::empty();
         }
-        Self { source: Source::H1(incoming, side, Some(back)), guard: None, held: None, is_answer: false }
+        Self {
+            source: Source::H1(incoming, side, Some(back)),
+            guard: None,
+            held: None,
+            is_answer: false,
+            gate: None,
+        }
     }
 
     /// What h2 reads from a stream.
     pub fn h2(body: RecvBody) -> Self {
-        Self { source: Source::H2(body), guard: None, held: None, is_answer: false }
+        Self { source: Source::H2(body), guard: None, held: None, is_answer: false, gate: None }
     }
 
     /// Ties the stream's life to this body's: revoked with it, accounted for at its end.
@@ -87,6 +96,12 @@ impl Body {
         if !self.is_end_stream() {
             self.held = Some(serving);
         }
+        self
+    }
+
+    /// Asks for nothing of it until the far end does, which `told` hears of.
+    pub fn expecting(mut self, told: Told) -> Self {
+        self.gate = Some(Box::new(Gate::new(told)));
         self
     }
 
@@ -148,6 +163,10 @@ impl http_body::Body for Body {
         let this = self.get_mut();
         if let Poll::Ready(revoked) = this.poll_revoked(cx) {
             return Poll::Ready(Some(Err(revoked)));
+        }
+        if let Some(gate) = &mut this.gate {
+            ready!(gate.poll_open(cx));
+            this.gate = None;
         }
         loop {
             let frame = match &mut this.source {

@@ -15,6 +15,7 @@ use postern_policy::{HeaderFields, Protocol, TokenSet};
 
 use self::handshake::Delivered;
 use super::body::Body;
+use super::interim::Interim;
 use super::upgrade::Pending;
 use super::{authority, h2, headers, respond, strict};
 use crate::authorize;
@@ -243,6 +244,7 @@ async fn send(
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
     };
     parts.uri = uri(speaks_h2.then_some(host), path)?;
+    let interim = parts.extensions.remove::<Interim>();
     parts.extensions.clear();
     if speaks_h2 {
         parts.headers.remove(HOST);
@@ -251,11 +253,14 @@ async fn send(
         *head.uri_mut() = parts.uri;
         *head.headers_mut() = parts.headers;
         *head.version_mut() = Version::HTTP_2;
-        return worker.workload.send_h2(to, caller, head, body, limits).await;
+        return worker.workload.send_h2(to, caller, head, body, interim.as_ref(), limits).await;
     }
     parts.version = Version::HTTP_11;
     headers::join_cookies(&mut parts.headers);
     parts.headers.insert(HOST, host.clone());
+    if let Some(interim) = interim {
+        parts.extensions.insert(interim);
+    }
     worker.workload.send_h1(to, caller, Request::from_parts(parts, body), limits).await
 }
 

@@ -6,6 +6,7 @@ mod framing;
 pub mod h2;
 pub mod headers;
 pub mod inbound;
+pub mod interim;
 pub mod outbound;
 pub mod respond;
 pub mod server;

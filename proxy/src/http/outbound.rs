@@ -20,6 +20,7 @@ use postern_policy::{Endpoint, HeaderFields, ServicePort, TokenSet, Transport, U
 use self::external::Resolved;
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
+use super::interim::Interim;
 use super::upgrade::{Io, Pending};
 use super::{authority, headers, respond, strict};
 use crate::authorize;
@@ -437,6 +438,7 @@ async fn send(
     };
     let end = body.is_end_stream();
     let mut body = body;
+    let interim = parts.extensions.get::<Interim>();
     let mut attempts = 0;
     loop {
         attempts += 1;
@@ -444,7 +446,7 @@ async fn send(
         ask(&worker.sidecar, stream, &endpoint)?;
         let head = mesh_head(target, &endpoint, &parts, path)?;
         let error = match connection.open(head, end).await {
-            Ok(opened) => match opened.exchange(std::mem::replace(&mut body, Body::empty())).await {
+            Ok(opened) => match opened.exchange(std::mem::replace(&mut body, Body::empty()), interim).await {
                 // A body that has begun to flow cannot flow twice.
                 Err(error) if should_retry(&error, attempts, end) => error,
                 sent => return sent,

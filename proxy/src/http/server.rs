@@ -28,6 +28,7 @@ use tokio::time::Sleep;
 
 use super::body::Body;
 use super::framing::Framing;
+use super::interim::{self, Interim};
 use super::stall::StallClock;
 use super::upgrade::Pending;
 use super::{headers, respond, strict};
@@ -70,7 +71,18 @@ pub async fn serve_h1<I, H, F>(
         let upgrade = asks.then(|| hyper::upgrade::on(&mut request));
         let pending = upgrade.clone().filter(|_| may_switch).map(Pending::H1);
         let is_connect = request.method() == Method::CONNECT;
-        let body = |incoming| Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
+        let told = interim::expects_continue(request.headers()).then(|| {
+            let (interim, told) = Interim::new();
+            request.extensions_mut().insert(interim);
+            told
+        });
+        let body = |incoming| {
+            let body = Body::h1(incoming, Side::Peer).held(Arc::clone(&serving));
+            match told {
+                Some(told) => body.expecting(told),
+                None => body,
+            }
+        };
         let response = match strict::check_h1(&request) {
             Ok(()) => Ok(handler(request.map(body), pending)),
             Err(error) => Err(error),

@@ -65,7 +65,7 @@ async fn way() -> (DuplexStream, DuplexStream) {
             parts.uri = format!("http://orders.shop{}", parts.uri.path()).parse().expect("a path");
             parts.headers.clear();
             let opened = mesh.open(Request::from_parts(parts, ()), false).await.expect("a stream is free");
-            opened.exchange(body).await.expect("the workload answers")
+            opened.exchange(body, None).await.expect("the workload answers")
         }
     };
     let counts = metrics.server(Direction::Outbound);

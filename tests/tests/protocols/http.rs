@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use postern_tests::protocols::Notes;
+use postern_tests::protocols::{Notes, Way};
 use postern_tests::wait;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ const NODE: u16 = 8090;
 
 #[test]
 fn http_1() {
-    if !inside("http::http_1", &["curl", "nginx", "node", "socat"]) {
+    if !inside("http::http_1", &["curl", "nghttp", "nginx", "node", "socat"]) {
         return;
     }
     let ports = [(NGINX, "http"), (PYTHON, "http"), (NODE, "http")];
@@ -28,7 +28,7 @@ fn http_1() {
             versions_and_connections(&scene, at, &mut notes);
         }
         bodies_and_trailers(&scene, &mut notes);
-        informational(&scene, &mut notes);
+        informational(&scene, way, &mut notes);
         other_clients(&scene, &mut notes);
         cuts(&scene, &mut notes);
         // Not a protocol only: each request is judged, at a port of which nobody said so too.
@@ -111,7 +111,24 @@ fn bodies_and_trailers(scene: &Scene, notes: &mut Notes) {
     notes.saw(V4, "HTTP/1.1", ["curl", "Node.js http"], "trailers");
 }
 
-fn informational(scene: &Scene, notes: &mut Notes) {
+fn informational(scene: &Scene, way: Way, notes: &mut Notes) {
+    let hints = format!("http://{V4}:{NODE}/open/hints");
+    let got = scene.curl(&["-v", &hints]);
+    assert_eq!(got.text(), "after hints\n", "{}", got.stderr);
+    assert!(!got.stderr.contains(" 103 "), "HTTP/1 cannot carry it: {}", got.stderr);
+    if way == Way::Declared {
+        let said = scene.get(&["nghttp", "-v", &hints]);
+        let places =
+            [":status: 103", "link: </style.css>; rel=preload; as=style", ":status: 200", "after hints"];
+        let places = places.map(|part| said.find(part).unwrap_or_else(|| panic!("{part}: {said}")));
+        assert!(places.is_sorted(), "{said}");
+        notes.saw(
+            V4,
+            "HTTP/2 to HTTP/1.1",
+            ["nghttp", "Node.js http"],
+            "103 (Early Hints) before the answer",
+        );
+    }
     let body = scene.mesh.directory().join("body");
     fs::write(&body, text(200_000)).expect("the directory is ours");
     let (data, url) = (format!("@{}", body.display()), format!("http://{V4}:{NODE}/open/echo"));
@@ -120,6 +137,11 @@ fn informational(scene: &Scene, notes: &mut Notes) {
     assert_eq!(json(&got.text())["length"], 200_000, "{}", got.stderr);
     assert!(got.stderr.contains("< HTTP/1.1 100 Continue"), "{}", got.stderr);
     notes.saw(V4, "HTTP/1.1", ["curl", "Node.js http"], "100 (Continue) before the body");
+    let denied = format!("http://{V4}:{NODE}/secret");
+    let got = scene.curl(&[&words[..], &["-w", "%{http_code} %{size_upload}", &denied]].concat());
+    assert!(got.text().ends_with("403 0"), "{}: {}", got.text(), got.stderr);
+    assert!(!got.stderr.contains("100 Continue"), "{}", got.stderr);
+    notes.saw(V4, "HTTP/1.1", ["curl", "Node.js http"], "a body that is refused is not asked for");
 }
 
 fn other_clients(scene: &Scene, notes: &mut Notes) {

@@ -19,6 +19,7 @@ use super::recv::Exchange;
 use super::{RecvBody, Settings, TunnelIo, send};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
+use crate::http::interim::Interim;
 use crate::observe::metrics::LimitHits;
 use crate::runtime::{Owned, spawn};
 
@@ -140,7 +141,7 @@ impl Connection {
             self.await_extended_connect().await?;
         }
         let (response, stream, in_flight) = self.start(head, false).await?;
-        let response = self.answer(response).await?;
+        let response = self.answer(response, None).await?;
         let (parts, recv) = response.into_parts();
         if parts.status.is_success() {
             return Ok(Ok(Response::from_parts(parts, TunnelIo::opened(recv, stream, in_flight))));
@@ -170,10 +171,17 @@ impl Connection {
     }
 
     /// Waits for the answer, past a few informational ones.
-    async fn answer(&self, mut response: ResponseFuture) -> Result<Response<RecvStream>, Error> {
+    async fn answer(
+        &self,
+        mut response: ResponseFuture,
+        interim: Option<&Interim>,
+    ) -> Result<Response<RecvStream>, Error> {
         let mut informational = 0;
         poll_fn(|cx| {
-            while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {
+            while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
+                if let Some(interim) = interim {
+                    interim.tell(head.status(), head.headers());
+                }
                 informational += 1;
                 if informational > self.settings.informational {
                     self.hits.hit("informational");
@@ -232,15 +240,16 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Sends the body, which goes on being sent while the response is read, and waits for the response's head.
-    pub async fn exchange(self, body: Body) -> Result<Response<Body>, Error> {
+    /// Sends the body, which goes on being sent while the response is read, and waits for the response's head. What comes
+    /// before it is told to `interim`.
+    pub async fn exchange(self, body: Body, interim: Option<&Interim>) -> Result<Response<Body>, Error> {
         let Self { connection, response, stream, in_flight } = self;
         let stall = connection.settings.stall;
         let pump = stream.map(|stream| {
             // Its failure reaches the caller as the failure of the response.
             Owned::spawn(async move { drop(send::pump(body, stream, stall).await) })
         });
-        let response = connection.answer(response).await?;
+        let response = connection.answer(response, interim).await?;
         let (parts, recv) = response.into_parts();
         let exchange = Exchange { _pump: pump, _in_flight: in_flight };
         // A body that has ended is kept as one too: dropping the exchange now would abort a request body that the peer

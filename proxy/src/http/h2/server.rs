@@ -20,6 +20,7 @@ use super::{ClientResets, RecvBody, Settings, TunnelIo, send};
 use crate::drain::ON_ITS_WAY;
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
+use crate::http::interim::Interim;
 use crate::http::upgrade::Pending;
 use crate::observe::metrics::ServerCounts;
 use crate::runtime::spawn;
@@ -275,7 +276,9 @@ async fn stream<H, F>(
     F: Future<Output = Response<Body>>,
 {
     let opened = PeerStream { resets, since: Instant::now() };
-    let (parts, recv) = request.into_parts();
+    let (mut parts, recv) = request.into_parts();
+    let (interim, told) = Interim::new();
+    parts.extensions.insert(interim);
     let head_only = parts.method == Method::HEAD;
     let mut tunnel = None;
     let (body, pending) = if parts.method == Method::CONNECT {
@@ -287,13 +290,24 @@ async fn stream<H, F>(
     } else {
         (Body::h2(RecvBody::request(recv)), None)
     };
-    let response = tokio::select! {
-        // First, or a handler that fails because its request's body was taken back would hide the reset.
-        biased;
-        // Dropping the handler's future takes the call back upstream as well.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return opened.was_reset(),
-        response = handler(Request::from_parts(parts, body), pending) => response,
+    let mut handling = std::pin::pin!(handler(Request::from_parts(parts, body), pending));
+    let response = loop {
+        tokio::select! {
+            // First, or a handler that fails because its request's body was taken back would hide the reset.
+            biased;
+            // Dropping the handler's future takes the call back upstream as well.
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => return opened.was_reset(),
+            Some(head) = poll_fn(|cx| told.poll(cx)) => {
+                // A caller that takes none still gets its answer.
+                let _ = respond.send_informational(head);
+            }
+            response = &mut handling => break response,
+        }
     };
+    // It may have been told of and answered in one go.
+    while let Some(head) = told.waiting() {
+        let _ = respond.send_informational(head);
+    }
     let (parts, mut body) = response.into_parts();
     if head_only {
         body = Body::empty();

@@ -185,7 +185,7 @@ pub(super) async fn send(
         connection.open(head, body.is_end_stream()).await
     };
     match timeout(limits.handshake, opened).await {
-        Ok(opened) => opened.map_err(as_external)?.exchange(body).await.map_err(as_external),
+        Ok(opened) => opened.map_err(as_external)?.exchange(body, None).await.map_err(as_external),
         Err(_) => {
             let detail = "the far end never says how many streams it allows (HTTP/2 SETTINGS)";
             Err(Error::unsent(Side::Remote, Reason::ExternalUnreachable, detail))
