@@ -333,7 +333,7 @@ fn what(page: &mut Page<'_>, at: Location, request: &RequestDoc, rules: &Rules<'
                 return None;
             }
             // What is no method is none at any path.
-            Ok(_) | Err(NormError::Method) => {}
+            Ok(_) | Err(NormError::Method | NormError::MethodCase) => {}
             Err(error) => {
                 page.error_with(
                     written.referenced,

@@ -5,7 +5,7 @@ use crate::yaml::Location;
 use super::{Page, Rules, opaque};
 use crate::doc::{HeaderDoc, List, NotHeaderDoc, NotToDoc, Sp, ToDoc};
 use crate::fields::{self, FieldError};
-use crate::norm::{CanonHost, CanonMethod};
+use crate::norm::{CanonHost, CanonMethod, NormError};
 use crate::pattern::{PathPattern, PatternError};
 use crate::rule::{
     ExcludedTarget, HeaderMatch, HeaderTest, HostPattern, ListOf, MAX_LABELS, Methods, Target, ValuePattern,
@@ -342,15 +342,13 @@ pub(super) fn methods(page: &mut Page<'_>, list: &List<String>) -> Methods {
     let mut named = Vec::with_capacity(list.value.len());
     for item in page.items(list, "methods") {
         match CanonMethod::parse(&item.value) {
+            Err(NormError::MethodCase) => page.error_with(
+                item.referenced,
+                "methods are written in capitals",
+                format!("write `{}`", item.value.to_ascii_uppercase()),
+            ),
             Ok(method) => {
-                let upper = item.value.to_ascii_uppercase();
-                if item.value != upper && CanonMethod::is_registered(&upper) {
-                    page.error_with(
-                        item.referenced,
-                        "methods are written in capitals",
-                        format!("write `{upper}`"),
-                    );
-                } else if let Some(meant) = CanonMethod::nearly(&item.value) {
+                if let Some(meant) = CanonMethod::nearly(&item.value) {
                     page.warn(
                         item.referenced,
                         format!("no common method is called `{}`", yaml::printable(&item.value)),

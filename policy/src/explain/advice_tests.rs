@@ -198,7 +198,7 @@ fn questions() -> impl Strategy<Value = Asked> {
     ];
     let address = vec!["127.0.0.9", "10.1.1.1", "::1", "fd00::7", "::ffff:10.1.2.3"];
     let method = vec![
-        "GET", "get", "Get", "*", "NULL", "null", "~", "1", "1e3", "0x1F", "Trace", "TRACE", "CONNECT",
+        "GET", "purge", "Purge", "*", "NULL", "null", "~", "1", "1e3", "0x1F", "Track", "TRACE", "CONNECT",
         "PURGE", "M-SEARCH", "no", "'x", "&a", "!t", "%a", "#a", "|", "-", "OPTIONS", "+", ".",
     ];
     let path = vec![

@@ -77,13 +77,10 @@ pub(super) fn to_alternative(port: u16, operation: Operation<'_>, paths: Option<
     Alternative { text, before: "", after }
 }
 
-/// A method as it is written in a list of them; `None` if no rule can name it: methods are compared by case, and rules take
-/// no common one in small letters, which it is not; and `*` is every method to them.
+/// A method as it is written in a list of them; `None` if no rule can name it: `*` is every method to them.
 pub(super) fn method(method: &CanonMethod) -> Option<String> {
     let text = method.as_str();
-    let is_nameable = text != "*"
-        && (CanonMethod::is_registered(text) || !CanonMethod::is_registered(&text.to_ascii_uppercase()));
-    is_nameable.then(|| self::text(text))
+    (text != "*").then(|| self::text(text))
 }
 
 /// A host as an item of a list of them: an address of IPv6 stands in brackets there.
@@ -126,7 +123,7 @@ mod tests {
         }
         let of = |text: &str| method(&CanonMethod::parse(text).unwrap());
         assert_eq!((of("GET"), of("NULL")), (Some("GET".to_owned()), Some("\"NULL\"".to_owned())));
-        assert_eq!((of("get"), of("*"), of("Trace")), (None, None, None));
+        assert_eq!(of("*"), None);
         assert_eq!(of("purge"), Some("purge".to_owned()));
     }
 }

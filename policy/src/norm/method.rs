@@ -9,7 +9,8 @@ use super::NormError;
 const MAX_METHOD: usize = 64;
 const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"];
 
-/// A method: a token, in the case in which it came (methods are case-sensitive, RFC 9110 9.1).
+/// A method: a token, in the case in which it came (methods are case-sensitive, RFC 9110 9.1). None is one of the common
+/// ones in other letters: Werkzeug and others take `delete` for DELETE, and a rule about DELETE would not.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CanonMethod(Cow<'static, str>);
 
@@ -22,6 +23,9 @@ impl CanonMethod {
         if text.is_empty() || text.len() > MAX_METHOD || !text.bytes().all(is_token) {
             return Err(NormError::Method);
         }
+        if Self::is_misspelled(text) {
+            return Err(NormError::MethodCase);
+        }
         Ok(Self(Cow::Owned(text.to_owned())))
     }
 
@@ -33,6 +37,11 @@ impl CanonMethod {
     /// Whether `text` is one of the common methods.
     pub(crate) fn is_registered(text: &str) -> bool {
         KNOWN.contains(&text)
+    }
+
+    /// Whether `text` is one of the common methods but for its letters' case.
+    pub(crate) fn is_misspelled(text: &str) -> bool {
+        !Self::is_registered(text) && KNOWN.iter().any(|known| known.eq_ignore_ascii_case(text))
     }
 
     /// A bit for each of the common methods.
@@ -75,10 +84,13 @@ mod tests {
 
     #[test]
     fn tokens() {
-        for text in ["GET", "get", "M-SEARCH", "X_Y.z!"] {
+        for text in ["GET", "purge", "M-SEARCH", "X_Y.z!"] {
             assert_eq!(CanonMethod::parse(text).unwrap().as_str(), text);
         }
-        assert_ne!(CanonMethod::parse("get").unwrap(), CanonMethod::get());
+        assert_ne!(CanonMethod::parse("purge").unwrap(), CanonMethod::parse("PURGE").unwrap());
+        for text in ["get", "Delete", "tRACE", "connect"] {
+            assert_eq!(CanonMethod::parse(text), Err(NormError::MethodCase), "{text:?}");
+        }
         let long = "A".repeat(65);
         for text in ["", "GE T", "GET/", "GET\n", "GET,POST", "GÉT", "a:b", long.as_str()] {
             assert_eq!(CanonMethod::parse(text), Err(NormError::Method), "{text:?}");

@@ -43,6 +43,8 @@ pub enum NormError {
     Grpc,
     /// Not a token of RFC 9110 5.6.2, or longer than 64 bytes.
     Method,
+    /// A common method in other letters.
+    MethodCase,
     /// Empty.
     HostEmpty,
     /// A character that no host name holds (user information, spaces, `%` and lists included).
@@ -73,6 +75,7 @@ impl NormError {
             Self::PathReadings => "path_readings",
             Self::Grpc => "grpc_path",
             Self::Method => "method",
+            Self::MethodCase => "method_case",
             Self::HostEmpty => "host_empty",
             Self::HostCharacter => "host_character",
             Self::HostLabel => "host_label",
@@ -102,6 +105,7 @@ impl fmt::Display for NormError {
             Self::PathReadings => "the path is escaped or parameterised in too many ways",
             Self::Grpc => "a gRPC call must be a POST to /service/method in plain spelling",
             Self::Method => "the method is not a token",
+            Self::MethodCase => "the method is a common one but for its letters' case, and some servers take it for that one",
             Self::HostEmpty => "the host is empty",
             Self::HostCharacter => "the host holds a character that no host name has",
             Self::HostLabel => "a part of the host name is empty or too long",

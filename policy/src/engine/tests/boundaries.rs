@@ -177,7 +177,7 @@ impl Pools {
             ids,
             addresses: ADDRESSES.iter().chain(&addresses).map(|text| text.parse().unwrap()).collect(),
             ports,
-            methods: ["GET", "POST", "TRACE", "CONNECT", "PURGE", "get"].iter().map(method).collect(),
+            methods: ["GET", "POST", "TRACE", "CONNECT", "PURGE", "purge"].iter().map(method).collect(),
             paths: paths.iter().filter_map(|path| CanonPath::parse(path, &options).ok()).collect(),
             hosts,
             names,
