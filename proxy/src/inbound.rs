@@ -29,6 +29,7 @@ use crate::worker::Worker;
 mod captured;
 mod tunnel;
 
+pub(crate) use tunnel::destination;
 pub use tunnel::{relay, relay_stream, serve_tunnel};
 
 /// Serves one connection to the mesh listener from its first byte to its last.

@@ -35,6 +35,8 @@ pub mod detect;
 pub mod documents;
 pub mod drain;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod heap;
 pub mod http;
 pub mod identity;

@@ -29,6 +29,7 @@ use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::observe::metrics::LimitHits;
 use crate::runtime::spawn;
+use crate::tcp::Duplex;
 
 /// Whom a connection to the workload is for.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -226,9 +227,15 @@ impl WorkloadPool {
     }
 
     async fn open_h2(&self, to: SocketAddr, limits: &Limits) -> Result<H2Connection, Error> {
-        let stream = self.connect(to, limits).await?;
+        self.begin_h2(self.connect(to, limits).await?, limits).await
+    }
+
+    async fn begin_h2<I>(&self, io: I, limits: &Limits) -> Result<H2Connection, Error>
+    where
+        I: Duplex + Send + 'static,
+    {
         let connection =
-            H2Connection::handshake(stream, Settings::workload(limits), Side::Workload, &self.hits).await?;
+            H2Connection::handshake(io, Settings::workload(limits), Side::Workload, &self.hits).await?;
         connection.settled().await?;
         Ok(connection)
     }
@@ -310,20 +317,60 @@ impl WorkloadPool {
     }
 
     async fn open(&self, to: SocketAddr, limits: &Limits) -> Result<SendRequest<Body>, Error> {
-        let stream = self.connect(to, limits).await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(limits.head_fields + 16)
-            .max_header_size(limits.head_bytes)
-            .handshake(TokioIo::new(StallClock::new(stream, limits.stall)))
-            .await
-            .map_err(|error| Error::unsent(Side::Workload, Reason::WorkloadUnreachable, error.to_string()))?;
-        spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to the workload ended");
-            }
-        });
-        Ok(sender)
+        begin_h1(self.connect(to, limits).await?, limits).await
     }
+
+    /// Takes `io` for an idle connection to the workload at `to`.
+    pub(crate) async fn keep_h1<I>(
+        &self,
+        to: SocketAddr,
+        caller: Caller,
+        io: I,
+        limits: &Limits,
+    ) -> Result<(), Error>
+    where
+        I: Duplex + Send + 'static,
+    {
+        let sender = begin_h1(io, limits).await?;
+        self.idle.lock().entry((to, caller)).or_default().push(Idle { sender, since: Instant::now() });
+        Ok(())
+    }
+
+    /// The same for one that speaks HTTP/2.
+    pub(crate) async fn keep_h2<I>(
+        &self,
+        to: SocketAddr,
+        caller: Caller,
+        io: I,
+        limits: &Limits,
+    ) -> Result<(), Error>
+    where
+        I: Duplex + Send + 'static,
+    {
+        let connection = self.begin_h2(io, limits).await?;
+        let shared = Arc::clone(self.h2.lock().entry((to, caller)).or_default());
+        shared.open.lock().push(Kept { connection, idle_since: None });
+        Ok(())
+    }
+}
+
+/// Speaks HTTP/1 on `io`.
+async fn begin_h1<I>(io: I, limits: &Limits) -> Result<SendRequest<Body>, Error>
+where
+    I: Duplex + Send + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(limits.head_fields + 16)
+        .max_header_size(limits.head_bytes)
+        .handshake(TokioIo::new(StallClock::new(io, limits.stall)))
+        .await
+        .map_err(|error| Error::unsent(Side::Workload, Reason::WorkloadUnreachable, error.to_string()))?;
+    spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to the workload ended");
+        }
+    });
+    Ok(sender)
 }
 
 /// A copy of a request that may be done twice and has no body (RFC 9110, 9.2.2).

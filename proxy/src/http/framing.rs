@@ -9,7 +9,7 @@
 
 /// Follows one connection's bytes.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub(crate) struct Framing {
     place: Place,
     /// A line that is not whole yet.
     line: Vec<u8>,
@@ -43,11 +43,11 @@ struct Head {
 
 /// What is no HTTP/1 that everybody reads alike.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// The byte at which it shows, in what was fed last. None before it ends a head or a chunk.
-    pub(super) at: usize,
+    pub(crate) at: usize,
     /// It is in a body, whose request is being served.
-    pub(super) in_body: bool,
+    pub(crate) in_body: bool,
 }
 
 /// A chunk's size and its extensions, which nobody uses.
@@ -59,23 +59,23 @@ const BLANK: usize = 2;
 
 impl Framing {
     /// At the beginning of a connection whose heads may have so many bytes.
-    pub(super) fn new(head_bytes: usize) -> Self {
+    pub(crate) fn new(head_bytes: usize) -> Self {
         Self { place: Place::Head, line: Vec::new(), longest: head_bytes, head: Head::default() }
     }
 
     /// Whether a message has come after which nobody knows what comes: it may turn the connection into a byte stream, or
     /// is too large to be followed. If it does not switch, the connection must end with the answer to it.
-    pub(super) fn is_unwatched(&self) -> bool {
+    pub(crate) fn is_unwatched(&self) -> bool {
         self.place == Place::Unwatched
     }
 
     /// Whether a fault was found.
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.place == Place::Broken
     }
 
     /// Follows what came next.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];

@@ -2,7 +2,7 @@
 
 pub mod authority;
 pub mod body;
-mod framing;
+pub(crate) mod framing;
 pub mod h2;
 pub mod headers;
 pub mod inbound;

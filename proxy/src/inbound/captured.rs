@@ -81,3 +81,44 @@ fn refuse(sidecar: &Sidecar, stream: &TcpStream, address: SocketAddr, error: &Er
     }
     net::reset_on_close(stream);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fuzzing, testing};
+
+    const POLICY: &str = "apiVersion: postern.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  target: {selector: {app: orders}}
+  action: Allow
+  rules: [{name: anybody, from: [{unauthenticated: true, cidrs: [0.0.0.0/0]}], to: [{ports: [8080]}]}]
+";
+
+    /// Where a connection was made to is the kernel's word, and the rules of redirection may be anybody's mistake.
+    #[test]
+    fn what_is_not_for_the_workload_is_refused() {
+        let capture = "capture: {mode: redirect, addresses: [10.0.0.7, \"fd00::7\"]}\n";
+        let config = testing::CONFIG
+            .replace("127.0.0.1:24143", "[::]:24143")
+            .replace("address: 127.0.0.1\n", "address: 10.0.0.7\n");
+        let sidecar = fuzzing::sidecar(&(config + capture), POLICY).expect("literals");
+        let snapshot = sidecar.snapshots.held();
+        let of = |to: &str| {
+            let to = to.parse().expect("an address");
+            is_for_workload(&sidecar, &snapshot, to).map_err(|error| error.reason)
+        };
+        assert_eq!((of("10.0.0.7:8080"), of("[fd00::7]:9000")), (Ok(()), Ok(())));
+        for (to, reason) in [
+            ("10.0.0.8:8080", Reason::Misdirected),
+            ("127.0.0.1:8080", Reason::Misdirected),
+            ("169.254.169.254:80", Reason::Misdirected),
+            ("[fd00::8]:8080", Reason::Misdirected),
+            ("10.0.0.7:24143", Reason::Loop),
+            ("10.0.0.7:22", Reason::PortNotDeclared),
+        ] {
+            assert_eq!(of(to), Err(reason), "{to}");
+        }
+    }
+}

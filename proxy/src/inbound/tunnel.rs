@@ -1,7 +1,7 @@
 //! A CONNECT, inbound: opaque bytes, or, at a port that nobody declares, what they turn out to be.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use self::first::Heard;
 use super::check_port;
 use crate::admission::Admitted;
 use crate::authorize;
+use crate::config::Config;
 use crate::connections::{Connection, Direction, End, Facts, Operation, Stream};
 use crate::decisions::DecisionId;
 use crate::detect::{self, Protocol, Rewound, ServerName};
@@ -41,20 +42,9 @@ pub async fn serve_tunnel(
 ) -> Result<Response<Body>, Error> {
     let sidecar = &worker.sidecar;
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
-    let target: SocketAddr = authority
-        .parse()
-        .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
-    // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
-    let config = &sidecar.config;
-    let asked = target.ip().to_canonical();
-    let reached = [Some(config.inbound.ip()), connection.peer.local];
-    if asked.is_unspecified() || !(config.is_own_address(asked) || reached.contains(&Some(asked))) {
-        // Connecting wherever a peer says would make this sidecar its deputy.
-        return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
-    }
-    let port = target.port();
+    let to = destination(&sidecar.config, connection.peer.local, authority)?;
+    let port = to.port();
     check_port(sidecar, &snapshot, port)?;
-    let to = SocketAddr::new(config.forwarded_to(Some(asked)), port);
     // What follows may last for days, and must not keep this policy for as long.
     let limits = Arc::clone(&snapshot.limits);
     match sidecar.config.workload.ports.get(&port) {
@@ -80,6 +70,25 @@ pub async fn serve_tunnel(
         // A rule names the port, the workload does not: only its bytes can tell whether layer 7 applies.
         None => serve_unread(worker, connection, to, pending, snapshot, Found::Anything, decision),
     }
+}
+
+/// Where in the workload a CONNECT to `authority` leads, of a peer that reached us at `local`. To connect wherever a peer says
+/// would make this sidecar its deputy.
+pub(crate) fn destination(
+    config: &Config,
+    local: Option<IpAddr>,
+    authority: &str,
+) -> Result<SocketAddr, Error> {
+    let target: SocketAddr = authority
+        .parse()
+        .map_err(|_| Error::new(Side::Peer, Reason::BadRequest, "CONNECT needs <address>:<port>"))?;
+    // The address that the peer reached us at is ours, whichever the mesh listener is bound to.
+    let asked = target.ip().to_canonical();
+    let reached = [Some(config.inbound.ip()), local];
+    if asked.is_unspecified() || !(config.is_own_address(asked) || reached.contains(&Some(asked))) {
+        return Err(Error::new(Side::Peer, Reason::Misdirected, format!("{target} is not this workload")));
+    }
+    Ok(SocketAddr::new(config.forwarded_to(Some(asked)), target.port()))
 }
 
 /// What the bytes of a tunnel are looked through for before it is judged.

@@ -132,3 +132,30 @@ fn every_address_of_a_name_is_judged() {
         assert_eq!(judgement.refused, refused, "{addresses:?}");
     }
 }
+
+/// Whatever a workload asks for, `/metrics` has as many series as before: names are its callers', and they have many.
+#[tokio::test]
+async fn names_of_requests_become_no_series() {
+    let sidecar = testing::sidecar("");
+    publish(&sidecar, 1, "store", "store");
+    let registered = testing::connection(&sidecar, Direction::Outbound);
+    let worker = Worker::new(Arc::clone(&sidecar));
+    let ask = |number: usize| {
+        let builder = match number % 3 {
+            0 => Request::get(format!("http://h{number}.example/")),
+            1 => Request::get(format!("http://store.shop:{}/", 1_000 + number)),
+            _ => Request::builder().method(&*format!("M{number}")).uri(format!("http://{number}/p{number}")),
+        };
+        let asked = builder.body(Body::empty()).unwrap();
+        super::request(Arc::clone(&worker), Arc::clone(registered.connection()), None, asked, None)
+    };
+    let series = || sidecar.metrics.render().lines().filter(|line| !line.starts_with('#')).count();
+    for number in 0..6 {
+        assert!(ask(number).await.status().is_client_error());
+    }
+    let before = series();
+    for number in 6..600 {
+        assert!(ask(number).await.status().is_client_error());
+    }
+    assert_eq!(series(), before);
+}
