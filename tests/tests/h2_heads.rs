@@ -1,10 +1,14 @@
 //! Heads of HTTP/2 that must not become heads of HTTP/1: what would break out of a line, frame a body anew, or say two things.
 //! At the workload's way out, and at the mesh listener with a sidecar's certificate.
+//!
+//! `POSTERN_TEST_LONG=1 cargo test -p postern-tests --test h2_heads -- --nocapture` prints the figures of docs/threat-model.md, with
+//! Envoy beside.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use postern_tests::frames::{Raw, block, flag, frame, kind, status};
-use postern_tests::{Mesh, Origin, Plan};
+use postern_tests::{Block, Envoy, Mesh, Origin, Plan, foreign, is_long};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -147,4 +151,25 @@ fn they_are_refused() {
     assert_eq!(ask(way_out(), |f| add(f, "", "1")), Some(200));
     let seen = origin.last();
     assert!(seen.headers.iter().all(|(name, _)| !name.is_empty()), "{seen:?}");
+}
+
+/// Which of them a stock Envoy passes on.
+#[test]
+fn beside_envoy() {
+    if !is_long() || !foreign::need(&["envoy"]) {
+        return;
+    }
+    let (block, directory) = (Block::take(), tempfile::tempdir().expect("a directory can be made"));
+    let origin = Origin::http((block.address(1), 8080));
+    let at = SocketAddr::from((block.address(2), 8000));
+    let _envoy = Envoy::new(at, origin.address()).start(directory.path());
+    let mut passed = Vec::new();
+    for (name, change) in CASES {
+        origin.forget();
+        let _ = ask(Raw::plain(at, "orders.shop"), change);
+        if !origin.requests().is_empty() {
+            passed.push(name);
+        }
+    }
+    println!("| Envoy | {} of {}: {passed:?} |", passed.len(), CASES.len());
 }

@@ -2,12 +2,15 @@
 //! undeclared port, whose far end reads it behind the mesh. The table is in `http1_payloads.json`: what is sent, the status
 //! of every answer, what the origin may see of it, whether the connection must end, and why. A row's columns are those of
 //! a strict reader; the origin never sees more.
+//!
+//! `POSTERN_TEST_LONG=1 cargo test -p postern-tests --test http1_payloads -- --nocapture` prints the figures of
+//! docs/threat-model.md, with Envoy beside.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use postern_tests::{Mesh, Origin, Plan, wire};
+use postern_tests::{Block, Envoy, Mesh, Origin, Plan, foreign, is_long, wire};
 use serde_json::Value;
 
 const TABLE: &str = include_str!("http1_payloads.json");
@@ -35,6 +38,8 @@ spec:
 
 /// After it nothing more comes: the connection is still in step if this is answered.
 const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n";
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Row {
     name: String,
@@ -99,8 +104,8 @@ fn statuses(flow: &[u8]) -> Vec<u16> {
 }
 
 /// Reads until there are so many answers or the end; whether the end came.
-fn read(stream: &mut TcpStream, flow: &mut Vec<u8>, answers: usize) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+fn read(stream: &mut TcpStream, flow: &mut Vec<u8>, answers: usize, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
     stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a positive time");
     let mut buffer = [0; 16 << 10];
     while statuses(flow).len() < answers && Instant::now() < deadline {
@@ -140,14 +145,14 @@ fn wrong(mesh: &Mesh, door: &Door, row: &Row) -> Option<String> {
     let mut flow = Vec::new();
     let mut expected =
         row.in_tunnel.as_ref().filter(|_| door.name == "tunnel").unwrap_or(&row.answers).clone();
-    let mut ended = read(&mut stream, &mut flow, expected.len());
+    let mut ended = read(&mut stream, &mut flow, expected.len(), PATIENCE);
     if !row.closed && !ended {
         let _ = stream.write_all(PROBE.as_bytes());
         expected.push(200);
     }
     if !ended {
         // All that comes, and the end.
-        ended = read(&mut stream, &mut flow, usize::MAX);
+        ended = read(&mut stream, &mut flow, usize::MAX, PATIENCE);
     }
     let seen = door.origin.requests();
     let probes = seen.iter().filter(|one| one.target == "/probe").count();
@@ -200,10 +205,42 @@ fn what_no_decent_client_sends() {
     assert!(rows.len() >= 100, "the table is here");
     let cases = doors.iter().flat_map(|door| rows.iter().map(move |row| (door, row)));
     let wrong: Vec<String> = cases.filter_map(|(door, row)| wrong(&mesh, door, row)).collect();
+    println!("| with | {} of {} rows, at each of two doors |", wrong.len(), rows.len());
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), 2 * rows.len(), wrong.join("\n"));
     for (name, direction) in [("web", "outbound"), ("orders", "inbound")] {
         let series = format!("postern_failures_total{{direction=\"{direction}\",reason=\"bad_request\"}}");
         let count = mesh.sidecar(name).metrics().value(&series);
         assert!(count >= 60.0, "{name} counts what it refuses: {count}");
     }
+}
+
+/// What a stock Envoy makes of the same table: rows of which its origin sees more requests than a strict reader reads.
+#[test]
+fn beside_envoy() {
+    if !is_long() || !foreign::need(&["envoy"]) {
+        return;
+    }
+    let (block, directory) = (Block::take(), tempfile::tempdir().expect("a directory can be made"));
+    let origin = Origin::http((block.address(1), 8080));
+    let at = SocketAddr::from((block.address(2), 8000));
+    let _envoy = Envoy::new(at, origin.address()).start(directory.path());
+    let rows = table();
+    let (mut more, mut behind) = (Vec::new(), 0);
+    for row in &rows {
+        origin.forget();
+        let mut stream = wire::connect(at);
+        let _ = stream.write_all(&row.send);
+        read(
+            &mut stream,
+            &mut Vec::new(),
+            row.answers.len().max(row.origin.len()) + 1,
+            Duration::from_secs(1),
+        );
+        let seen = origin.requests();
+        if seen.len() > row.origin.len() {
+            more.push(row.name.as_str());
+        }
+        behind += usize::from(seen.iter().any(|one| one.target == "/smuggled"));
+    }
+    println!("| Envoy | {} of {} rows: {more:?} | {behind} with what came behind |", more.len(), rows.len());
 }

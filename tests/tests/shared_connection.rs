@@ -1,10 +1,11 @@
 //! Many callers share one mesh connection: what one of them does wrong, or stops half-way, is not felt by the others.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postern_tests::frames::{Raw, flag, frame, kind, status};
-use postern_tests::{Mesh, Origin, Plan, is_long, wait};
+use postern_tests::{Block, Envoy, Mesh, Origin, Plan, foreign, is_long, wait};
 
 const POLICY: &str = r#"
 apiVersion: postern.dev/v1alpha1
@@ -53,8 +54,8 @@ fn odd(raw: &Raw, stream: u32, sort: usize) -> Vec<u8> {
 }
 
 /// One connection's worth of them, each waited for.
-fn poison(mesh: &Mesh, round: usize) {
-    let mut raw = Raw::plain(mesh.sidecar("web").outbound(), "orders.shop");
+fn poison(to: SocketAddr, round: usize) {
+    let mut raw = Raw::plain(to, "orders.shop");
     raw.hello(&[]);
     for at in 0..EACH {
         let stream = raw.stream();
@@ -92,10 +93,10 @@ fn take_back(mesh: &Mesh) {
 }
 
 /// Asks again and again until told to stop; what came of it.
-fn innocent(mesh: &Mesh, stop: &AtomicBool, asked: &AtomicUsize) -> Vec<String> {
+fn innocent(to: SocketAddr, stop: &AtomicBool, asked: &AtomicUsize) -> Vec<String> {
     let mut failed = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let mut raw = Raw::plain(mesh.sidecar("web").outbound(), "orders.shop");
+        let mut raw = Raw::plain(to, "orders.shop");
         raw.hello(&[]);
         for _ in 0..100 {
             let stream = raw.stream();
@@ -116,18 +117,11 @@ fn innocent(mesh: &Mesh, stop: &AtomicBool, asked: &AtomicUsize) -> Vec<String> 
     failed
 }
 
-#[test]
-fn one_callers_mistakes_are_not_the_others() {
-    let odd_requests = if is_long() { 10_000 } else { 2_000 };
-    let mut plan = Plan::new();
-    plan.sidecar("web");
-    plan.sidecar("orders").serves(80, 8080, "http");
-    plan.document("policy.yaml", POLICY);
-    let _origin = Origin::http((plan.address("orders"), 8080));
-    let mesh = plan.start();
+/// So many odd requests of four callers, and those of an innocent one meanwhile: how many, and which of them failed.
+fn beside_each_other(to: SocketAddr, odd_requests: usize) -> (usize, Vec<String>) {
     let (stop, asked, next) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = std::thread::scope(|scope| {
-        let innocents = scope.spawn(|| innocent(&mesh, &stop, &asked));
+        let innocents = scope.spawn(|| innocent(to, &stop, &asked));
         let poisoners: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
@@ -136,7 +130,7 @@ fn one_callers_mistakes_are_not_the_others() {
                         if round >= odd_requests / EACH {
                             return;
                         }
-                        poison(&mesh, round);
+                        poison(to, round);
                     }
                 })
             })
@@ -147,7 +141,34 @@ fn one_callers_mistakes_are_not_the_others() {
         stop.store(true, Ordering::Relaxed);
         innocents.join().expect("no panic")
     });
-    let asked = asked.load(Ordering::Relaxed);
+    (asked.load(Ordering::Relaxed), failed)
+}
+
+/// Two stock Envoys one behind the other, with HTTP/2 between them, for comparison.
+#[test]
+fn beside_envoy() {
+    if !is_long() || !foreign::need(&["envoy"]) {
+        return;
+    }
+    let (block, directory) = (Block::take(), tempfile::tempdir().expect("a directory can be made"));
+    let origin = Origin::http((block.address(1), 8080));
+    let [near, far] = [2, 3].map(|at| SocketAddr::from((block.address(at), 8000)));
+    let _far = Envoy::new(far, origin.address()).named("far").start(directory.path());
+    let _near = Envoy::new(near, far).named("near").upstream_http2().start(directory.path());
+    let (asked, failed) = beside_each_other(near, 10_000);
+    println!("| Envoy | 10,000 odd requests, {asked} innocent ones, {} failed |", failed.len());
+}
+
+#[test]
+fn one_callers_mistakes_are_not_the_others() {
+    let odd_requests = if is_long() { 10_000 } else { 2_000 };
+    let mut plan = Plan::new();
+    plan.sidecar("web");
+    plan.sidecar("orders").serves(80, 8080, "http");
+    plan.document("policy.yaml", POLICY);
+    let _origin = Origin::http((plan.address("orders"), 8080));
+    let mesh = plan.start();
+    let (asked, failed) = beside_each_other(mesh.sidecar("web").outbound(), odd_requests);
     println!("{odd_requests} odd requests, {asked} innocent ones, {} failed", failed.len());
     assert!(failed.is_empty(), "{} of {asked} failed: {:?}", failed.len(), &failed[..failed.len().min(3)]);
     assert!(asked >= odd_requests / 20, "only {asked} were asked beside {odd_requests}");
@@ -169,7 +190,7 @@ fn one_callers_resets_do_not_end_the_others_requests() {
     let mesh = plan.start();
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let failed = std::thread::scope(|scope| {
-        let innocents = scope.spawn(|| innocent(&mesh, &stop, &asked));
+        let innocents = scope.spawn(|| innocent(mesh.sidecar("web").outbound(), &stop, &asked));
         for _ in 0..3 {
             take_back(&mesh);
         }

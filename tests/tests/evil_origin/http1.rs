@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postern_tests::{wait, wire};
+use postern_tests::{Block, Envoy, foreign, is_long, resident, wait, wire};
 
 use super::{Evil, May, resident_of};
 
@@ -231,6 +231,44 @@ fn chunks(mut rest: &[u8]) -> (Vec<u8>, bool) {
     }
 }
 
+/// Whether a caller may get this. Errors have to be the sidecar's own where there is one.
+fn is_right(got: &Got, may: &May, is_ours: bool) -> bool {
+    let is_error = got.whole && (got.is_ours || !is_ours) && got.status >= 500;
+    let is_whole = |body: &str| got.whole && got.status == 200 && got.body == body.as_bytes();
+    match may {
+        May::Whole(body) => is_whole(body),
+        May::Error => is_error,
+        May::Broken => is_error || !got.whole,
+        May::Any(body) => is_error || !got.whole || is_whole(body),
+    }
+}
+
+/// What callers of a stock Envoy get, for comparison.
+#[test]
+fn beside_envoy() {
+    if !is_long() || !foreign::need(&["envoy"]) {
+        return;
+    }
+    let (block, directory) = (Block::take(), tempfile::tempdir().expect("a directory can be made"));
+    let listener = TcpListener::bind((block.address(1), 8080)).expect("the port is free");
+    let to = listener.local_addr().expect("it has one");
+    std::thread::spawn(move || serve(listener, Arc::default()));
+    let at = SocketAddr::from((block.address(2), 8000));
+    let envoy = Envoy::new(at, to).start(directory.path());
+    let before = resident(envoy.id());
+    let mut wrong = Vec::new();
+    for (number, (name, _, may)) in CASES.iter().enumerate() {
+        let begun = Instant::now();
+        let got = get(at, &format!("/{number}"));
+        let took = begun.elapsed();
+        if !is_right(&got, may, false) || took > Duration::from_secs(12) {
+            wrong.push(format!("{name}: {} whole: {} after {} s", got.status, got.whole, took.as_secs()));
+        }
+    }
+    let grown = resident(envoy.id()).saturating_sub(before);
+    println!("| Envoy | {} of {}: {wrong:?}; +{grown} MiB |", wrong.len(), CASES.len());
+}
+
 #[test]
 fn over_http1_a_part_never_looks_whole() {
     let evil = Evil::new("http", serve);
@@ -241,15 +279,7 @@ fn over_http1_a_part_never_looks_whole() {
         let begun = Instant::now();
         let got = get(outbound, &format!("/{number}"));
         let text = String::from_utf8_lossy(&got.body[..got.body.len().min(200)]).into_owned();
-        let is_error = got.whole && got.is_ours && got.status >= 500;
-        let is_broken = !got.whole;
-        let is_whole = |body: &str| got.whole && got.status == 200 && got.body == body.as_bytes();
-        let is_right = match may {
-            May::Whole(body) => is_whole(body),
-            May::Error => is_error,
-            May::Broken => is_error || is_broken,
-            May::Any(body) => is_error || is_broken || is_whole(body),
-        };
+        let is_right = is_right(&got, may, true);
         assert!(
             is_right,
             "{name}: may be {may:?}, was {} whole: {} ours: {} {text}",
@@ -261,6 +291,7 @@ fn over_http1_a_part_never_looks_whole() {
         let next = get(outbound, "/0");
         assert!(next.status == 200 && next.whole && next.body == b"ok", "after {name}: {}", next.status);
     }
+    println!("| with | 0 of {} |", CASES.len());
     for (name, before) in ["web", "orders"].iter().zip(before) {
         let grown = resident_of(mesh, name).saturating_sub(before);
         assert!(grown < 32, "{name} grew by {grown} MiB");

@@ -6,12 +6,11 @@
 //! docs/threat-model.md, with Envoy beside it.
 
 mod attacks;
-mod envoy;
 
 use std::time::{Duration, Instant};
 
 use postern_tests::frames::{Raw, flag, kind, status};
-use postern_tests::{Mesh, Origin, Plan, foreign, is_long, resident, wait};
+use postern_tests::{Envoy, Mesh, Origin, Plan, foreign, is_long, resident, wait};
 
 use attacks::{ATTACKS, Attack, Seen, Target};
 
@@ -191,8 +190,9 @@ fn the_table_beside_envoy() {
     let (with, first) = mesh(&CLOCKS);
     let (without, second) = mesh(&OUT_OF_REACH);
     let third = Origin::http((with.spare_address(0), 8080));
-    let envoy = envoy::start(with.directory(), (with.spare_address(0), 8000).into(), third.address());
-    let open = || Raw::plain((with.spare_address(0), 8000).into(), "orders.shop");
+    let at = (with.spare_address(0), 8000).into();
+    let envoy = Envoy::new(at, third.address()).start(with.directory());
+    let open = || Raw::plain(at, "orders.shop");
     let foreign = Target { name: "Envoy", open: Box::new(open), origin: &third, process: envoy.id() };
     assert_eq!(honest(&foreign), Some(200), "Envoy serves");
     let (with, without) = (targets(&with, &first), targets(&without, &second));
