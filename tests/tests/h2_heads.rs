@@ -40,7 +40,7 @@ fn drop_field(fields: &mut Fields, name: &str) {
 
 type Case = (&'static str, fn(&mut Fields));
 
-const CASES: [Case; 36] = [
+const CASES: [Case; 38] = [
     ("CR and LF in a value", |f| add(f, "x-a", "1\r\nx-b: 2")),
     ("LF in a value", |f| add(f, "x-a", "1\nx-b: 2")),
     ("NUL in a value", |f| add(f, "x-a", "1\x002")),
@@ -81,6 +81,14 @@ const CASES: [Case; 36] = [
     ("two Hosts", |f| {
         add(f, "host", "orders.shop");
         add(f, "host", "orders.shop");
+    }),
+    ("two lengths alike", |f| {
+        add(f, "content-length", "0");
+        add(f, "content-length", "0");
+    }),
+    ("two lengths", |f| {
+        add(f, "content-length", "0");
+        add(f, "content-length", "44");
     }),
     ("a length that is none", |f| add(f, "content-length", "5, 5")),
     ("one large field", |f| add(f, "x-a", &"a".repeat(40_000))),

@@ -116,6 +116,7 @@ async fn forward(
     let sidecar = &worker.sidecar;
     let (mut parts, body) = request.into_parts();
     strict::check_size(&snapshot.limits, &parts.uri, &parts.headers, (h2::MORE_FIELDS, h2::MORE_BYTES))?;
+    strict::check_length(&parts.headers)?;
     let host = authority::of(&parts.uri, &parts.headers)?;
     let as_sent = HeaderValue::try_from(host.to_string())
         .map_err(|error| Error::new(Side::Peer, Reason::BadRequest, error.to_string()))?;

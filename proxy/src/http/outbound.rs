@@ -79,6 +79,7 @@ async fn serve(
     let sidecar = &worker.sidecar;
     let limits = sidecar.snapshots.limits();
     strict::check_size(&limits, request.uri(), request.headers(), (0, 0))?;
+    strict::check_length(request.headers())?;
     let is_websocket = handshake::asks_for_websocket(&request)?;
     let is_tunnel = request.method() == Method::CONNECT && !is_websocket;
     if let Some(to) = to.filter(|_| is_tunnel) {

@@ -1,6 +1,6 @@
 //! What a request may not be, whoever it is for: ambiguous, or too large.
 
-use http::header::{CONNECTION, HOST, HeaderMap};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap};
 use http::{Method, Request, Uri, Version};
 
 use super::headers;
@@ -37,6 +37,15 @@ fn names_own_hop(fields: &HeaderMap) -> bool {
     let mut names =
         lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
     names.all(|name| name.is_empty() || OF_A_HOP.iter().any(|known| known.eq_ignore_ascii_case(name)))
+}
+
+/// Refuses a head that says twice how long its body is. Over HTTP/2 that is heard of once and checked; what becomes HTTP/1 of it
+/// would be read in two ways (RFC 9112, 6.3).
+pub fn check_length(fields: &HeaderMap) -> Result<(), Error> {
+    if fields.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Error::new(Side::Peer, Reason::BadRequest, "two lengths"));
+    }
+    Ok(())
 }
 
 /// Refuses a head that is too large in any way. On the mesh leg it carries a few fields `more`, and bytes: our own.
@@ -84,6 +93,16 @@ mod tests {
             assert!(!ok(get("/").header("host", "a").header("connection", named)), "{named}");
         }
         assert!(!ok(get("/").header("host", "a").header("connection", "close").header("connection", "x-a")));
+    }
+
+    #[test]
+    fn a_length_is_said_once() {
+        let mut fields = HeaderMap::new();
+        assert!(check_length(&fields).is_ok());
+        fields.append(CONTENT_LENGTH, "0".parse().unwrap());
+        assert!(check_length(&fields).is_ok());
+        fields.append(CONTENT_LENGTH, "0".parse().unwrap());
+        assert!(check_length(&fields).is_err());
     }
 
     #[test]
