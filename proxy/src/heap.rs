@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const EVERY: Duration = Duration::from_secs(5);
 
 /// What may lie free without being worth a look, in bytes.
-const WORTH: usize = 8 << 20;
+const WORTH: usize = 2 << 20;
 
 /// What has been seen of the heap.
 #[derive(Debug)]
