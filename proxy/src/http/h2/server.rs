@@ -52,10 +52,8 @@ where
     let (io, unseen) = Watched::new(io, counts.clone());
     let mut closing = std::pin::pin!(closing);
     // Boxed, both: a connection is kilobytes, and each step that it goes through here would keep room for it.
-    let (mut connection, within) = match Box::pin(begin(io, settings, counts, closing.as_mut())).await? {
-        Some(begun) => begun,
-        None => return Ok(()),
-    };
+    let begun = Box::pin(begin(io, settings, counts, closing.as_mut())).await?;
+    let Some((mut connection, within)) = begun else { return Ok(()) };
 
     let resets = Arc::new(Resets::new(settings.client_resets));
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
