@@ -46,6 +46,9 @@ class Server(http.server.ThreadingHTTPServer):
         say("accepted", 8080, peer[0])
         return connection, peer
 
+    def handle_error(self, request, address):
+        """A connection that was cut is no news."""
+
 
 def banner(connection):
     """Speaks first, echoes, and after the caller's end says how much came."""

@@ -51,7 +51,12 @@ fn unwritten(mesh: &Mesh, ask: impl Fn(usize) -> TcpStream) -> Vec<(usize, TcpSt
     for step in 0..24 {
         let size = taken.saturating_sub(16 * STEP) + step * STEP;
         let stream = ask(size);
+        let asked = Instant::now();
         wait::pause(Duration::from_millis(150));
+        // A busy machine takes longer.
+        while active(mesh) && asked.elapsed() < Duration::from_secs(1) {
+            wait::pause(Duration::from_millis(25));
+        }
         if active(mesh) {
             drop(stream);
             wait::until("it is gone", wait::PATIENCE, || !active(mesh));

@@ -139,6 +139,22 @@ fn responses_without_a_body() {
 }
 
 #[test]
+fn a_get_may_have_a_body_of_any_kind() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, _origin) = pair();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for length in ["Transfer-Encoding: chunked", "Content-Length: 5"] {
+            let options = [version, "-X", "GET", "-H", length, "-d", "query", "http://orders.shop/search"];
+            let answer = mesh.curl_by_host("web", &options);
+            assert_eq!(answer.status, 200, "{version}, {length}: {answer:?}");
+            assert_eq!(answer.json()["body"], 5, "{version}, {length}");
+        }
+    }
+}
+
+#[test]
 fn trailers_both_ways() {
     if !foreign::need(&["curl"]) {
         return;

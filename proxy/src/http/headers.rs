@@ -6,6 +6,7 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use http_body::Body;
 use postern_policy::HeaderLines;
 use postern_svid::SpiffeId;
 
@@ -168,6 +169,14 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, line);
+    }
+}
+
+/// Says in the head of HTTP/1 that a body of unknown length follows: hyper would leave out such a body of a GET or HEAD.
+pub fn announce_body(headers: &mut HeaderMap, body: &impl Body) {
+    let is_unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
+    if is_unknown && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

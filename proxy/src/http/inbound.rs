@@ -258,6 +258,7 @@ async fn send(
     }
     parts.version = Version::HTTP_11;
     headers::join_cookies(&mut parts.headers);
+    headers::announce_body(&mut parts.headers, &body);
     parts.headers.insert(HOST, host.clone());
     if let Some(interim) = interim {
         parts.extensions.insert(interim);

@@ -160,6 +160,7 @@ pub(super) async fn send(
     parts.extensions.clear();
     if target.port.protocol == Protocol::Http {
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body);
         parts.headers.insert(HOST, host);
         parts.uri = Uri::from(path);
         parts.version = Version::HTTP_11;
