@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use postern_svid::{Bundle, Clock, PeerSvid, Revoked, SpiffeId};
+use postern_svid::{Bundle, Clock, PeerSvid, Revoked, SpiffeId, spread};
 use rustls_pki_types::CertificateDer;
 
 use crate::attest::Attestation;
@@ -401,7 +401,7 @@ impl Issuer {
         check::leaf(&chain, id, key, &self.authority.bundles(), now)?;
         stages.done("verify");
 
-        let renew_after = now + left.mul_f64(renewal_point()?);
+        let renew_after = now + left.mul_f64(renewal_point());
         let issued = Issued {
             serial: serial.as_bytes().to_vec(),
             id: id.clone(),
@@ -445,11 +445,8 @@ impl Issuer {
 }
 
 /// Where in its life a leaf is to be renewed: 45 to 55 %, spread so that a mesh started at once does not come back at once.
-fn renewal_point() -> Result<f64, IssueError> {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).map_err(|_| profile::ProfileError::Random)?;
-    let fraction = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
-    Ok(fraction.mul_add(0.10, 0.45))
+fn renewal_point() -> f64 {
+    spread::fraction().mul_add(0.10, 0.45)
 }
 
 #[cfg(test)]

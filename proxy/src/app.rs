@@ -100,27 +100,18 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         .map_err(|error| StartError::Machine(format!("no thread: {error}")))?;
     spawn(pressure::watch(Arc::clone(&sidecar), listener::nofile()));
 
-    let identities = agent.identity();
-    *sidecar.agent.lock() = Some(agent.observer());
     let workload_api =
         workload_api.map(|door| spawn(serve_workload(door, agent.observer(), stopped.clone())));
-    spawn(identity::follow(Arc::clone(&sidecar), identities.clone()));
-    spawn(agent.run(stopped.clone()));
-    let (loaded, first_load) = watch::channel(false);
-    spawn(rejudge::by_the_hour(Arc::clone(&sidecar)));
-    spawn(documents::stale::watch(Arc::clone(&sidecar)));
-    spawn(jwt::keep(Arc::clone(&sidecar)));
-    spawn(documents::follow(Arc::clone(&sidecar), loaded, stopped));
+    let first_load = keep_up(&sidecar, agent, stopped);
 
     // Nothing is accepted before there is an identity to prove and a verdict to give.
-    tokio::select! {
+    crate::runtime::select! {
         () = wait_for_identity(&sidecar, first_load) => {}
         () = sidecar.drain.begun() => return Ok(()),
     }
     let families = capture::LOOPBACK.into_iter().take(outbound.len()).collect();
     let workers = start_workers(&sidecar, &inbound, &outbound)?;
     // The workers' copies are the last: when they stop accepting, callers are refused instead of waiting for nobody.
-    #[cfg_attr(feature = "sim", expect(clippy::drop_non_drop, reason = "simulated sockets are bound later"))]
     drop((inbound, outbound));
     spawn(capture::watch(Arc::clone(&sidecar), families));
     tracing::info!(identity = %sidecar.config.identity, "accepting");
@@ -133,13 +124,13 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
         let _ = served.await;
     }
     for worker in workers {
-        let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+        let _ = crate::runtime::blocking(move || worker.join()).await;
     }
     if sidecar.decision_log.is_some() {
         let sidecar = Arc::clone(&sidecar);
         let last_words =
             move || sidecar.decision_log.as_ref().map(crate::decision_log::DecisionLogger::flush);
-        let _ = tokio::task::spawn_blocking(last_words).await;
+        let _ = crate::runtime::blocking(last_words).await;
     }
     let _ = std::fs::remove_file(&sidecar.config.admin_socket);
     if sidecar.has_lost_worker() {
@@ -147,6 +138,34 @@ async fn control(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
             "a worker accepted no longer: its last line in the log says why".to_owned(),
         ));
     }
+    Ok(())
+}
+
+/// What goes on beside the data path: identity, documents, the hours. Gives whether the documents have been tried.
+fn keep_up(sidecar: &Arc<Sidecar>, agent: Agent, stopped: watch::Receiver<bool>) -> watch::Receiver<bool> {
+    *sidecar.agent.lock() = Some(agent.observer());
+    spawn(identity::follow(Arc::clone(sidecar), agent.identity()));
+    spawn(agent.run(stopped.clone()));
+    let (loaded, first_load) = watch::channel(false);
+    spawn(rejudge::by_the_hour(Arc::clone(sidecar)));
+    spawn(documents::stale::watch(Arc::clone(sidecar)));
+    spawn(jwt::keep(Arc::clone(sidecar)));
+    spawn(documents::follow(Arc::clone(sidecar), loaded, stopped));
+    first_load
+}
+
+/// A sidecar on a simulated host: identity, documents and the data path, all on the host's one thread, until the host
+/// crashes. What serves people and the machine stays out: health, admin, signals, memory, the workload's socket.
+#[cfg(feature = "sim")]
+pub async fn simulate(sidecar: Arc<Sidecar>) -> Result<(), StartError> {
+    let machine = |error: io::Error| StartError::Machine(error.to_string());
+    let inbound = Bound::new(sidecar.config.inbound).map_err(machine)?;
+    let outbound = vec![Bound::new(sidecar.config.outbound).map_err(machine)?];
+    let agent = start_agent(&sidecar)?;
+    let (_stop, stopped) = watch::channel(false);
+    let first_load = keep_up(&sidecar, agent, stopped);
+    wait_for_identity(&sidecar, first_load).await;
+    work(Arc::clone(&sidecar), Permits::new(&sidecar), inbound, outbound).await;
     Ok(())
 }
 
@@ -357,7 +376,7 @@ async fn signals(sidecar: Arc<Sidecar>) {
         return;
     };
     loop {
-        tokio::select! {
+        crate::runtime::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -7,13 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use postern_policy::{Call, Changes, Endpoint, Generation, Refused, Source, Stage, Verdict};
 use postern_svid::SpiffeId;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::admission::Admitted;
 use crate::config::Config;

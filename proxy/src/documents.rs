@@ -59,7 +59,7 @@ pub async fn follow(sidecar: Arc<Sidecar>, loaded: watch::Sender<bool>, mut stop
     loader.look().await;
     loaded.send_replace(true);
     loop {
-        tokio::select! {
+        crate::runtime::select! {
             _ = stop.changed() => return,
             changed = changed.changed() => if changed.is_err() {
                 return;
@@ -159,7 +159,7 @@ impl Loader {
     fn glance(&mut self) {
         let (readings, compiler, known) = (Arc::clone(&self.readings), self.compiler(), self.digest.clone());
         let (compiled, ahead) = mpsc::channel();
-        drop(tokio::task::spawn_blocking(move || {
+        drop(crate::runtime::blocking(move || {
             let set = readings.lock().glance().clone();
             let digest = digest(&set);
             if known.as_ref() != Some(&digest) {
@@ -188,7 +188,7 @@ impl Loader {
     async fn load(&mut self) {
         let (readings, compiler) = (Arc::clone(&self.readings), self.compiler());
         let (known, ahead) = (self.digest.clone(), self.ahead.take());
-        let task = tokio::task::spawn_blocking(move || -> Found {
+        let task = crate::runtime::blocking(move || -> Found {
             let Some(set) = readings.lock().stable(known.as_deref()) else { return Found::Nothing };
             let digest = digest(&set);
             if known.as_ref() == Some(&digest) {
@@ -285,7 +285,7 @@ impl Loader {
         }
         // Looking for rules that crowd takes longer than compiling them, and nothing waits for it.
         let log = tracing::dispatcher::get_default(Clone::clone);
-        let warning = tokio::task::spawn_blocking(move || {
+        let warning = crate::runtime::blocking(move || {
             tracing::dispatcher::with_default(&log, || warnings::tell(&generation));
         });
         // One that has not begun yet would tell of a set that is no more in force.
@@ -327,7 +327,7 @@ impl Loader {
         }
         self.asked_store = true;
         let (disk, scope, number) = (Arc::clone(&self.disk), scope(&self.sidecar), self.number + 1);
-        self.asking = Some(tokio::task::spawn_blocking(move || {
+        self.asking = Some(crate::runtime::blocking(move || {
             let Some(stored) = disk.read()? else { return Ok(None) };
             let generation = postern_policy::load(&stored.files, &scope, number)
                 .map_err(|diagnostics| format!("they are refused by now:\n{diagnostics}"))?;

@@ -42,7 +42,7 @@ async fn hold_to_trust(sidecar: &Arc<Sidecar>, before: Option<&MeshIdentity>) {
         let sidecar = Arc::clone(sidecar);
         move || trust::check_all(&sidecar, &now.identity.bundles)
     };
-    match tokio::task::spawn_blocking(walk).await {
+    match crate::runtime::blocking(walk).await {
         Ok(closed) => tracing::info!(closed, "inbound connections were held against the trust bundle"),
         Err(error) => tracing::error!(%error, "holding connections against the trust bundle broke off"),
     }

@@ -69,7 +69,7 @@ pub async fn serve_connection(
             inbound::request(Arc::clone(&worker), Arc::clone(&connection), None, request, pending)
         }
     };
-    let served = tokio::select! {
+    let served = crate::runtime::select! {
         biased;
         // Whatever state it is in, a GOAWAY's last grace included.
         () = connection.distrusted() => return,
@@ -117,7 +117,7 @@ async fn accept(
     permit: &mut HandshakePermit,
 ) -> Result<Accepted, Refused> {
     let limits = sidecar.snapshots.limits();
-    let first = tokio::select! {
+    let first = crate::runtime::select! {
         first = timeout(limits.first_byte, net::first_byte(&mut stream)) => first,
         () = sidecar.drain.closing() => return Err("closed".into()),
     };
@@ -139,7 +139,7 @@ async fn accept(
         return Err("no_identity".into());
     }
     let handshake = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
-    let done = tokio::select! {
+    let done = crate::runtime::select! {
         done = timeout(limits.handshake, handshake) => done,
         () = sidecar.drain.arrived() => return Err("closed".into()),
     };
@@ -183,7 +183,7 @@ async fn lifetime(sidecar: &Sidecar, connection: &Connection, not_before: System
     loop {
         let left = not_after.and_then(|end| end.duration_since(sidecar.clock.wall()).ok());
         let nap = left.map_or(step, |left| step.min(left.max(Duration::from_millis(100))));
-        tokio::select! {
+        crate::runtime::select! {
             () = sidecar.drain.closing() => return Closing::Gracefully(limits.drain_max),
             () = tokio::time::sleep(nap) => {}
         }

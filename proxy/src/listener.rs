@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
+use postern_svid::spread;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::connections::Direction;
@@ -153,7 +154,7 @@ pub async fn accept_loop<F, Fut>(
             Ok(permit) => permit,
             Err(_) => {
                 sidecar.metrics.limit("connections");
-                tokio::select! {
+                crate::runtime::select! {
                     permit = Arc::clone(connections).acquire_owned() => match permit {
                         Ok(permit) => permit,
                         Err(_) => return,
@@ -164,13 +165,13 @@ pub async fn accept_loop<F, Fut>(
         };
         if let Some(limit) = sidecar.pressure.refuses_connections(&sidecar.snapshots.load().limits) {
             sidecar.metrics.limit(limit);
-            tokio::select! {
+            crate::runtime::select! {
                 () = tokio::time::sleep(backoff.pause()) => continue,
                 () = &mut closing => return,
             }
         }
         // The whole result is matched: `Ok(x) = accept()` would switch the branch off for good on the first error.
-        let accepted = tokio::select! {
+        let accepted = crate::runtime::select! {
             accepted = listener.accept() => accepted,
             () = &mut closing => return,
         };
@@ -222,9 +223,7 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let base = 5_u64 << self.0.min(4);
         self.0 += 1;
-        let mut byte = [0_u8; 1];
-        let _ = aws_lc_rs::rand::fill(&mut byte);
-        let jitter = base * u64::from(byte[0]) / 512;
+        let jitter = base * (spread::number() >> 56) / 512;
         Duration::from_millis((base + jitter).min(100))
     }
 }

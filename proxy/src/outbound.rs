@@ -50,7 +50,7 @@ async fn serve_http(
 ) {
     let limits = worker.sidecar.snapshots.limits();
     let counts = worker.sidecar.metrics.server(Direction::Outbound);
-    let read = tokio::select! {
+    let read = crate::runtime::select! {
         read = detect::read_prefix(&mut stream, limits.idle, limits.head) => read,
         // Who has not asked for anything by now must not hold up the end.
         () = worker.sidecar.drain.closing() => return,
@@ -110,7 +110,7 @@ async fn serve_prefix(
 /// Refuses a connection to what no Service is: in HTTP's words if HTTP is what it speaks, and otherwise by a reset.
 async fn refuse(worker: Arc<Worker>, connection: Arc<Connection>, mut stream: TcpStream, to: SocketAddr) {
     let limits = worker.sidecar.snapshots.limits();
-    let read = tokio::select! {
+    let read = crate::runtime::select! {
         read = detect::read_prefix(&mut stream, limits.detect, limits.detect) => read,
         () = worker.sidecar.drain.closing() => return,
     };

@@ -23,6 +23,7 @@ use crate::http::h2::{Connection, Settings};
 use crate::limits::Limits;
 use crate::net;
 use crate::observe::metrics::LimitHits;
+use crate::runtime::Hashing;
 use crate::sidecar::Sidecar;
 use crate::snapshot::MeshIdentity;
 use crate::trust::Proof;
@@ -49,7 +50,7 @@ pub struct MeshPool {
 }
 
 /// Several slots at one address differ in who is expected there.
-type Slots = HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>>;
+type Slots = HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>, Hashing>;
 
 #[derive(Debug)]
 struct Slot {

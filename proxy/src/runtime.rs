@@ -7,6 +7,26 @@
 use std::future::Future;
 use std::io;
 use std::thread;
+use std::time::Duration;
+
+#[cfg(not(feature = "sim"))]
+pub(crate) use tokio::select;
+
+/// tokio's `select!`, which begins at a random branch, from the top: a simulation has no chance in it.
+#[cfg(feature = "sim")]
+macro_rules! in_order {
+    (biased; $($branches:tt)*) => { tokio::select! { biased; $($branches)* } };
+    ($($branches:tt)*) => { tokio::select! { biased; $($branches)* } };
+}
+#[cfg(feature = "sim")]
+pub(crate) use in_order as select;
+
+/// How tables are hashed that somebody walks through: in a simulation their order is the same in every run.
+#[cfg(not(feature = "sim"))]
+pub type Hashing = std::hash::RandomState;
+/// How tables are hashed that somebody walks through: in a simulation their order is the same in every run.
+#[cfg(feature = "sim")]
+pub type Hashing = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
 /// Starts a task on the current worker. The handle's owner decides what its end means; a dropped handle detaches the
 /// task, which then must end by itself (with its connection, or by a deadline).
@@ -16,6 +36,28 @@ where
     F::Output: Send + 'static,
 {
     tokio::task::spawn(future)
+}
+
+/// Runs `work` where it may block; in a simulation, which has no threads, here and now.
+pub fn blocking<T, W>(work: W) -> tokio::task::JoinHandle<T>
+where
+    T: Send + 'static,
+    W: FnOnce() -> T + Send + 'static,
+{
+    #[cfg(not(feature = "sim"))]
+    let task = tokio::task::spawn_blocking(work);
+    #[cfg(feature = "sim")]
+    let task = spawn(std::future::ready(work()));
+    task
+}
+
+/// Holds a blocking thread up; in a simulation nothing does, for nothing else could happen meanwhile.
+pub fn hold(length: Duration) {
+    #[cfg(not(feature = "sim"))]
+    #[expect(clippy::disallowed_methods, reason = "no task runs on a blocking thread")]
+    thread::sleep(length);
+    #[cfg(feature = "sim")]
+    let _ = length;
 }
 
 /// A task that ends when its owner lets go of it.

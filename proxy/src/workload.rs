@@ -28,7 +28,7 @@ use crate::http::stall::StallClock;
 use crate::limits::Limits;
 use crate::net::{self, TcpStream};
 use crate::observe::metrics::LimitHits;
-use crate::runtime::spawn;
+use crate::runtime::{Hashing, spawn};
 use crate::tcp::Duplex;
 
 /// Whom a connection to the workload is for.
@@ -56,8 +56,8 @@ const IDLE: usize = 128;
 /// One worker's connections to its workload.
 #[derive(Debug)]
 pub struct WorkloadPool {
-    idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    h2: Mutex<HashMap<Key, Arc<Shared>>>,
+    idle: Mutex<HashMap<Key, Vec<Idle>, Hashing>>,
+    h2: Mutex<HashMap<Key, Arc<Shared>, Hashing>>,
     hits: LimitHits,
 }
 
@@ -173,7 +173,7 @@ impl WorkloadPool {
     ) -> Result<Response<Incoming>, Error> {
         let mut sender = self.open(to, limits).await?;
         let enough = count_informational(&mut request, limits.informational);
-        tokio::select! {
+        crate::runtime::select! {
             sent = sender.send_request(request) => sent.map_err(|error| broken(&error)),
             () = enough.notified() => Err(self.never_answers()),
         }
@@ -272,7 +272,7 @@ impl WorkloadPool {
             };
             let spare = if is_reused { repeatable(&request) } else { None };
             let enough = count_informational(&mut request, limits.informational);
-            let sent = tokio::select! {
+            let sent = crate::runtime::select! {
                 sent = sender.try_send_request(request) => sent,
                 () = enough.notified() => return Err(self.never_answers()),
             };

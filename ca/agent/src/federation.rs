@@ -59,7 +59,7 @@ impl Live {
         // In force even if it cannot be stored: somebody may have been taken out for a reason.
         let state = self.state.clone();
         let bytes = sent.encode_to_vec();
-        match tokio::task::spawn_blocking(move || state.store_federation(&bytes)).await {
+        match crate::runtime::blocking(move || state.store_federation(&bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!("the bundles of federated trust domains are not stored: {error}"),
             Err(_) => warn!("the bundles of federated trust domains are not stored"),

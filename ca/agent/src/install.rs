@@ -176,7 +176,7 @@ fn newer(held: Option<&Bundle>, offered: Bundle) -> Result<Option<Bundle>, Strin
 }
 
 async fn blocking(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<(), AttemptError> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::runtime::blocking(work).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(AttemptError::Local(format!("cannot write to the state directory: {error}"))),
         Err(_) => Err(AttemptError::Local("writing to the state directory was cut short".to_owned())),

@@ -24,6 +24,7 @@ mod pace;
 mod possession;
 mod proto;
 mod renew;
+mod runtime;
 mod state;
 mod status;
 mod watch;
@@ -76,7 +77,7 @@ impl Agent {
     /// Issues, renews and follows the bundle until `stop` becomes true or its sender is gone. All that it starts ends
     /// with it; dropping the future stops everything as well.
     pub async fn run(self, mut stop: Receiver<bool>) {
-        tokio::select! {
+        crate::runtime::select! {
             _ = stop.wait_for(|stop| *stop) => {}
             () = renew::run(&self.live) => {}
             () = watch::run(&self.live) => {}

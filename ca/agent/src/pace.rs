@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use postern_svid::Svid;
+use postern_svid::{Svid, spread};
 
 /// The shortest life that is accepted without `test: true`.
 pub(crate) const SHORTEST_LIFE: Duration = Duration::from_secs(5 * 60);
@@ -97,8 +97,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new() -> Self {
-        // Without entropy only the blur is lost.
-        Self::seeded(getrandom::u64().unwrap_or(0))
+        Self::seeded(spread::number())
     }
 
     pub(crate) const fn seeded(seed: u64) -> Self {
@@ -115,14 +114,10 @@ impl Backoff {
         wait.mul_f64(0.8 + 0.4 * self.fraction())
     }
 
-    /// SplitMix64, upper 53 bits as a number from 0 to 1.
-    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+    /// From 0 to 1.
     pub(crate) const fn fraction(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+        spread::unit(spread::mixed(self.random))
     }
 }
 

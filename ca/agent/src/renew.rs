@@ -30,7 +30,7 @@ pub(crate) async fn run(live: &Live) {
     loop {
         live.store_overdue().await;
         if let Some(wait) = until_due(live) {
-            tokio::select! {
+            crate::runtime::select! {
                 () = sleep(wait) => {}
                 () = live.hurry.told() => {}
             }
@@ -69,7 +69,7 @@ pub(crate) async fn run(live: &Live) {
                     None => warn!(retry_in_ms = wait.as_millis(), "no new SVID: {error}"),
                 }
                 let was_tried = !proof.is_renewal() && refused_for_good(&error);
-                tokio::select! {
+                crate::runtime::select! {
                     () = sleep(wait) => {}
                     () = new_proof(live, had_proof && !was_tried || is_new) => {
                         info!("there is a new token, and it is tried");

@@ -139,7 +139,7 @@ async fn follow(
             send(live, &reports, &identity)?;
             reported = Some(identity);
         }
-        tokio::select! {
+        crate::runtime::select! {
             changed = published.changed() => {
                 changed.map_err(|_| AttemptError::Local("the agent ends".to_owned()))?;
             }

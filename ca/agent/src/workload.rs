@@ -90,7 +90,7 @@ impl Door {
         let (known, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
         let mut connections = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
+            let accepted = crate::runtime::select! {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
                 Some(_) = connections.join_next() => continue,
                 accepted = listener.accept() => accepted,

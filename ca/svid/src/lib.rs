@@ -1,6 +1,6 @@
 //! What every part of the mesh must agree on about identity.
 //!
-//! Without features this crate holds SPIFFE ids ([`SpiffeId`], [`TrustDomain`]) and the [`Clock`]; the feature `x509`
+//! Without features this crate holds SPIFFE ids ([`SpiffeId`], [`TrustDomain`]), the [`Clock`] and [`spread`]; the feature `x509`
 //! adds X.509-SVID and JWT-SVID verification, trust bundles and the rustls configurations built from them. The policy engine needs
 //! only the first half and stays free of cryptography.
 
@@ -8,6 +8,7 @@ mod clock;
 mod id;
 #[cfg(feature = "x509")]
 pub mod jwt;
+pub mod spread;
 #[cfg(feature = "x509")]
 mod x509;
 

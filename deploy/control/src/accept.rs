@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_ca::limits::Buckets;
-use postern_svid::{Channel, Clock, tls};
+use postern_svid::{Channel, Clock, spread, tls};
 use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -56,7 +56,7 @@ pub(crate) async fn accept(
             Some((listener.accept().await, place))
         };
         // Dropping `next` loses nothing: a connection that was not taken stays in the kernel's queue.
-        let (accepted, place) = tokio::select! {
+        let (accepted, place) = crate::task::select! {
             () = &mut stopped => return,
             next = next => match next {
                 Some(next) => next,
@@ -107,7 +107,7 @@ async fn shake_hands(
 ) -> Option<Connection> {
     let Source { address: source, process } = source;
     let acceptor = TlsAcceptor::from(door.tls.load_full());
-    let io = tokio::select! {
+    let io = crate::task::select! {
         () = door.tasks.stopped() => return None,
         done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => match done {
             Ok(Ok(io)) => io,
@@ -153,9 +153,7 @@ async fn shake_hands(
 
 /// Waits 5 to 100 ms after a failed accept, in random steps: out of descriptors, spinning would take the processor too.
 pub(crate) async fn back_off(error: &io::Error) {
-    let mut random = [0; 1];
-    // Without randomness the middle will do.
-    let step = if getrandom::fill(&mut random).is_ok() { u64::from(random[0]) } else { 128 };
+    let step = spread::number() >> 56;
     tracing::warn!(%error, "accepting a connection failed");
     tokio::time::sleep(Duration::from_millis(5 + step * 95 / 255)).await;
 }

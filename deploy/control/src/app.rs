@@ -71,7 +71,7 @@ pub fn main(config: Config) -> Result<(), StartError> {
         let mut term = signal(SignalKind::terminate()).map_err(StartError::Runtime)?;
         let mut int = signal(SignalKind::interrupt()).map_err(StartError::Runtime)?;
         let stop = async move {
-            tokio::select! {
+            crate::task::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
             }

@@ -230,7 +230,7 @@ pub(crate) async fn keep(mut sources: Sources, issuer: Arc<Issuer>, health: Arc<
     let mut ticks = tokio::time::interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        crate::task::select! {
             () = &mut stopped => return,
             _ = ticks.tick() => {}
         }

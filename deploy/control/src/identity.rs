@@ -232,7 +232,7 @@ impl Watch {
         directives: mpsc::Sender<Result<Directive, Status>>,
     ) {
         let stopped = self.api.tasks.stopped();
-        let ended = tokio::select! {
+        let ended = crate::task::select! {
             ended = self.exchange(&mut reports, &directives) => ended,
             () = stopped => Some(stopping()),
         };
@@ -258,7 +258,7 @@ impl Watch {
         let (mut listening, mut following) = (true, true);
         loop {
             let look = until(self.svid.not_after(), self.api.clock.as_ref());
-            tokio::select! {
+            crate::task::select! {
                 // The bundle first: a renewal may need what is new in it.
                 biased;
                 changed = bundle.changed() => {

@@ -52,7 +52,7 @@ impl Replicas {
         let mut failing = false;
         let mut pause = Duration::ZERO;
         loop {
-            tokio::select! {
+            crate::task::select! {
                 () = &mut stopped => return,
                 () = tokio::time::sleep(pause) => {}
             }
@@ -98,7 +98,7 @@ async fn again_and_again(
     loop {
         let at = store.clone();
         let working = task::blocking(move || at.replicas().map_or(Ok(()), work));
-        let worked = tokio::select! {
+        let worked = crate::task::select! {
             () = &mut stopped => return,
             worked = working => worked,
         };
@@ -114,7 +114,7 @@ async fn again_and_again(
             Ok(Err(_)) => {}
             Err(error) => tracing::error!(%error, what, "broke off"),
         }
-        tokio::select! {
+        crate::task::select! {
             () = &mut stopped => return,
             () = tokio::time::sleep(RETRY) => {}
         }

@@ -73,7 +73,7 @@ impl Rotation {
         let this = Arc::new(self);
         let mut seen = Seen { version: None, gates: None, is_urgent: false, failed: false };
         loop {
-            tokio::select! {
+            crate::task::select! {
                 () = &mut stopped => return,
                 _ = ticks.tick() => {}
             }

@@ -66,7 +66,7 @@ pub(crate) async fn serve(listener: TcpListener, site: Site, room: Share, health
     tokio::pin!(stopped);
     let mut guests = Guests::default();
     loop {
-        let accepted = tokio::select! {
+        let accepted = crate::task::select! {
             () = &mut stopped => return,
             accepted = listener.accept() => accepted,
         };
@@ -128,7 +128,7 @@ pub(crate) fn metrics(text: String) -> Response<Body> {
 async fn connection(stream: TcpStream, site: Site, tasks: Tasks) {
     let Site::Bundle(page) = &site else { return converse(stream, site, tasks).await };
     let shaking = TlsAcceptor::from(page.tls.load_full()).accept(stream);
-    tokio::select! {
+    crate::task::select! {
         () = tasks.stopped() => {}
         shaken = tokio::time::timeout(HANDSHAKE, shaking) => {
             // Who fails here, or is late, is not told apart from who never came.
@@ -153,7 +153,7 @@ where
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
-    tokio::select! {
+    crate::task::select! {
         // A peer's bad request or broken line concerns nobody else.
         _ = served.as_mut() => return,
         () = tasks.stopped() => {}

@@ -8,6 +8,18 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
+#[cfg(not(feature = "sim"))]
+pub(crate) use tokio::select;
+
+/// tokio's `select!`, which begins at a random branch, from the top: a simulation has no chance in it.
+#[cfg(feature = "sim")]
+macro_rules! in_order {
+    (biased; $($branches:tt)*) => { tokio::select! { biased; $($branches)* } };
+    ($($branches:tt)*) => { tokio::select! { biased; $($branches)* } };
+}
+#[cfg(feature = "sim")]
+pub(crate) use in_order as select;
+
 /// Two workers: the signatures and the disk are on blocking threads, and while one worker is busy the other still answers
 /// `/ready`.
 const WORKERS: usize = 2;
@@ -39,9 +51,13 @@ impl Drop for Owned {
     }
 }
 
-/// Runs `work` where it may block.
+/// Runs `work` where it may block; in a simulation, which has no threads, here and now.
 pub(crate) fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    tokio::task::spawn_blocking(work)
+    #[cfg(not(feature = "sim"))]
+    let task = tokio::task::spawn_blocking(work);
+    #[cfg(feature = "sim")]
+    let task = tokio::task::spawn(std::future::ready(work()));
+    task
 }
 
 /// All tasks of a control plane: told to stop together, waited for together.

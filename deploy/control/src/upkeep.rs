@@ -67,7 +67,7 @@ pub(crate) async fn sign_heads(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut covered = clock.monotonic();
     loop {
-        tokio::select! {
+        crate::task::select! {
             () = &mut stopped => return,
             _ = ticks.tick() => {}
         }
@@ -94,7 +94,7 @@ impl Upkeep {
         let this = Arc::new(self);
         let mut pruned = this.clock.monotonic();
         loop {
-            tokio::select! {
+            crate::task::select! {
                 () = &mut stopped => return,
                 _ = ticks.tick() => {}
             }

@@ -126,7 +126,7 @@ async fn write(
     let set = Arc::new(set);
     let mut task = {
         let (disk, set, now) = (Arc::clone(disk), Arc::clone(&set), sidecar.clock.wall());
-        tokio::task::spawn_blocking(move || disk.write(&set, now))
+        crate::runtime::blocking(move || disk.write(&set, now))
     };
     let ended = match timeout(OVERDUE, &mut task).await {
         Ok(ended) => ended,

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use postern_policy::{Diagnostic, Diagnostics, SourceFile};
 
 use crate::listener::is_exhaustion;
+use crate::runtime::hold;
 
 /// More files, or more bytes, are no set of documents but an accident (a home directory, a log).
 pub(super) const MAX_FILES: usize = 10_000;
@@ -119,8 +120,7 @@ impl Readings {
             return Some(last);
         }
         for _ in 0..TRIES {
-            #[expect(clippy::disallowed_methods, reason = "a blocking thread, between two readings")]
-            std::thread::sleep(APART.saturating_sub(ended.elapsed()));
+            hold(APART.saturating_sub(ended.elapsed()));
             let next = self.read();
             if std::mem::take(&mut self.exhausted) {
                 return None;

@@ -31,7 +31,7 @@ impl Loader {
                 None => std::future::pending().await,
             }
         };
-        let event = tokio::select! {
+        let event = crate::runtime::select! {
             answer = stored => Event::Stored(answer),
             asked = commands.next() => Event::Asked(asked),
         };
@@ -44,7 +44,7 @@ impl Loader {
     /// Waits for a task, and obeys meanwhile.
     pub(super) async fn beside<T>(&mut self, mut task: JoinHandle<T>) -> Result<T, JoinError> {
         loop {
-            tokio::select! {
+            crate::runtime::select! {
                 biased;
                 ended = &mut task => return ended,
                 asked = self.commands.next() => self.obey(asked).await,
@@ -249,7 +249,7 @@ impl Loader {
     pub(super) async fn recall(&mut self) {
         let (disk, scope) = (Arc::clone(&self.disk), scope(&self.sidecar));
         let place = disk.place();
-        let task = tokio::task::spawn_blocking(move || -> Result<Option<_>, String> {
+        let task = crate::runtime::blocking(move || -> Result<Option<_>, String> {
             let Some(stored) = disk.read()?.filter(|stored| stored.is_pinned) else { return Ok(None) };
             let generation =
                 postern_policy::load(&stored.files, &scope, 1).map_err(|errors| errors.to_string())?;
@@ -287,7 +287,7 @@ async fn compile(
     number: u64,
 ) -> Result<Arc<Generation>, Refusal> {
     let (set, over, scope) = (Arc::clone(set), overlays.files(), scope(sidecar));
-    let task = tokio::task::spawn_blocking(move || {
+    let task = crate::runtime::blocking(move || {
         let own = set.files.iter().map(|file| SourceFile::clone(file));
         let files: Vec<SourceFile> = own.chain(over).collect();
         postern_policy::load(&files, &scope, number).map(Arc::new)

@@ -12,6 +12,9 @@ pub(super) struct Watched {
     watcher: Option<notify::RecommendedWatcher>,
     /// What the watch was set on.
     set_on: Option<Place>,
+    /// Kept, for its end is the end of following.
+    #[cfg(feature = "sim")]
+    _events: watch::Sender<()>,
 }
 
 /// A directory itself, not its name: a watch stays with the directory, whatever is put under the name afterwards, be it
@@ -32,6 +35,13 @@ impl Place {
 }
 
 impl Watched {
+    /// In a simulation there are no events, for nobody knows when they come.
+    #[cfg(feature = "sim")]
+    pub(super) fn start(_directory: &Path, events: watch::Sender<()>) -> Self {
+        Self { watcher: None, set_on: None, _events: events }
+    }
+
+    #[cfg(not(feature = "sim"))]
     pub(super) fn start(directory: &Path, events: watch::Sender<()>) -> Self {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading the files is an event too, and must not lead to reading them again.

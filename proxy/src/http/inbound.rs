@@ -159,7 +159,7 @@ async fn forward(
         Ok(admitted) => {
             stream.hold(admitted);
             if is_upgrade {
-                tokio::select! {
+                crate::runtime::select! {
                     delivered = handshake::shake_hands(worker, to, as_sent, parts, &stream, pending, &limits) => delivered,
                     () = poll_fn(|cx| stream.poll_revoked(cx)) => {
                         Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
@@ -222,7 +222,7 @@ async fn deliver(
     stream: &Stream,
     limits: &Limits,
 ) -> Result<Response<Body>, Error> {
-    tokio::select! {
+    crate::runtime::select! {
         response = send(worker, connection, to, speaks_h2, host, parts, body, stream, limits) => response,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => Err(Error::new(Side::Us, Reason::Revoked, "the policy changed")),
     }

@@ -16,6 +16,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
 use postern_policy::{Endpoint, HeaderFields, ServicePort, TokenSet, Transport, Upgrade};
+use postern_svid::spread;
 
 use self::external::Resolved;
 use super::body::Body;
@@ -145,7 +146,7 @@ async fn serve(
             (false, false, false) => send(worker, &target, request, &stream).await.map(Opened::Response),
         }
     };
-    let result = tokio::select! {
+    let result = crate::runtime::select! {
         result = attempt => result,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => {
             Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))
@@ -306,13 +307,10 @@ impl Target {
     /// The next endpoint to try, and its index.
     fn pick(&self, worker: &Worker, kind: Kind, tried: &[usize]) -> Result<(usize, &Endpoint), Error> {
         let endpoints = &self.port.endpoints;
-        let mut random = [0_u8; 8];
-        if endpoints.len() > 1 {
-            let _ = aws_lc_rs::rand::fill(&mut random);
-        }
+        let random = if endpoints.len() > 1 { spread::number() } else { 0 };
         let loads: Vec<usize> =
             endpoints.iter().map(|endpoint| worker.mesh.in_flight(endpoint, kind)).collect();
-        let at = balance::pick(&loads, tried, u64::from_le_bytes(random))
+        let at = balance::pick(&loads, tried, random)
             .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))?;
         Ok((at, &endpoints[at]))
     }

@@ -119,7 +119,7 @@ pub async fn serve_h1<I, H, F>(
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    let ended = crate::runtime::select! {
         ended = &mut connection => ended,
         () = closing => {
             connection.as_mut().graceful_shutdown();

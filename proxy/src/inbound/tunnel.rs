@@ -214,7 +214,7 @@ pub(super) async fn detect_and_serve(
         let prefix = detect::read_prefix(&mut io, silent, limits.head).await?;
         Ok(Heard { prefix, workload: None })
     };
-    let heard = tokio::select! {
+    let heard = crate::runtime::select! {
         heard = heard => heard,
         // Who has not said what it wants by now must not hold up the end.
         () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
@@ -240,7 +240,7 @@ pub(super) async fn detect_and_serve(
     };
     let (mut bytes, mut name) = (prefix.bytes, ServerName::Unread);
     if protocol == Protocol::Tls && asks_sni(&worker.sidecar.snapshots.load(), to.port()) {
-        let read = tokio::select! {
+        let read = crate::runtime::select! {
             read = detect::read_server_name(&mut io, bytes, limits.head) => read,
             () = worker.sidecar.drain.arrived() => return tcp::Duplex::reset(&mut io),
         };
@@ -328,7 +328,7 @@ pub async fn relay_stream(stream: Box<Stream>, pending: Pending, workload: Io, l
 pub async fn relay<A: tcp::Duplex>(stream: Box<Stream>, mut a: A, mut b: Io, limits: &Limits) {
     let relayed = {
         let relay = tcp::relay(&mut a, &mut b, limits.stall);
-        tokio::select! {
+        crate::runtime::select! {
             relayed = relay => Some(relayed),
             () = poll_fn(|cx| stream.poll_revoked(cx)) => None,
         }

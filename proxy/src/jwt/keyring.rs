@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use postern_policy::KeySource;
+use postern_svid::spread;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -123,7 +124,7 @@ impl Keyring {
             let since = tried.map_or(Duration::MAX, |tried| tried.elapsed());
             tokio::time::sleep(UNKNOWN_KEY.saturating_sub(since)).await;
         };
-        tokio::select! {
+        crate::runtime::select! {
             () = due => {}
             () = early => {}
         }
@@ -165,9 +166,7 @@ impl Keyring {
 
 /// A tenth less or more, so that sidecars that started together do not ask together.
 fn jittered(length: Duration) -> Duration {
-    let mut random = [0_u8; 1];
-    let _ = aws_lc_rs::rand::fill(&mut random);
-    length.mul_f64(0.9 + f64::from(random[0]) / 1_275.0)
+    length.mul_f64(spread::fraction().mul_add(0.2, 0.9))
 }
 
 /// Where keys come from, for people.
@@ -276,7 +275,7 @@ pub async fn keep(sidecar: Arc<Sidecar>) {
         let now = sidecar.clock.wall();
         let usable = tasks.iter().filter(|(ring, _)| ring.usable(now).is_some()).count();
         sidecar.metrics.jwks.state(tasks.len(), usable);
-        tokio::select! {
+        crate::runtime::select! {
             () = tokio::time::sleep(TICK) => {}
             () = sidecar.keyrings.wanted.notified() => {}
         }

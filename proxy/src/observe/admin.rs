@@ -115,7 +115,7 @@ async fn heavy(sidecar: &Arc<Sidecar>, page: fn(&Sidecar) -> Value) -> Response<
         Err(error) => return failure(error.to_string()),
     };
     let sidecar = Arc::clone(sidecar);
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::runtime::blocking(move || {
         let answer = ok(&page(&sidecar));
         // Whoever asked may be gone, and this not yet.
         drop(turn);

@@ -78,7 +78,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, shared: Arc<Shared
             (seen, patience) = (calls, IDLE);
         }
     };
-    tokio::select! {
+    crate::runtime::select! {
         // How it ended is the caller's business.
         _ = connection.as_mut() => return,
         () = ended => connection.as_mut().graceful_shutdown(),

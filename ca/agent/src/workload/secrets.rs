@@ -103,7 +103,7 @@ impl Conversation {
     /// room for it, and until then no further request is read either.
     async fn next(&mut self) -> Result<DiscoveryResponse, Option<Status>> {
         loop {
-            tokio::select! {
+            crate::runtime::select! {
                 request = self.requests.message() => {
                     let request = request.map_err(|_| None)?.ok_or(None)?;
                     match self.subscription.take(request)? {

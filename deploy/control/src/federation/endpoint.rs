@@ -74,7 +74,7 @@ impl WebCertificate {
         tokio::pin!(stopped);
         let pause = if test { RELOAD_IN_TESTS } else { RELOAD };
         loop {
-            tokio::select! {
+            crate::task::select! {
                 () = &mut stopped => return,
                 () = tokio::time::sleep(pause) => {}
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern_ca::store::{Federated, FederationStore, StoreError};
-use postern_svid::{Bundle, Clock, Document, DocumentError, TrustDomain};
+use postern_svid::{Bundle, Clock, Document, DocumentError, TrustDomain, spread};
 use tokio::sync::watch;
 
 use super::endpoint::EndpointError;
@@ -101,7 +101,7 @@ impl Followed {
         // Told once when it fails and once when it goes again, however often is tried between.
         let mut failing = false;
         loop {
-            let looked = tokio::select! {
+            let looked = crate::task::select! {
                 () = &mut stopped => return,
                 looked = self.look(&shared) => looked,
             };
@@ -123,7 +123,7 @@ impl Followed {
                 }
             }
             let pause = pause(self.hint, failing, shared.test);
-            tokio::select! {
+            crate::task::select! {
                 () = &mut stopped => return,
                 () = tokio::time::sleep(pause) => {}
             }
@@ -188,10 +188,7 @@ fn pause(hint: Duration, failing: bool, test: bool) -> Duration {
     let shortest = if test { SHORTEST_IN_TESTS } else { SHORTEST };
     let wanted = if failing { shortest } else { hint / PART };
     let wanted = if test { wanted.min(SHORTEST_IN_TESTS) } else { wanted };
-    let mut random = [0; 1];
-    // Without randomness the middle will do.
-    let step = if getrandom::fill(&mut random).is_ok() { f64::from(random[0]) } else { 128.0 };
-    wanted.clamp(shortest, LONGEST).mul_f64(0.9 + step / 1_275.0)
+    wanted.clamp(shortest, LONGEST).mul_f64(spread::fraction().mul_add(0.2, 0.9))
 }
 
 /// Why a look brought nothing.

@@ -74,7 +74,7 @@ impl Connection {
         let ping = connection.ping_pong();
         let (watched, hits, kept) = (Arc::clone(&state), hits.clone(), hits.clone());
         spawn(async move {
-            tokio::select! {
+            crate::runtime::select! {
                 // Ends when the peer closes, or when all handles and streams are gone.
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "an HTTP/2 connection ended");

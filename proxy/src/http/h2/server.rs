@@ -64,7 +64,7 @@ where
     // Streams that came after the peer was found to abuse resets.
     let mut since_abuse: Option<u32> = None;
     loop {
-        tokio::select! {
+        crate::runtime::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     unseen.lock().accepted(respond.stream_id().as_u32());
@@ -143,7 +143,7 @@ where
         .handshake(io);
     let mut handshake = std::pin::pin!(timeout(settings.preface, handshake));
     let mut within = None;
-    let connection = tokio::select! {
+    let connection = crate::runtime::select! {
         connection = &mut handshake => connection,
         why = &mut closing => {
             let Closing::Gracefully(given) = why else { return Ok(None) };
@@ -290,7 +290,7 @@ async fn stream<H, F>(
     };
     let mut handling = std::pin::pin!(handler(Request::from_parts(parts, body), pending));
     let response = loop {
-        tokio::select! {
+        crate::runtime::select! {
             // First, or a handler that fails because its request's body was taken back would hide the reset.
             biased;
             // Dropping the handler's future takes the call back upstream as well.

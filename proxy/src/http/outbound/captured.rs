@@ -194,7 +194,7 @@ async fn open(
             Err(response) => Err(told(&response)),
         }
     };
-    let opened = tokio::select! {
+    let opened = crate::runtime::select! {
         opened = attempt => opened,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => {
             Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"))

@@ -213,7 +213,7 @@ async fn send_h1(
         }
     });
     let enough = count_informational(&mut request, limits.informational);
-    let response = tokio::select! {
+    let response = crate::runtime::select! {
         response = sender.send_request(request) => response.map_err(broken)?,
         () = enough.notified() => {
             hits.hit("informational");
@@ -257,7 +257,7 @@ pub(super) async fn carry(
         return relay(stream, near, Io::tcp(far), &limits).await;
     }
     let mut far = Io::tcp(far);
-    let hello = tokio::select! {
+    let hello = crate::runtime::select! {
         hello = detect::read_server_name(&mut near, Bytes::new(), limits.handshake) => Some(hello),
         () = poll_fn(|cx| stream.poll_revoked(cx)) => None,
     };

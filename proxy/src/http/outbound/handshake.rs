@@ -92,7 +92,7 @@ pub(super) async fn open(
         }
     };
     head.extensions_mut().insert(protocol);
-    let opened = tokio::select! {
+    let opened = crate::runtime::select! {
         opened = connection.tunnel(head) => opened?,
         () = poll_fn(|cx| stream.poll_revoked(cx)) => {
             return Err(Error::new(Side::Us, Reason::Revoked, "the policy changed"));

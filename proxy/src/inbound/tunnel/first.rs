@@ -58,7 +58,7 @@ pub(super) async fn listen(
     let prefix = loop {
         let read = detect::read_on(io, &mut bytes, started, limits.detect, limits.head);
         let Some(stream) = &mut workload else { break read.await? };
-        tokio::select! {
+        crate::runtime::select! {
             read = read => break read?,
             spoke = stream.read_buf(&mut said) => {
                 let has_ended = spoke? == 0;

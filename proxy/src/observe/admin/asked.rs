@@ -39,7 +39,7 @@ pub(super) async fn decision(sidecar: &Arc<Sidecar>, id: &str) -> Response<Full<
         }
     };
     let sidecar = Arc::clone(sidecar);
-    let made = tokio::task::spawn_blocking(move || ok(&page(&sidecar, &decision))).await;
+    let made = crate::runtime::blocking(move || ok(&page(&sidecar, &decision))).await;
     made.unwrap_or_else(|error| failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
 }
 
@@ -118,7 +118,7 @@ pub(super) async fn documents<B>(sidecar: &Arc<Sidecar>, request: &Request<B>) -
         "rootNamespace": config.root_namespace,
         "workload": workload,
     });
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::runtime::blocking(move || {
         let mut page = head;
         let file = |file: &Arc<postern_policy::SourceFile>| json!({ "name": file.name, "text": String::from_utf8_lossy(&file.text) });
         page["files"] = set.files.iter().map(file).collect();
