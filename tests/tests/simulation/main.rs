@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use mesh::Ran;
 
 /// Seeds of a run of all tests: each takes about a second of a processor. Many more run at night.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 /// Seeds that are run a second time, to see that they are the same.
 const TWICE: u64 = 4;
 const REPLAY: &str =
