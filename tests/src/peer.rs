@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use postern_svid::{Bundle, Bundles, SpiffeId, Svid, SystemClock, TrustDomain, tls};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::{Mesh, TRUST_DOMAIN};
+use crate::{Mesh, TRUST_DOMAIN, wait};
 
 /// One mesh connection, with the certificate of a sidecar.
 pub struct Peer {
@@ -48,18 +48,25 @@ impl Peer {
         Self { runtime, requests }
     }
 
-    /// Opens a stream with this head and waits for the answer's.
+    /// Opens a stream with this head and waits for the answer's. Only a CONNECT goes on: everything else ends with its
+    /// head, since a workload may wait for a body that is announced.
     pub fn open(&self, head: Request<()>) -> (Response<RecvStream>, SendStream<Bytes>) {
+        let is_whole = head.method() != Method::CONNECT;
+        let what = format!("{} {}", head.method(), head.uri());
         self.runtime.block_on(async {
             let requests = self.requests.clone().ready().await.expect("it takes streams");
-            let (response, stream) = { requests }.send_request(head, false).expect("the head is HTTP/2's");
-            (response.await.expect("a request is answered"), stream)
+            let (response, stream) = { requests }.send_request(head, is_whole).expect("the head is HTTP/2's");
+            let answer = tokio::time::timeout(wait::PATIENCE, response).await;
+            let answer = answer.unwrap_or_else(|_| panic!("{what}: no answer in {:?}", wait::PATIENCE));
+            (answer.unwrap_or_else(|error| panic!("{what}: {error}")), stream)
         })
     }
 
     /// The next bytes of a stream.
     pub fn read(&self, stream: &mut RecvStream) -> Bytes {
-        self.runtime.block_on(stream.data()).expect("the stream goes on").expect("the stream is not reset")
+        let next = async { tokio::time::timeout(wait::PATIENCE, stream.data()).await };
+        let next = self.runtime.block_on(next).expect("bytes come in time");
+        next.expect("the stream goes on").expect("the stream is not reset")
     }
 }
 
