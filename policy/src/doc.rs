@@ -319,6 +319,18 @@ pub(crate) struct PortDoc {
     pub(crate) escaped_slashes: Option<Sp<String>>,
     #[serde(default, deserialize_with = "present")]
     pub(crate) preserve_raw_path: Option<Sp<bool>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) tls: Option<Sp<PortTlsDoc>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PortTlsDoc {
+    pub(crate) originate: Sp<bool>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) server_name: Option<Sp<String>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) ca_file: Option<Sp<String>>,
 }
 
 #[derive(Deserialize)]

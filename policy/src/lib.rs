@@ -75,7 +75,8 @@ pub use not_asked::NotAsked;
 pub use port_paths::PortPaths;
 pub use question::{Answer, Asked, Declared, Question, Refusal, Told, ToldToken};
 pub use services::{
-    Endpoint, Place as ServicePlace, Protocol, Service, ServiceName, ServicePort, Services, Transport,
+    Endpoint, OriginateTls, Place as ServicePlace, Protocol, Service, ServiceName, ServicePort, Services,
+    Transport,
 };
 pub use testing::{CaseResult, Coverage, InvariantResult, TestReport, run_tests};
 pub use tokens::{

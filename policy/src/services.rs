@@ -13,6 +13,7 @@ use crate::port_paths::PortPaths;
 use crate::upgrade::UpgradeName;
 
 mod addresses;
+mod hosts;
 
 pub use addresses::Place;
 
@@ -110,6 +111,18 @@ pub struct Endpoint {
     pub transport: Transport,
 }
 
+/// TLS that the caller's sidecar opens to what is outside of the mesh, so that its workload need not.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OriginateTls {
+    /// Whom the certificate must be for, if not for the host that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<Box<str>>,
+    /// The file of authorities that it must come from, if not the platform's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<Box<str>>,
+}
+
 /// One port of a service, with everything that a call needs.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -129,6 +142,9 @@ pub struct ServicePort {
     /// How the paths of its requests are read.
     #[serde(flatten)]
     pub paths: PortPaths,
+    /// Whether the sidecar opens TLS there.
+    #[serde(rename = "tls", skip_serializing_if = "Option::is_none")]
+    pub originate: Option<std::sync::Arc<OriginateTls>>,
     /// The service that it belongs to.
     pub service: ServiceName,
     /// Whether the service stands outside the mesh.
@@ -149,6 +165,25 @@ impl ServicePort {
     pub fn addresses(&self) -> Vec<IpAddr> {
         let named = self.endpoints.iter().map(|endpoint| endpoint.address);
         if self.external { named.collect() } else { Vec::new() }
+    }
+
+    /// Whether this is one of the hosts by which the service is asked for, besides its own name.
+    pub fn has_host(&self, name: &str) -> bool {
+        hosts::has(&self.hosts, name)
+    }
+
+    /// Whether its hosts are looked up.
+    pub fn is_resolved(&self) -> bool {
+        self.external && self.endpoints.is_empty()
+    }
+
+    /// The host that is looked up, and that must prove itself, for a caller who asks by `name`: that one, or the first
+    /// that is written out if the caller asks by the service's own name.
+    pub fn host_for<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        if self.has_host(name) {
+            return Some(name);
+        }
+        self.hosts.iter().map(|host| &**host).find(|host| !host.starts_with("*."))
     }
 }
 
@@ -192,8 +227,10 @@ pub struct Services {
     /// By namespace, then by name: a lookup borrows both parts from the host and allocates nothing.
     index: HashMap<Box<str>, HashMap<Box<str>, usize>>,
     services: Vec<Service>,
-    /// Hosts of services outside the mesh, by namespace: a document speaks for its own, those of the root namespace for all.
-    hosts: HashMap<Box<str>, HashMap<Box<str>, usize>>,
+    /// Of services outside the mesh, by namespace: a document speaks for its own, those of the root namespace for all.
+    hosts: hosts::Hosts,
+    /// Those that are found by their hosts alone.
+    resolved: Vec<usize>,
     addresses: addresses::Addresses,
     root: Box<str>,
 }
@@ -203,16 +240,20 @@ impl Services {
     pub(crate) fn new(mut services: Vec<Service>, root: &str) -> Self {
         services.sort_by(|a, b| a.name.cmp(&b.name));
         let mut index: HashMap<Box<str>, HashMap<Box<str>, usize>> = HashMap::new();
-        let mut hosts: HashMap<Box<str>, HashMap<Box<str>, usize>> = HashMap::new();
+        let mut hosts = hosts::Hosts::default();
+        let mut resolved = Vec::new();
         for (at, service) in services.iter_mut().enumerate() {
             service.ports.sort_by_key(|port| port.port);
             index.entry(service.name.namespace.clone()).or_default().insert(service.name.name.clone(), at);
             for host in &*service.hosts {
-                hosts.entry(service.name.namespace.clone()).or_default().insert(host.clone(), at);
+                hosts.insert(&service.name.namespace, host, at);
+            }
+            if service.external && service.endpoints.is_empty() {
+                resolved.push(at);
             }
         }
         let addresses = addresses::Addresses::of(&services);
-        Self { index, services, hosts, addresses, root: root.into() }
+        Self { index, services, hosts, resolved, addresses, root: root.into() }
     }
 
     /// The service port that `host` and `port` name for a caller in `own_namespace`.
@@ -248,8 +289,19 @@ impl Services {
             return None;
         }
         let namespaces = [own_namespace, &*self.root];
-        let found = namespaces.iter().find_map(|namespace| self.hosts.get(*namespace)?.get(host));
-        self.services.get(*found?)
+        let found = namespaces.iter().find_map(|namespace| self.hosts.find(namespace, host));
+        self.services.get(found?)
+    }
+
+    /// Ports outside of the mesh that a caller in `own_namespace` who connects to an address with this port may mean: those
+    /// that are found by their hosts, which no document gives an address.
+    pub fn nameless(&self, port: u16, own_namespace: &str) -> impl Iterator<Item = &ServicePort> {
+        let is_for = move |service: &&Service| {
+            let namespace = &*service.name.namespace;
+            (namespace == own_namespace || namespace == &*self.root) && !service.hosts.is_empty()
+        };
+        let outside = self.resolved.iter().filter_map(|at| self.services.get(*at));
+        outside.filter(is_for).filter_map(move |service| service.port(port))
     }
 
     /// Whether there is a service whose hosts are resolved.

@@ -430,8 +430,53 @@ fn mistakes() {
             &["external: true"],
         ),
         (
-            service("  external: true\n  hosts: ['*.a.b']\n  ports: [{port: 443, protocol: tls}]\n"),
-            &["names each of its hosts"],
+            service("  external: true\n  hosts: ['*.b']\n  ports: [{port: 443, protocol: tls}]\n"),
+            &["everything below a top-level domain"],
+        ),
+        (
+            service("  external: true\n  hosts: ['*.A.b']\n  ports: [{port: 443, protocol: tls}]\n"),
+            &["write `*.a.b`"],
+        ),
+        (service("  external: true\n  hosts: ['a.*.b']\n  ports: [{port: 443, protocol: tls}]\n"), &["host"]),
+        (
+            service(
+                "  external: true\n  hosts: [a.b]\n  ports: [{port: 443, protocol: tls, tls: {originate: true}}]\n",
+            ),
+            &["brings its own TLS"],
+        ),
+        (
+            service(
+                "  external: true\n  hosts: [a.b]\n  ports: [{port: 80, protocol: http, tls: {originate: false, caFile: /a}}]\n",
+            ),
+            &["no TLS is opened"],
+        ),
+        (
+            service(
+                "  external: true\n  hosts: [a.b]\n  ports: [{port: 80, protocol: http, tls: {originate: true, caFile: a.pem}}]\n",
+            ),
+            &["not absolute"],
+        ),
+        (
+            service(
+                "  external: true\n  hosts: [a.b]\n  ports: [{port: 80, protocol: http, tls: {originate: true, serverName: 10.0.0.1}}]\n",
+            ),
+            &["no name that a certificate could be for"],
+        ),
+        (
+            service("  external: true\n  hosts: [a.b]\n  ports: [{port: 80, protocol: http, tls: {}}]\n"),
+            &["originate"],
+        ),
+        (
+            service(
+                "  external: true\n  endpoints: [{address: 10.9.9.9}]\n  ports: [{port: 80, protocol: http, tls: {originate: true}}]\n",
+            ),
+            &["whom the certificate must be for"],
+        ),
+        (
+            service(
+                "  identity: spiffe://td/ns/a/sa/b\n  endpoints: [{address: 10.9.9.9}]\n  ports: [{port: 80, protocol: http, tls: {originate: true}}]\n",
+            ),
+            &["mutual TLS always"],
         ),
         (
             service("  external: true\n  hosts: [10.0.0.1]\n  ports: [{port: 443, protocol: tls}]\n"),

@@ -63,6 +63,8 @@ pub enum Reason {
     ExternalUnreachable,
     /// A connection outside of the mesh broke.
     ExternalReset,
+    /// Who answers outside of the mesh did not prove that it is whom the Service names.
+    ExternalUntrusted,
     /// The workload's own TLS names another host than the one it asked for, or it is no TLS.
     SniMismatch,
     /// The Service has no endpoint.
@@ -103,7 +105,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics that are written even at zero.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::BadRequest,
         Self::Internal,
         Self::Overloaded,
@@ -118,6 +120,7 @@ impl Reason {
         Self::EgressDenied,
         Self::ExternalUnreachable,
         Self::ExternalReset,
+        Self::ExternalUntrusted,
         Self::SniMismatch,
         Self::NoEndpoint,
         Self::RemoteUnreachable,
@@ -180,6 +183,9 @@ impl Reason {
             }
             Self::ExternalReset => {
                 (502, UNAVAILABLE, "external_reset", "The connection to the destination broke.")
+            }
+            Self::ExternalUntrusted => {
+                (502, UNAVAILABLE, "external_untrusted", "The destination did not prove who it is.")
             }
             Self::SniMismatch => {
                 (403, PERMISSION_DENIED, "sni_mismatch", "The TLS is for another host than was asked for.")

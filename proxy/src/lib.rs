@@ -54,6 +54,7 @@ pub mod rate_limits;
 pub mod rejudge;
 pub mod resolve;
 pub mod retry;
+mod roots;
 pub mod runtime;
 pub mod sidecar;
 pub mod snapshot;

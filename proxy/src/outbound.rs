@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::capture;
 use crate::connections::{Connection, Direction, Peer, Registered};
-use crate::detect::{self, Prefix, Protocol, Rewound};
+use crate::detect::{self, Hello, Prefix, Protocol, Rewound, ServerName};
 use crate::http::h2::{self, Closing, Settings};
 use crate::http::upgrade::Io;
 use crate::http::{outbound, server};
@@ -33,10 +33,10 @@ pub async fn serve_connection(worker: Arc<Worker>, stream: TcpStream, address: S
     match to.map(|to| (to, outbound::spoken_at(&worker.sidecar, to))) {
         // Not a byte is waited for: the far end may be the one that speaks first.
         Some((to, Some(protocol))) if !protocol.is_http() => {
-            outbound::tunnel(worker, connection, to, Io::tcp(stream)).await;
+            outbound::tunnel(worker, connection, to, None, Io::tcp(stream)).await;
         }
         Some((to, Some(_))) => serve_http(worker, connection, stream, Some(to)).await,
-        Some((to, None)) => refuse(worker, connection, stream, to).await,
+        Some((to, None)) => serve_nameless(worker, connection, stream, to).await,
         None => serve_http(worker, connection, stream, None).await,
     }
 }
@@ -107,20 +107,46 @@ async fn serve_prefix(
     }
 }
 
-/// Refuses a connection to what no Service is: in HTTP's words if HTTP is what it speaks, and otherwise by a reset.
-async fn refuse(worker: Arc<Worker>, connection: Arc<Connection>, mut stream: TcpStream, to: SocketAddr) {
+/// A connection to an address that no document names: to what is outside and known by its hosts, or to nothing. That is
+/// refused: in HTTP's words if HTTP is what it speaks, and otherwise by a reset.
+async fn serve_nameless(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    mut stream: TcpStream,
+    to: SocketAddr,
+) {
     let limits = worker.sidecar.snapshots.limits();
+    let nameless = outbound::nameless(&worker.sidecar, to);
+    // First, for whom nothing is read may be the one that speaks first.
+    if !nameless.tcp.is_empty()
+        && let Some(named) = outbound::by_address(&worker.sidecar, to, &nameless.tcp).await
+    {
+        return outbound::tunnel(worker, connection, to, Some(named), Io::tcp(stream)).await;
+    }
+    let head = if nameless.http { limits.head } else { limits.detect };
     let read = crate::runtime::select! {
-        read = detect::read_prefix(&mut stream, limits.detect, limits.detect) => read,
+        read = detect::read_prefix(&mut stream, limits.detect, head) => read,
         () = worker.sidecar.drain.closing() => return,
     };
-    match read {
+    let prefix = match read {
         Ok(prefix) if matches!(prefix.protocol, Protocol::Http1 | Protocol::Http2) => {
-            serve_prefix(worker, connection, stream, Some(to), prefix).await;
+            return serve_prefix(worker, connection, stream, Some(to), prefix).await;
         }
-        _ => {
-            outbound::refuse(&worker.sidecar, to);
-            net::reset_on_close(&stream);
+        Ok(prefix) => Some(prefix).filter(|prefix| nameless.tls && prefix.protocol == Protocol::Tls),
+        Err(_) => None,
+    };
+    if let Some(prefix) = prefix {
+        let hello = crate::runtime::select! {
+            hello = detect::read_server_name(&mut stream, prefix.bytes, limits.handshake) => hello,
+            () = worker.sidecar.drain.closing() => return,
+        };
+        if let Ok(Hello { name: ServerName::Read(Some(name)), bytes, .. }) = hello
+            && let Some(named) = outbound::by_name(&worker.sidecar, to, name).await
+        {
+            let near = Io::Tcp(Rewound::new(bytes, stream));
+            return outbound::tunnel(worker, connection, to, Some(named), near).await;
         }
     }
+    outbound::refuse(&worker.sidecar, to);
+    net::reset_on_close(&stream);
 }

@@ -19,6 +19,7 @@ use crate::documents::glass::Glass;
 use crate::documents::{History, Steering};
 use crate::drain::{Drain, Phase};
 use crate::error::Reason;
+use crate::http::outbound::Originate;
 use crate::jwt::Keyrings;
 use crate::observe::log;
 use crate::observe::metrics::{Dropped, Metrics};
@@ -65,6 +66,8 @@ pub struct Sidecar {
     started: Instant,
     /// Names outside of the mesh.
     pub resolver: Resolver,
+    /// TLS to what is outside of the mesh.
+    pub originate: Originate,
     lost_worker: AtomicBool,
 }
 
@@ -101,6 +104,7 @@ impl Sidecar {
             keyrings: Keyrings::default(),
             started,
             resolver: Resolver::default(),
+            originate: Originate::default(),
             lost_worker: AtomicBool::new(false),
         }
     }

@@ -42,6 +42,7 @@ pub mod pods;
 mod process;
 pub mod protocols;
 pub mod wait;
+mod web_ca;
 pub mod wire;
 
 pub use binaries::{postern, postern_init, postern_proxy, target_directory};
@@ -61,6 +62,7 @@ pub use origin::{Ended, Origin, Seen};
 pub use peer::Peer;
 pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
 pub use process::{Process, descriptors, resident};
+pub use web_ca::WebCa;
 
 /// Whether the long forms of tests are asked for (`POSTERN_TEST_LONG=1`, as the nightly run does).
 pub fn is_long() -> bool {

@@ -3,6 +3,8 @@
 
 #[path = "capture/calls.rs"]
 mod calls;
+#[path = "capture/outside.rs"]
+mod outside;
 #[path = "capture/rules.rs"]
 mod rules;
 #[path = "capture/strangers.rs"]

@@ -9,6 +9,8 @@ use postern_tests::{Answer, Dns, Mesh, Nginx, Origin, Plan, foreign, namespace, 
 
 #[path = "egress/h2.rs"]
 mod h2;
+#[path = "egress/tls.rs"]
+mod tls;
 
 const OUTSIDE: &str = "192.0.2.10";
 const METADATA: &str = "169.254.169.254";

@@ -245,7 +245,7 @@ pub(crate) fn remote_keys(page: &mut Page<'_>, url: &Sp<String>) -> KeySource {
     KeySource::Url { url: url.value.as_str().into(), ca_file: None, max_stale: DEFAULT_STALE }
 }
 
-fn absolute(page: &mut Page<'_>, path: &Sp<String>) -> Box<str> {
+pub(super) fn absolute(page: &mut Page<'_>, path: &Sp<String>) -> Box<str> {
     if !path.value.starts_with('/') || path.value.contains('\0') {
         page.error_with(
             path.referenced,

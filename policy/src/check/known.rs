@@ -77,10 +77,20 @@ impl Known {
     /// Whether some host outside is what a rule's host means.
     fn has_host(&self, pattern: &str) -> bool {
         match pattern.strip_prefix("*.") {
-            Some(domain) => self.hosts.iter().any(|host| {
-                host.strip_suffix(domain).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
-            }),
-            None => self.hosts.contains(pattern),
+            Some(domain) => {
+                self.hosts.iter().any(|host| is_below(host, domain))
+                    || self.domains().any(|known| known == domain || is_below(domain, known))
+            }
+            None => self.hosts.contains(pattern) || self.domains().any(|domain| is_below(pattern, domain)),
         }
     }
+
+    /// Domains of which a Service means everything below.
+    fn domains(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().filter_map(|host| host.strip_prefix("*."))
+    }
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
 }

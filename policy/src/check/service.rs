@@ -7,10 +7,10 @@ use std::sync::Arc;
 use postern_svid::SpiffeId;
 
 use super::{Page, Rules};
-use crate::doc::{Document, EndpointDoc, List, PortDoc, ServiceSpec, Sp};
+use crate::doc::{Document, EndpointDoc, List, PortDoc, PortTlsDoc, ServiceSpec, Sp};
 use crate::norm::{CanonHost, EscapedSlashes};
 use crate::port_paths::PortPaths;
-use crate::services::{Endpoint, Protocol, Service, ServiceName, ServicePort, Transport};
+use crate::services::{Endpoint, OriginateTls, Protocol, Service, ServiceName, ServicePort, Transport};
 use crate::upgrade::{MAX_UPGRADES, UpgradeName};
 use crate::yaml;
 
@@ -67,6 +67,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             upgrades,
             escaped_slashes,
             preserve_raw_path,
+            tls,
         } = &entry.value;
         let number = self::port(page, port);
         let target_port = target_port.as_ref().map_or(number, |port| self::port(page, port));
@@ -86,6 +87,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             None => Vec::new(),
         };
         let paths = self::paths(page, escaped_slashes.as_ref(), preserve_raw_path.as_ref(), protocol);
+        let originate = tls.as_ref().and_then(|tls| self::originate(page, tls, protocol, external, &hosts));
         checked.push(ServicePort {
             port: number,
             name: port_name.as_ref().map(|name| name.value.as_str().into()),
@@ -93,6 +95,7 @@ pub(crate) fn service(page: &mut Page<'_>, document: &Document<ServiceSpec>, rul
             target_port,
             upgrades: upgrades.into(),
             paths,
+            originate,
             service: name.clone(),
             external,
             hosts: hosts.clone(),
@@ -115,16 +118,12 @@ fn hosts(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<Box<st
     let mut out: Vec<Box<str>> = Vec::with_capacity(list.value.len());
     for item in page.items(list, "hosts") {
         let text = item.value.as_str();
-        let host = match CanonHost::parse(text) {
+        let (star, below) = match text.strip_prefix("*.") {
+            Some(domain) => ("*.", domain),
+            None => ("", text),
+        };
+        let host = match CanonHost::parse(below) {
             Ok(host) => host,
-            Err(_) if text.starts_with("*.") => {
-                page.error_with(
-                    item.referenced,
-                    "a Service names each of its hosts",
-                    "`*.` stands in rules only",
-                );
-                continue;
-            }
             Err(error) => {
                 page.error(item.referenced, error.to_string());
                 continue;
@@ -138,13 +137,19 @@ fn hosts(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<Box<st
                 "a host stands here without its port",
                 "write the port under `ports`",
             );
-        } else if host.name() != text {
+        } else if host.name() != below {
             page.error_with(
                 item.referenced,
                 "this host is not in the form in which requests are judged",
-                format!("write `{}`", host.name()),
+                format!("write `{star}{}`", host.name()),
             );
-        } else if !text.contains('.') {
+        } else if !below.contains('.') && !star.is_empty() {
+            page.error_with(
+                item.referenced,
+                "this is everything below a top-level domain",
+                "write a domain of two labels or more, such as `*.partner.example`",
+            );
+        } else if !below.contains('.') {
             page.error_with(
                 item.referenced,
                 "a name without a dot is a service of the caller's own namespace",
@@ -153,9 +158,65 @@ fn hosts(page: &mut Page<'_>, list: &List<String>, external: bool) -> Vec<Box<st
         } else if out.iter().any(|known| **known == *text) {
             page.error(item.referenced, format!("the host `{text}` stands here twice"));
         }
-        out.push(host.name().into());
+        out.push(format!("{star}{}", host.name()).into());
     }
     out
+}
+
+/// TLS of the sidecar's own to what is outside.
+fn originate(
+    page: &mut Page<'_>,
+    tls: &Sp<PortTlsDoc>,
+    protocol: Protocol,
+    external: bool,
+    hosts: &[Box<str>],
+) -> Option<Arc<OriginateTls>> {
+    let PortTlsDoc { originate, server_name, ca_file } = &tls.value;
+    if !external {
+        page.error_with(
+            tls.referenced,
+            "between sidecars there is mutual TLS always",
+            "leave `tls` out: it is for services with `external: true`",
+        );
+    } else if !protocol.is_http() {
+        page.error_with(
+            tls.referenced,
+            format!("at a port of protocol {protocol} the workload brings its own TLS or none"),
+            "leave `tls` out, or declare as http, http2 or grpc what the workload says in clear",
+        );
+    }
+    if !originate.value {
+        let written = server_name.as_ref().or(ca_file.as_ref());
+        if let Some(written) = written {
+            page.error_with(
+                written.referenced,
+                "no TLS is opened, so nobody proves anything",
+                "leave it out",
+            );
+        }
+        return None;
+    }
+    if let Some(name) = server_name {
+        let is_name = CanonHost::parse(&name.value)
+            .is_ok_and(|host| host.address().is_none() && host.port().is_none() && host.name() == name.value);
+        if !is_name {
+            page.error_with(
+                name.referenced,
+                format!("`{}` is no name that a certificate could be for", yaml::printable(&name.value)),
+                "write a host in lower case, such as `api.partner.example`",
+            );
+        }
+    } else if hosts.is_empty() {
+        page.error_with(
+            tls.referenced,
+            "nothing says whom the certificate must be for",
+            "give the Service `hosts`, or write `serverName`",
+        );
+    }
+    Some(Arc::new(OriginateTls {
+        server_name: server_name.as_ref().map(|name| name.value.as_str().into()),
+        ca_file: ca_file.as_ref().map(|path| super::issuers::absolute(page, path)),
+    }))
 }
 
 /// Addresses of the service's own, as a cluster gives them to its services.

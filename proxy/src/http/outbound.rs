@@ -3,8 +3,10 @@
 mod captured;
 mod external;
 mod handshake;
+mod originate;
 
-pub use captured::{refuse, spoken_at, tunnel};
+pub use captured::{by_address, by_name, nameless, refuse, spoken_at, tunnel};
+pub use originate::Originate;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +20,7 @@ use postern_policy::norm::{CanonHost, CanonMethod, CanonPath, PathOptions};
 use postern_policy::{Endpoint, HeaderFields, ServicePort, TokenSet, Transport, Upgrade};
 use postern_svid::spread;
 
+use self::captured::Called;
 use self::external::Resolved;
 use super::body::Body;
 use super::h2::{Connection as MeshConnection, TunnelIo};
@@ -93,13 +96,13 @@ async fn serve(
     }
     let (host, port) = asked(&request, is_tunnel)?;
     let resolved = match to {
-        Some(_) => None,
+        Some(to) => captured::resolve(sidecar, to, &host).await,
         None => external::resolve(sidecar, &host, port).await,
     };
     let mut snapshot = sidecar.snapshots.held();
     let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
         let target = match to {
-            Some(to) => Target::at(sidecar, snapshot, to, Some((&host, &request)))?,
+            Some(to) => Target::at(sidecar, snapshot, to, Called::By(&host, &request), resolved.as_ref())?,
             None => Target::find(sidecar, snapshot, &request, (&host, port), resolved.as_ref(), is_tunnel)?,
         };
         let upgrade = if is_websocket { Some(Upgrade::WebSocket) } else { target.upgrade(&request) };

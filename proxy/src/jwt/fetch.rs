@@ -11,28 +11,18 @@ use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use super::jwk::MAX_SET;
 use crate::net;
+use crate::roots;
 use crate::runtime::Owned;
 
 /// For everything: name, connection, handshake, answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// A file of certificates larger than this is none. The largest of a platform has a quarter of it.
-const MAX_ROOTS: usize = 2 * 1024 * 1024;
-/// Where platforms keep the certificates of public authorities.
-const PLATFORM: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
-
 /// What a server answered.
 pub(super) struct Fetched {
     pub(super) body: Bytes,
@@ -42,17 +32,7 @@ pub(super) struct Fetched {
 
 /// Reads a file of keys.
 pub(super) async fn file(path: &str) -> Result<Vec<u8>, String> {
-    bounded(path, MAX_SET).await.map_err(|error| format!("{path}: {error}"))
-}
-
-async fn bounded(path: &str, most: usize) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let limit = u64::try_from(most).unwrap_or(u64::MAX);
-    tokio::fs::File::open(path).await?.take(limit + 1).read_to_end(&mut text).await?;
-    if text.len() > most {
-        return Err(std::io::Error::other(format!("larger than {} KiB", most >> 10)));
-    }
-    Ok(text)
+    roots::bounded(path, MAX_SET).await.map_err(|error| format!("{path}: {error}"))
 }
 
 /// Asks a server.
@@ -101,36 +81,10 @@ async fn handshake(
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots(ca_file).await?)
+        .with_root_certificates(roots::read(ca_file).await?)
         .with_no_client_auth();
     let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is no name of a server"))?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| format!("TLS: {error}"))
-}
-
-async fn roots(ca_file: Option<&str>) -> Result<RootCertStore, String> {
-    let mut found = None;
-    for path in ca_file.as_ref().map_or(&PLATFORM[..], std::slice::from_ref) {
-        match bounded(path, MAX_ROOTS).await {
-            Ok(text) => {
-                found = Some((path, text));
-                break;
-            }
-            Err(error) if ca_file.is_some() => return Err(format!("caFile {path}: {error}")),
-            Err(_) => {}
-        }
-    }
-    let Some((path, text)) = found else {
-        return Err("this machine has no file of public authorities: name one with `caFile`".to_owned());
-    };
-    let mut store = RootCertStore::empty();
-    // Platforms keep certificates that are of no use to anyone beside good ones.
-    for certificate in CertificateDer::pem_slice_iter(&text).flatten() {
-        let _ = store.add(certificate);
-    }
-    if store.is_empty() {
-        return Err(format!("{path} holds no certificates (PEM)"));
-    }
-    Ok(store)
 }
 
 async fn exchange<S>(stream: S, uri: &Uri) -> Result<Fetched, String>

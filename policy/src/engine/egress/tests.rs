@@ -196,6 +196,7 @@ fn port(namespace: &str, name: &str, port: u16, protocol: Protocol, external: bo
         upgrades: Arc::default(),
         paths: PortPaths::default(),
         service: ServiceName { namespace: namespace.into(), name: name.into() },
+        originate: None,
         external,
         hosts: Arc::default(),
         endpoints: Arc::default(),

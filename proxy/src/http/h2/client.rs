@@ -217,13 +217,14 @@ impl Connection {
     }
 
     fn stream_error(&self, error: &h2::Error) -> Error {
-        // RFC 9113, 8.7: a refused stream was not processed. After GOAWAY h2 reports the same for streams past the
-        // last one processed.
-        if error.is_remote() && error.reason() == Some(Code::REFUSED_STREAM) {
-            return Error::unsent(self.side, reset_reason(self.side), error.to_string());
-        }
         if error.is_go_away() {
             self.state.closed.store(true, Ordering::Relaxed);
+        }
+        // RFC 9113, 8.7: a refused stream was not processed. Nor was one past the last that a GOAWAY names: h2 ends those,
+        // and no others, with the GOAWAY itself; what was processed goes on, or breaks with its connection.
+        let is_unprocessed = error.is_go_away() || error.reason() == Some(Code::REFUSED_STREAM);
+        if error.is_remote() && is_unprocessed {
+            return Error::unsent(self.side, reset_reason(self.side), error.to_string());
         }
         Error::new(self.side, reset_reason(self.side), error.to_string())
     }
@@ -284,4 +285,62 @@ fn reset_reason(side: Side) -> Reason {
 fn unreachable_error(side: Side, error: &h2::Error) -> Error {
     let reason = if side == Side::Workload { Reason::WorkloadUnreachable } else { Reason::RemoteUnreachable };
     Error::unsent(side, reason, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+    use crate::error::Retry;
+    use crate::limits::Limits;
+    use crate::observe::metrics::Metrics;
+
+    const PREFACE: usize = 24;
+    const HEADERS: u8 = 1;
+    /// SETTINGS that say nothing, and the answer to the other's.
+    const HELLO: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
+
+    /// A peer that leaves once it has a request, which has the number 1, and says that it processed those up to `last`.
+    async fn peer(mut io: DuplexStream, last: u8, code: Code) -> std::io::Result<()> {
+        io.read_exact(&mut [0; PREFACE]).await?;
+        io.write_all(&HELLO).await?;
+        loop {
+            let mut head = [0; 9];
+            io.read_exact(&mut head).await?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            io.read_exact(&mut vec![0; length as usize]).await?;
+            if head[3] == HEADERS {
+                break;
+            }
+        }
+        let code = u8::try_from(u32::from(code)).unwrap();
+        io.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, code]).await?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_has_had_enough_is_left_and_what_it_did_not_process_goes_elsewhere() {
+        for code in [Code::ENHANCE_YOUR_CALM, Code::NO_ERROR, Code::INTERNAL_ERROR] {
+            for (last, retry) in [(0, Retry::Unsent), (1, Retry::Never)] {
+                let (near, far) = tokio::io::duplex(64 << 10);
+                tokio::spawn(peer(far, last, code));
+                let (settings, metrics) = (Settings::mesh(&Limits::default()), Metrics::default());
+                let connection =
+                    Connection::handshake(near, settings, Side::Remote, &metrics.limits).await.unwrap();
+                connection.settled().await.unwrap();
+                let head = Request::get("http://orders.shop/").body(()).unwrap();
+                let opened = connection.open(head, true).await.unwrap();
+                let error = opened.exchange(Body::empty(), None).await.unwrap_err();
+                assert_eq!(
+                    (error.reason, error.retry),
+                    (Reason::RemoteReset, retry),
+                    "{code} {last}: {error}"
+                );
+                while connection.is_open() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
 }

@@ -1,14 +1,21 @@
 //! A redirected call: the address that the workload connected to says which service it wants. Whatever a request calls
 //! itself, it goes to that service.
+//!
+//! Outside of the mesh many services have no address in any document, but hosts. Where a connection is to an address that
+//! no document names, the host that it is for says which of these it wants; and it goes to where that host is, by a lookup
+//! of our own, wherever the workload thought that it was. No service of the mesh is ever chosen so.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use postern_policy::norm::CanonHost;
 use postern_policy::{Protocol, ServicePort};
+use tokio::time::timeout;
 
+use super::external::Resolved;
 use super::{Target, external, open_tunnel};
 use crate::authorize;
 use crate::connections::{Asked, Connection, Direction, End, Facts, Operation, Stream};
@@ -46,45 +53,151 @@ fn unknown(sidecar: &Sidecar, to: SocketAddr) -> Error {
     Error::new(Side::Peer, reason, format!("no Service has the address {to}, and no endpoint is there"))
 }
 
+/// Which services may be meant at an address that no document names.
+#[derive(Debug, Default)]
+pub struct Nameless {
+    /// Some that are asked by requests.
+    pub http: bool,
+    /// Some whose callers bring TLS of their own.
+    pub tls: bool,
+    /// The hosts of those of which nothing is read, so that the address has to tell.
+    pub tcp: Vec<Box<str>>,
+}
+
+/// Hosts that are looked up to find one by its address.
+const HOSTS: usize = 16;
+/// For looking them up.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// What may be meant at this address.
+pub fn nameless(sidecar: &Sidecar, to: SocketAddr) -> Nameless {
+    let mut all = Nameless::default();
+    let snapshot = sidecar.snapshots.load();
+    let Some(generation) = &snapshot.policy else { return all };
+    if sidecar.config.is_own_door(to) {
+        return all;
+    }
+    for port in generation.services().nameless(to.port(), &sidecar.config.namespace) {
+        match port.protocol {
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => all.http = true,
+            Protocol::Tls => all.tls = true,
+            Protocol::Tcp => {
+                let written = port.hosts.iter().filter(|host| !host.starts_with("*."));
+                all.tcp.extend(written.take(HOSTS - all.tcp.len()).cloned());
+            }
+        }
+    }
+    all
+}
+
+/// A service outside that a connection is for, by one of its hosts.
+pub struct Named {
+    host: CanonHost,
+    resolved: Resolved,
+}
+
+/// The service of which this is a host.
+pub async fn by_name(sidecar: &Sidecar, to: SocketAddr, host: CanonHost) -> Option<Named> {
+    let resolved = resolve(sidecar, to, &host).await?;
+    Some(Named { host, resolved })
+}
+
+/// The service of one of `hosts`, if that is where the connection was made to.
+pub async fn by_address(sidecar: &Sidecar, to: SocketAddr, hosts: &[Box<str>]) -> Option<Named> {
+    let found = async {
+        for host in hosts {
+            let Ok(host) = CanonHost::parse(host) else { continue };
+            match resolve(sidecar, to, &host).await {
+                Some(resolved) if resolved.has(to.ip()) => return Some(Named { host, resolved }),
+                _ => {}
+            }
+        }
+        None
+    };
+    timeout(LOOKUP, found).await.ok().flatten()
+}
+
+/// Looks up a host to which a connection was redirected, if no document names the address.
+pub(super) async fn resolve(sidecar: &Sidecar, to: SocketAddr, host: &CanonHost) -> Option<Resolved> {
+    {
+        let snapshot = sidecar.snapshots.load();
+        let services = snapshot.policy.as_ref()?.services();
+        if !services.have_hosts() || services.at(to).is_some() || sidecar.config.is_own_door(to) {
+            return None;
+        }
+        services
+            .find(host, to.port(), &sidecar.config.namespace)
+            .filter(|port| port.has_host(host.name()))?;
+    }
+    external::resolve(sidecar, host, to.port()).await
+}
+
+/// What a redirected connection says of itself.
+#[derive(Clone, Copy)]
+pub(super) enum Called<'a> {
+    /// Nothing that is read, or the host that its TLS or its address is for.
+    As(Option<&'a CanonHost>),
+    /// A request, to this host.
+    By(&'a CanonHost, &'a Request<Body>),
+}
+
 impl Target {
     /// The service that a connection to `to` is for. A request is addressed to the host that it names, as ever; which
-    /// service that goes to is not its choice.
+    /// service that goes to is not its choice, unless no document says what is at `to`.
     pub(super) fn at(
         sidecar: &Sidecar,
         snapshot: &Snapshot,
         to: SocketAddr,
-        request: Option<(&CanonHost, &Request<Body>)>,
+        called: Called<'_>,
+        resolved: Option<&Resolved>,
     ) -> Result<Self, Error> {
         let generation = snapshot
             .policy
             .as_ref()
             .ok_or_else(|| Error::new(Side::Us, snapshot.without_policy(), "no documents are in force"))?;
         let services = generation.services();
-        let place = services
-            .at(to)
-            .filter(|_| !sidecar.config.is_own_door(to))
-            .ok_or_else(|| unknown(sidecar, to))?;
-        let detail =
-            || format!("{} port {} is {}", place.port.service, place.port.port, place.port.protocol.as_str());
-        place.port.protocol.carries(request.is_none()).map_err(|why| Error::not_asked(why, detail()))?;
-        let mut port = place.port.clone();
-        if let Some(endpoint) = place.endpoint {
-            port.endpoints = [endpoint.clone()].into();
-        }
+        let place = services.at(to);
+        let (own_name, port, addresses) = if sidecar.config.is_own_door(to) {
+            return Err(unknown(sidecar, to));
+        } else if let Some(place) = place {
+            let mut port = place.port.clone();
+            if let Some(endpoint) = place.endpoint {
+                port.endpoints = [endpoint.clone()].into();
+            }
+            let addresses = if port.external { vec![to.ip()] } else { Vec::new() };
+            (own_name(&port)?, port, addresses)
+        } else {
+            let (Called::As(Some(host)) | Called::By(host, _)) = called else {
+                return Err(unknown(sidecar, to));
+            };
+            let port = services
+                .find(host, to.port(), &sidecar.config.namespace)
+                .filter(|port| port.is_resolved() && port.has_host(host.name()))
+                .ok_or_else(|| unknown(sidecar, to))?;
+            let mut addresses = external::addresses(port, host, resolved);
+            // The workload may have chosen well among them.
+            addresses.sort_by_key(|address| *address != to.ip());
+            (host.clone(), port.clone(), addresses)
+        };
+        let detail = || format!("{} port {} is {}", port.service, port.port, port.protocol.as_str());
+        let is_tunnel = matches!(called, Called::As(_));
+        port.protocol.carries(is_tunnel).map_err(|why| Error::not_asked(why, detail()))?;
         let path_options = port.paths.options(generation.defaults().path);
-        let name = own_name(&port)?;
-        let (host, asked) = match request {
-            None => (name.clone(), name),
-            Some((host, request)) => {
+        let (host, asked) = match called {
+            Called::As(_) => (own_name.clone(), own_name),
+            Called::By(host, request) => {
                 if path_options.preserve_raw {
                     authority::check_raw(request.uri(), request.headers())?;
                 }
-                let asked = named(sidecar, snapshot, &port, host, name)?;
+                let asked =
+                    if place.is_some() { named(sidecar, snapshot, &port, host, own_name)? } else { own_name };
                 (host.clone(), asked)
             }
         };
-        let addresses = if port.external { vec![to.ip()] } else { Vec::new() };
-        let unresolved = String::new();
+        let unresolved = match port.external && addresses.is_empty() {
+            true => external::unresolved(resolved),
+            false => String::new(),
+        };
         Ok(Self { host, asked, is_redirected: true, port, path_options, addresses, unresolved })
     }
 }
@@ -107,7 +220,7 @@ fn named(
     if port.hosts.is_empty() {
         return Ok(name);
     }
-    if !port.hosts.iter().any(|known| **known == *host.name()) {
+    if !port.has_host(host.name()) {
         let detail = format!("{host} is none of the hosts of {}, whose address was called", port.service);
         return Err(Error::new(Side::Peer, Reason::UnknownService, detail));
     }
@@ -118,9 +231,15 @@ fn named(
 }
 
 /// Carries a connection whose bytes nobody reads: to a sidecar as a tunnel of the mesh, or outside as it is.
-pub async fn tunnel(worker: Arc<Worker>, connection: Arc<Connection>, to: SocketAddr, mut near: Io) {
+pub async fn tunnel(
+    worker: Arc<Worker>,
+    connection: Arc<Connection>,
+    to: SocketAddr,
+    named: Option<Named>,
+    mut near: Io,
+) {
     let mut registered = None;
-    match open(&worker, &connection, to, &mut registered).await {
+    match open(&worker, &connection, to, named.as_ref(), &mut registered).await {
         Ok((stream, target, Far::Mesh(far))) => {
             drop(target);
             let limits = worker.sidecar.snapshots.limits();
@@ -156,13 +275,15 @@ async fn open(
     worker: &Arc<Worker>,
     connection: &Arc<Connection>,
     to: SocketAddr,
+    named: Option<&Named>,
     registered: &mut Option<Box<Stream>>,
 ) -> Result<(Box<Stream>, Arc<Target>, Far), Error> {
     let sidecar = &worker.sidecar;
     let limits = sidecar.snapshots.limits();
     let mut snapshot = sidecar.snapshots.held();
     let (mut stream, target) = authorize::register(sidecar, connection, &mut snapshot, |snapshot| {
-        let target = Target::at(sidecar, snapshot, to, None)?;
+        let called = Called::As(named.map(|named| &named.host));
+        let target = Target::at(sidecar, snapshot, to, called, named.map(|named| &named.resolved))?;
         let asked = Some(Asked {
             host: target.asked.clone(),
             port: target.port.port,

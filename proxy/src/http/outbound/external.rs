@@ -1,7 +1,7 @@
 //! Outside of the mesh: dialled as it was judged, without the mesh's transport.
 //!
-//! Nothing proves who answers there: that is between the workload's own TLS and the far end. A request goes as plaintext
-//! HTTP, on a connection of its own.
+//! Who answers there is between the workload's own TLS and the far end, unless the Service has the sidecar open TLS
+//! ([`super::originate`]). A request goes as plaintext HTTP without that, and always on a connection of its own.
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +18,7 @@ use postern_policy::norm::CanonHost;
 use postern_policy::{Endpoint, Protocol, ServicePort, Transport};
 use tokio::time::timeout;
 
+use super::originate::{self, Outside};
 use super::{Target, ask};
 use crate::connections::{End, Operation, Stream};
 use crate::detect::{self, Hello, Rewound, ServerName};
@@ -48,6 +49,13 @@ pub(super) struct Resolved {
     answer: Answer,
 }
 
+impl Resolved {
+    /// Whether the name is there.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.answer.as_ref().is_ok_and(|known| known.contains(&address))
+    }
+}
+
 #[cfg(test)]
 impl Resolved {
     /// As if somebody had looked this up.
@@ -71,13 +79,9 @@ pub(super) async fn resolve(sidecar: &Sidecar, host: &CanonHost, port: u16) -> O
     Some(Resolved { name, answer })
 }
 
-/// The host that is looked up: the one asked for, or the first if the service was asked for by its own name.
-fn to_resolve<'a>(port: &'a ServicePort, host: &CanonHost) -> Option<&'a str> {
-    if !port.external || !port.endpoints.is_empty() {
-        return None;
-    }
-    let asked = port.hosts.iter().find(|name| ***name == *host.name());
-    asked.or_else(|| port.hosts.first()).map(|name| &**name)
+/// The host that is looked up, if the service is found so.
+fn to_resolve<'a>(port: &'a ServicePort, host: &'a CanonHost) -> Option<&'a str> {
+    if port.is_resolved() { port.host_for(host.name()) } else { None }
 }
 
 /// Where a call would be dialled; nowhere if nobody knows.
@@ -87,6 +91,7 @@ pub(super) fn addresses(port: &ServicePort, host: &CanonHost, resolved: Option<&
             addresses.clone()
         }
         (Some(_), _) => Vec::new(),
+        (None, _) if port.is_resolved() => Vec::new(),
         (None, _) => port.addresses().into_iter().take(MAX_ADDRESSES).collect(),
     }
 }
@@ -96,7 +101,7 @@ pub(super) fn unresolved(resolved: Option<&Resolved>) -> String {
     match resolved {
         Some(Resolved { name, answer: Err(error) }) => format!("{name}: {error}"),
         Some(Resolved { name, .. }) => format!("{name}: the documents changed while it was looked up"),
-        None => "nobody has looked up where it is".to_owned(),
+        None => "no host of it is written out: ask by one of those that its `*.` stands for".to_owned(),
     }
 }
 
@@ -141,7 +146,11 @@ pub(super) async fn send(
     stream: &Stream,
 ) -> Result<Response<Body>, Error> {
     let limits = worker.sidecar.snapshots.limits();
-    let connection = dial(worker, target, stream).await?;
+    let connection = Outside::Plain(dial(worker, target, stream).await?);
+    let connection = match &target.port.originate {
+        Some(tls) => originate::open(&worker.sidecar, target, tls, connection, limits.handshake).await?,
+        None => connection,
+    };
     let (mut parts, body) = request.into_parts();
     let Operation::Http { path, host, .. } = &stream.entry().facts.operation else {
         return Err(Error::new(Side::Us, Reason::Internal, "a tunnel came to be sent as a request"));
@@ -171,7 +180,7 @@ pub(super) async fn send(
     *head.method_mut() = parts.method;
     *head.version_mut() = Version::HTTP_2;
     *head.uri_mut() = Uri::builder()
-        .scheme(Scheme::HTTP)
+        .scheme(if target.port.originate.is_some() { Scheme::HTTPS } else { Scheme::HTTP })
         .authority(host.as_bytes())
         .path_and_query(path)
         .build()
@@ -195,7 +204,7 @@ pub(super) async fn send(
 }
 
 async fn send_h1(
-    connection: TcpStream,
+    connection: Outside,
     mut request: Request<Body>,
     limits: &Limits,
     hits: &LimitHits,
@@ -295,10 +304,9 @@ impl Target {
     /// Whether a TLS name is that of this call: of the host asked for, or of the service's if it was asked for by its own
     /// name.
     fn is_for(&self, name: &str) -> bool {
-        let hosts = &self.port.hosts;
-        if hosts.is_empty() || hosts.iter().any(|host| **host == *self.host.name()) {
+        if self.port.hosts.is_empty() || self.port.has_host(self.host.name()) {
             return name == self.host.name();
         }
-        hosts.iter().any(|host| **host == *name)
+        self.port.has_host(name)
     }
 }
