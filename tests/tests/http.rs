@@ -416,6 +416,39 @@ fn ambiguous_requests_are_refused() {
     assert!(origin.requests().is_empty(), "{:?}", origin.requests());
 }
 
+/// W3C Trace Context: what the caller says of its trace is what the callee hears, each line of it, in its order, and nothing
+/// is added. Sidecars that take no part in a trace pass it on (section 4.3).
+#[test]
+fn a_trace_goes_through_as_it_came() {
+    if !foreign::need(&["curl"]) {
+        return;
+    }
+    let (mesh, origin) = pair();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let fields = [
+        ("traceparent", vec![parent]),
+        ("tracestate", vec!["rojo=00f067aa0ba902b7,congo=t61rcWkgMzE", "vendor@a=1"]),
+        ("baggage", vec!["userId=alice;secret=no,serverNode=DF%2028"]),
+    ];
+    let lines: Vec<String> = fields
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {value}")))
+        .collect();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let mut arguments = vec![version];
+        arguments.extend(lines.iter().flat_map(|line| ["-H", line]));
+        arguments.push("http://orders.shop/traced");
+        assert_eq!(mesh.curl_by_host("web", &arguments).status, 200, "{version}");
+        for (name, values) in &fields {
+            assert_eq!(&origin.last().header(name), values, "{version} {name}");
+        }
+        assert_eq!(mesh.curl_by_host("web", &[version, "http://orders.shop/untraced"]).status, 200);
+        for (name, _) in &fields {
+            assert!(origin.last().header(name).is_empty(), "{version} {name}: nobody asked for a trace");
+        }
+    }
+}
+
 #[test]
 fn encodings_are_left_alone() {
     if !foreign::need(&["curl"]) {
