@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use postern_tests::{Load, Mesh, Nginx, Origin, Plan, foreign, is_long, openssl, postern, wait, wire};
 use serde_json::Value;
 
@@ -213,10 +214,16 @@ fn whoever_is_denied_is_cut_off_everywhere_and_stays_out_over_a_restart() {
 struct Busy {
     mesh: Mesh,
     _nginx: Nginx,
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// A minute of all the load that there can be, with certificates of seconds: two of them at once would take from each other
+/// the time in which a renewal has to come.
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Busy {
     fn new(ttl: &str) -> Self {
+        let turn = TURN.lock();
         let mut plan = Plan::new();
         plan.ttl(ttl);
         plan.sidecar("web");
@@ -225,7 +232,7 @@ impl Busy {
         let address = plan.address("orders");
         let mesh = plan.start();
         let nginx = Nginx::start(&mesh, (address, 8080), "location / { return 200 \"yes\\n\"; }");
-        Self { mesh, _nginx: nginx }
+        Self { mesh, _nginx: nginx, _turn: turn }
     }
 
     /// Runs `work` under load until both are over; what each sidecar has served, oldest first.
