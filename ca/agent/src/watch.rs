@@ -1,9 +1,10 @@
 //! The stream on which bundles come down and reports go up.
 //!
 //! One stream at a time, opened with the SVID in use and opened again with each new one, so that it never rests on an
-//! SVID that has expired. A report is the whole truth: the sequence of the bundle in force and the SVID in use, sent when
-//! the stream opens and after every change. A bundle is acknowledged only by such a report, so only once it is stored and
-//! published.
+//! SVID that has expired. An attempt that hangs or waits for its turn gives way to a new SVID as well: it came from the
+//! control plane, which can be reached, then, and only the stream tells of denials at once. A report is the whole truth:
+//! the sequence of the bundle in force and the SVID in use, sent when the stream opens and after every change. A bundle is
+//! acknowledged only by such a report, so only once it is stored and published.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -76,7 +77,10 @@ pub(crate) async fn run(live: &Live) {
             }
             let wait = backoff.wait(pace);
             debug!(retry_in_ms = wait.as_millis(), "no stream to the control plane: {error}");
-            sleep(wait).await;
+            crate::runtime::select! {
+                () = sleep(wait) => {}
+                () = superseded(live, &identity) => backoff.reset(),
+            }
         }
     }
 }
@@ -95,20 +99,35 @@ async fn usable(live: &Live) -> Arc<Identity> {
     }
 }
 
-/// One stream from its opening to its end; `Ok` if a new SVID is to open the next one.
-async fn follow(
+/// Resolves when another SVID is in force than `identity`'s.
+async fn superseded(live: &Live, identity: &Identity) {
+    let is_another = |now: &Option<Arc<Identity>>| {
+        now.as_ref().is_some_and(|now| now.svid.serial() != identity.svid.serial())
+    };
+    // `live` has the sender.
+    let _ = live.subscribe().wait_for(is_another).await;
+}
+
+/// A stream on which the control plane has said something.
+struct Stream {
+    _connection: connect::Connection,
+    reports: mpsc::Sender<proto::Report>,
+    /// What was reported last.
+    reported: Option<Arc<Identity>>,
+    directives: Streaming<proto::Directive>,
+    first: proto::Directive,
+}
+
+async fn open(
     live: &Live,
     opened_with: &Identity,
     pace: Pace,
-    backoff: &mut Backoff,
-    lost: &mut bool,
     place: &mut usize,
-) -> Result<(), AttemptError> {
-    let mut published = live.subscribe();
+) -> Result<Stream, AttemptError> {
     let mut connection = connect::open(live, Some(&opened_with.svid), pace).await?;
     *place = connection.place;
     let (reports, queue) = mpsc::channel(UNSENT_REPORTS);
-    let mut reported = published.borrow_and_update().clone();
+    let reported = live.current();
     if let Some(identity) = &reported {
         send(live, &reports, identity)?;
     }
@@ -122,6 +141,24 @@ async fn follow(
     let first = timeout(pace.step(), next(&mut directives))
         .await
         .map_err(|_| AttemptError::Timeout("the first directive"))??;
+    Ok(Stream { _connection: connection, reports, reported, directives, first })
+}
+
+/// One stream from its opening to its end; `Ok` if a new SVID is to open the next one.
+async fn follow(
+    live: &Live,
+    opened_with: &Identity,
+    pace: Pace,
+    backoff: &mut Backoff,
+    lost: &mut bool,
+    place: &mut usize,
+) -> Result<(), AttemptError> {
+    let opened = crate::runtime::select! {
+        opened = open(live, opened_with, pace, place) => opened?,
+        () = superseded(live, opened_with) => return Ok(()),
+    };
+    let Stream { _connection, reports, mut reported, mut directives, first } = opened;
+    let mut published = live.subscribe();
     live.stream_opened();
     if std::mem::take(lost) {
         info!(control_plane = live.config.control_plane, "the control plane is back");
