@@ -29,6 +29,8 @@ const SERVES: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
 const CALLS: ([u8; 4], u16) = ([127, 0, 0, 1], 24_140);
 /// Tells a request apart wherever it is.
 const NUMBER: &str = "x-sim-number";
+/// Tells the workload how long to think.
+const THINKS: &str = "x-sim-thinks";
 /// A part of a body.
 const PART: [u8; 64] = [b'.'; 64];
 /// Between two parts.
@@ -76,7 +78,7 @@ async fn serve(listener: TcpListener, index: usize, book: Arc<Mutex<Book>>) {
     }
 }
 
-/// The workload: writes down what it is given, and says `ok`.
+/// The workload: writes down what it is given, thinks, and says `ok`.
 async fn answer(
     request: Request<Incoming>,
     index: usize,
@@ -93,6 +95,8 @@ async fn answer(
             book.lock().arrived(index, number, told, seen, bytes.len());
         }
     }
+    let thinks = field(THINKS).and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    sleep(Duration::from_millis(thinks)).await;
     Ok(Response::new(Full::from("ok")))
 }
 
@@ -120,9 +124,9 @@ async fn call(order: Order) -> Outcome {
     let (method, path) = (order.call.method(), PATHS[order.call.path]);
     let length = if order.call.post { PART.len() as u64 * u64::from(order.parts) } else { 0 };
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {}.shop\r\n{NUMBER}: {}\r\ncontent-length: {length}\r\n\
-         connection: close\r\n\r\n",
-        NAMES[order.call.to], order.number
+        "{method} {path} HTTP/1.1\r\nhost: {}.shop\r\n{NUMBER}: {}\r\n{THINKS}: {}\r\n\
+         content-length: {length}\r\nconnection: close\r\n\r\n",
+        NAMES[order.call.to], order.number, order.thinks_ms
     );
     let send = async {
         let mut sent = to.write_all(head.as_bytes()).await;

@@ -17,7 +17,7 @@ use crate::policy::{Call, FILE, NAMES, PATHS, Version, id};
 /// may live on after the version that denies it is in force: docs/policy.md promises a second.
 const BEHIND_MS: u64 = 1_000;
 /// The longest that a sidecar takes for a request, with the limits of [`crate::mesh`]: two attempts of connecting and
-/// handshaking (6 s each), a PING and its answer (6 s), and a slow caller's own 5 s.
+/// handshaking (6 s each), a PING and its answer (6 s), and a slow caller's or a slow workload's own 5 s.
 pub(crate) const DEADLINE_MS: u64 = 23_000;
 
 /// How a request ended for its caller.
@@ -40,6 +40,8 @@ pub(crate) struct Order {
     pub(crate) call: Call,
     /// Parts of the body, each 250 ms after the one before.
     pub(crate) parts: u32,
+    /// How long the workload thinks before it answers.
+    pub(crate) thinks_ms: u64,
 }
 
 struct Request {
@@ -84,7 +86,7 @@ pub(crate) struct Book {
     statuses: BTreeMap<String, u64>,
     /// The longest life that the CA gives.
     ttl_s: u64,
-    /// A workload that nobody may hear of from this time on.
+    /// A workload that nobody may hear of from this time on, nor it of anybody.
     pub(crate) silenced: Option<(usize, u64)>,
 }
 
@@ -136,6 +138,11 @@ impl Book {
         if request.is_lost { Some(Outcome::Cut) } else { request.ended }
     }
 
+    /// Whether no caller waits any more.
+    pub(crate) fn have_all_ended(&self) -> bool {
+        self.requests.values().all(|request| request.ended.is_some() || request.is_lost)
+    }
+
     /// A workload reads the head of a request, or with `bytes` a part of its body.
     pub(crate) fn arrived(
         &mut self,
@@ -180,12 +187,13 @@ impl Book {
             self.broke(1, &format!("#{number} {call:?} reached {}, denied by {versions}", NAMES[at]));
         }
         if let Some((pod, from)) = self.silenced
-            && pod == call.from
+            && (pod == call.from || pod == call.to)
             && self.now_ms > from
         {
+            let what = if pod == call.from { "of" } else { "for" };
             self.broke(
                 6,
-                &format!("#{number} of {} was heard, which is denied for too long for that", NAMES[pod]),
+                &format!("#{number} {what} {} was heard, which is denied for too long for that", NAMES[pod]),
             );
         }
         if denied {

@@ -3,8 +3,8 @@
 //! documents and denials, and the same one each time. docs/simulation.md tells what is simulated and what is not.
 //!
 //! ```console
-//! $ cargo test --workspace --features postern-tests/simulation --test simulation
-//! $ POSTERN_SIM_SEED=17 cargo test --workspace --features postern-tests/simulation --test simulation -- one_seed --nocapture
+//! $ cargo test --workspace --features postern-simulation/simulation --test simulation
+//! $ POSTERN_SIM_SEED=17 cargo test --workspace --features postern-simulation/simulation --test simulation -- one_seed --nocapture
 //! ```
 
 mod book;
@@ -27,8 +27,7 @@ use mesh::Ran;
 const SEEDS: u64 = 60;
 /// Seeds that are run a second time, to see that they are the same.
 const TWICE: u64 = 4;
-const REPLAY: &str =
-    "cargo test --workspace --features postern-tests/simulation --test simulation -- one_seed --nocapture";
+const REPLAY: &str = "cargo test --workspace --features postern-simulation/simulation --test simulation -- one_seed --nocapture";
 
 thread_local! {
     static PANICS: RefCell<Option<String>> = const { RefCell::new(None) };
@@ -125,9 +124,10 @@ fn no_seed_breaks_an_invariant() {
                     }
                     let one = mesh::run(seed);
                     if let Some(what) = one.broken.first() {
-                        broken
-                            .lock()
-                            .push(format!("seed {seed}: {what}\n  POSTERN_SIM_SEED={seed} {REPLAY}"));
+                        let told = format!("seed {seed}: {what}\n  POSTERN_SIM_SEED={seed} {REPLAY}");
+                        // At once as well: a long run may be broken off.
+                        println!("{told}");
+                        broken.lock().push(told);
                     }
                     ran.lock().push(one);
                 }

@@ -1,5 +1,8 @@
 //! One simulation: three pods and a control plane on turmoil's network, faults, and what must be true all the while.
 
+mod course;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,15 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use postern_ca::store::{Reason, Revocation, Sqlite, Store as _};
+use postern_ca::store::{Sqlite, Store as _};
 use postern_ca::token::Token;
-use postern_svid::{Revoked, SpiffeId, TrustDomain, spread};
+use postern_svid::{SpiffeId, TrustDomain, spread};
+use rustls_pki_types::CertificateDer;
 use turmoil::{Protocol, Segment};
 
-use crate::book::{Book, Order, Outcome};
-use crate::faults::{self, CONTROL, LASTS_MS, Step};
+use crate::book::{Book, DEADLINE_MS};
+use crate::faults::CONTROL;
 use crate::pod::{self, Spec};
-use crate::policy::{Call, DOMAIN, FILE, NAMES, PATHS, Version, id, services};
+use crate::policy::{DOMAIN, FILE, NAMES, Version, id, services};
 use crate::seed::{HostClock, Rng, Time};
 
 /// A step of the simulation.
@@ -26,12 +30,6 @@ const CALM_MS: u64 = 20;
 const TTL: Duration = Duration::from_secs(40);
 /// Until a mesh has started.
 const START_MS: u64 = 15_000;
-/// Until everything is well again when nothing goes wrong any more.
-const CONVERGES_MS: u64 = 30_000;
-/// Until a denial holds everywhere in a mesh in which nothing goes wrong.
-const PROPAGATES_MS: u64 = 2_000;
-/// How long is looked whether it does.
-const AFTER_DENIAL_MS: u64 = 4_000;
 const CONTROL_PORT: u16 = 24_150;
 
 /// What became of a simulation.
@@ -191,6 +189,8 @@ impl Driver {
             }
             converged_ms = self.now() - from;
             self.deny_in_peace();
+            // Whoever still waits is answered, or seen not to be.
+            self.until(DEADLINE_MS + 1_000, |driver| driver.book.lock().have_all_ended());
         } else {
             self.break_rule(5, "the mesh does not start");
         }
@@ -267,186 +267,19 @@ impl Driver {
         (0..NAMES.len()).all(|pod| book.pods[pod].identity.is_some() && book.in_force(pod).is_some())
     }
 
-    fn go_wrong(&mut self) {
-        let mut steps = faults::draw(&mut self.rng).into_iter().peekable();
-        let start = self.now();
-        while self.now() < start + LASTS_MS && self.book.lock().broken.is_empty() {
-            while let Some((_, step)) = steps.next_if(|(at, _)| start + at <= self.now()) {
-                self.step(step);
-            }
-            if self.next_order <= self.now() {
-                self.next_order = self.now() + self.rng.between(50, 400);
-                let call = self.any_call();
-                let parts = u32::try_from(self.rng.between(1, 20)).expect("they are few");
-                self.order(call, parts);
-            }
-            self.tick();
-        }
-        // Whatever did not end by then ends now.
-        for (_, step) in steps {
-            if !matches!(step, Step::Deny(..)) {
-                self.step(step);
-            }
-        }
-        let newest = self.book.lock().versions.last().map(Version::text);
-        self.hand_out(u8::MAX, &newest.expect("there is a version"));
-        // What everybody is told now says that every stream is up again: one that a cut link has left dead is noticed by a PING.
-        self.sequence = self.change_trust("nobody", true);
-        self.book.lock().line("nothing goes wrong any more");
-    }
-
-    fn any_call(&mut self) -> Call {
-        let from = self.rng.below(NAMES.len());
-        let to = (from + 1 + self.rng.below(NAMES.len() - 1)) % NAMES.len();
-        Call { from, to, post: self.rng.percent(60), path: self.rng.below(PATHS.len()) }
-    }
-
-    /// A call, if there is somebody to make it. Gives its number.
-    fn order(&mut self, call: Call, parts: u32) -> Option<u32> {
-        if !self.running[call.from] {
-            return None;
-        }
-        self.orders += 1;
-        self.book.lock().order(Order { number: self.orders, call, parts });
-        Some(self.orders)
-    }
-
-    fn step(&mut self, step: Step) {
-        self.book.lock().line(&format!("{step:?}"));
-        match step {
-            Step::Part(a, b) => self.sim.partition(name(a), name(b)),
-            Step::PartOneWay(a, b) => self.sim.partition_oneway(name(a), name(b)),
-            Step::Hold(a, b) => self.sim.hold(name(a), name(b)),
-            Step::Heal(a, b) => self.sim.release(name(a), name(b)),
-            Step::Slow(a, b, ms) => self.sim.set_link_latency(name(a), name(b), Duration::from_millis(ms)),
-            Step::Crash(host) => {
-                self.running[host] = false;
-                self.sim.crash(name(host));
-                if host < CONTROL {
-                    self.book.lock().crashed(host);
-                }
-            }
-            Step::Bounce(host) => {
-                self.running[host] = true;
-                self.sim.bounce(name(host));
-            }
-            Step::Skew(host, ms) => self.clocks[host].skew(ms),
-            Step::Publish(pods) => self.publish(pods),
-            Step::Spoil(pod, begins) => {
-                let path = self.documents(pod).join("spoilt.yaml");
-                if begins {
-                    write(&path, "kind: Nonsense\n")
-                } else {
-                    fs::remove_file(path).expect("it is there")
-                }
-            }
-            Step::Deny(pod, begins) => self.deny(pod, begins),
-        }
-    }
-
-    fn deny(&mut self, pod: usize, begins: bool) {
-        self.change_trust(NAMES[pod], begins);
-        self.denied = begins.then_some(pod);
-    }
-
-    /// As `postern ca deny` and `allow-again` do it, beside the control plane. Gives the sequence of the bundle.
-    fn change_trust(&self, name: &str, begins: bool) -> u64 {
-        let td = TrustDomain::parse(DOMAIN).expect("it is a trust domain");
-        let store = Sqlite::open(&self.state(), &td).expect("the store can be opened");
-        let entry = Revoked::Id(id(name).parse().expect("it is an id"));
-        let (reason, at) = (Reason::parse("as the seed says").expect("it is printable"), self.time.wall());
-        if begins {
-            let ends = Some(at + Duration::from_secs(3_600));
-            store.revoke(Revocation { entry, reason, at, ends }).expect("the store takes it")
-        } else {
-            store.allow_again(entry, reason, at).expect("the store takes it").unwrap_or(0)
-        }
-    }
-
-    /// Calls of every kind until all of them end as they should, and nothing in force is old.
-    fn converge(&mut self) -> bool {
-        let end = self.now() + CONVERGES_MS;
-        while self.now() < end && self.book.lock().broken.is_empty() {
-            let next = self.now() + 1_000;
-            let round: Vec<(Call, Option<u32>)> = (0..NAMES.len() * (NAMES.len() - 1) * PATHS.len())
-                .map(|number| {
-                    let (path, pair) = (number % PATHS.len(), number / PATHS.len());
-                    let (from, step) = (pair % NAMES.len(), pair / NAMES.len());
-                    let to = (from + 1 + step) % NAMES.len();
-                    Call { from, to, post: false, path }
-                })
-                .map(|call| (call, self.order(call, 0)))
-                .collect();
-            let left = end - self.now();
-            let ended = self.until(left, |driver| {
-                let book = driver.book.lock();
-                round.iter().all(|(_, number)| number.is_none_or(|number| book.outcome(number).is_some()))
-            });
-            if ended
-                && self.is_up_to_date()
-                && round.iter().all(|(call, number)| self.is_right(call, *number))
-            {
-                return true;
-            }
-            self.until(next.saturating_sub(self.now()), |_| false);
-        }
-        false
-    }
-
-    fn is_right(&self, call: &Call, number: Option<u32>) -> bool {
-        let book = self.book.lock();
-        let ended = number.and_then(|number| book.outcome(number));
-        let newest = book.versions.last().expect("there is a version");
-        if self.denied.is_some_and(|denied| denied == call.from || denied == call.to) {
-            return ended != Some(Outcome::Status(200));
-        }
-        ended == Some(Outcome::Status(if newest.allows(call) { 200 } else { 403 }))
-    }
-
-    fn is_up_to_date(&self) -> bool {
-        let book = self.book.lock();
-        let newest = book.versions.last().map(|version| version.number);
-        let now = self.time.wall();
-        (0..NAMES.len()).all(|pod| book.in_force(pod) == newest)
-            && (0..NAMES.len()).filter(|pod| self.denied != Some(*pod)).all(|pod| {
-                let seen = &book.pods[pod];
-                seen.identity.is_some_and(|(_, sequence)| sequence >= self.sequence)
-                    && seen.not_after.is_some_and(|not_after| not_after > now)
-            })
-    }
-
-    /// Nothing goes wrong, and a workload is denied.
-    fn deny_in_peace(&mut self) {
-        if self.denied.is_some() || !self.book.lock().broken.is_empty() {
-            return;
-        }
-        let pod = self.rng.below(NAMES.len());
-        self.step(Step::Deny(pod, true));
-        self.book.lock().silenced = Some((pod, self.now() + PROPAGATES_MS));
-        let end = self.now() + AFTER_DENIAL_MS;
-        while self.now() < end && self.book.lock().broken.is_empty() {
-            let mut call = self.any_call();
-            call.from = pod;
-            if call.to == pod {
-                call.to = (pod + 1) % NAMES.len();
-            }
-            self.order(call, 8);
-            self.until(200, |_| false);
-        }
-    }
-
-    /// The CA's own list: no number twice, no life beyond the cap.
+    /// The CA's own list, by what stands in the certificates: no number twice, no life beyond the cap.
     fn count_certificates(&self) -> usize {
         let td = TrustDomain::parse(DOMAIN).expect("it is a trust domain");
         let store = Sqlite::open(&self.state(), &td).expect("the store can be opened");
         let all = store.valid_certificates(SystemTime::UNIX_EPOCH, &[], 10_000).expect("the store answers");
-        for two in all.windows(2) {
-            if two[0].serial >= two[1].serial {
-                self.break_rule(3, "the CA has a serial number twice");
-            }
-        }
+        let mut serials = BTreeSet::new();
         for one in &all {
-            let life = one.not_after.duration_since(one.issued).unwrap_or_default();
+            let leaf = CertificateDer::from(one.certificate.as_slice());
+            let leaf = postern_svid::tls::peer(Some(&[leaf])).expect("the CA has made it");
+            if !serials.insert(leaf.serial().to_vec()) {
+                self.break_rule(3, "the CA made two certificates of one serial number");
+            }
+            let life = leaf.not_after().duration_since(one.issued).unwrap_or_default();
             // A control plane's own certificate lives as long as a leaf.
             if life > TTL + Duration::from_secs(1) {
                 self.break_rule(3, &format!("the CA made a certificate of {life:?}"));
