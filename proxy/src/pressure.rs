@@ -94,30 +94,55 @@ fn open(counted: std::io::Result<usize>, descriptors: usize) -> usize {
 struct Limited {
     cgroup: PathBuf,
     max: u64,
+    names: &'static Names,
 }
+
+/// What the two versions of cgroups call the same files. Of a tree, version 1 has the sums in lines of their own.
+#[derive(Debug, Eq, PartialEq)]
+struct Names {
+    limit: &'static str,
+    used: &'static str,
+    inactive: &'static str,
+}
+
+const VERSION_1: Names =
+    Names { limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", inactive: "total_inactive_file " };
+const VERSION_2: Names = Names { limit: "memory.max", used: "memory.current", inactive: "inactive_file " };
+
+/// What version 1 says where there is no limit is the largest number of whole pages.
+const NO_LIMIT: u64 = 1 << 62;
 
 /// The nearest cgroup with a limit, from the process's own upwards; `own` is the text of `/proc/self/cgroup`. In a
 /// container with a cgroup namespace that is the root itself, in a systemd unit a directory far below it.
 fn limited(root: &Path, own: &str) -> Option<Limited> {
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // What lies outside the namespace is shown with dots; only the root of what is mounted can be looked at then.
-    let path = Path::new(if path.split('/').any(|part| part == "..") { "" } else { path });
-    path.ancestors().find_map(|path| {
-        let cgroup = root.join(path);
-        let max = number(&std::fs::read_to_string(cgroup.join("memory.max")).ok()?)?;
-        Some(Limited { cgroup, max })
-    })
+    // Version 1 names the controllers that it has; where memory is among them, version 2 has no limits of it.
+    let first = own.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(":/")?;
+        controllers.split(',').any(|name| name == "memory").then_some(path)
+    });
+    let second = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    let nearest = |root: &Path, path: &str, names: &'static Names| {
+        // What lies outside the namespace is shown with dots; only the root of what is mounted can be looked at then.
+        let path = Path::new(if path.split('/').any(|part| part == "..") { "" } else { path });
+        path.ancestors().find_map(|path| {
+            let cgroup = root.join(path);
+            let max = number(&std::fs::read_to_string(cgroup.join(names.limit)).ok()?)?;
+            (max < NO_LIMIT).then_some(Limited { cgroup, max, names })
+        })
+    };
+    let of_first = first.and_then(|path| nearest(&root.join("memory"), path, &VERSION_1));
+    of_first.or_else(|| nearest(root, second?, &VERSION_2))
 }
 
 impl Limited {
     /// The share of the limit in use; 0 if it cannot be read.
     fn percent(&self) -> u8 {
         let read = |name: &str| std::fs::read_to_string(self.cgroup.join(name)).unwrap_or_default();
-        let current = number(&read("memory.current")).unwrap_or(0);
+        let current = number(&read(self.names.used)).unwrap_or(0);
         // File pages that nobody used lately are given back before anything is killed.
         let stat = read("memory.stat");
         let inactive =
-            stat.lines().find_map(|line| number(line.strip_prefix("inactive_file ")?)).unwrap_or(0);
+            stat.lines().find_map(|line| number(line.strip_prefix(self.names.inactive)?)).unwrap_or(0);
         percent(current.saturating_sub(inactive), self.max)
     }
 }
@@ -191,6 +216,35 @@ mod tests {
             let found = found.as_ref().map(|one| (one.cgroup.strip_prefix(root).unwrap(), one.percent()));
             assert_eq!(found, watched.map(|(path, share)| (Path::new(path), share)), "{own}");
         }
+    }
+
+    #[test]
+    fn version_1_has_other_names_and_no_word_for_no_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let none = ("memory.limit_in_bytes", "9223372036854771712\n");
+        cgroup(root, "memory", &[none, ("memory.usage_in_bytes", "5000\n")]);
+        cgroup(
+            root,
+            "memory/docker/one",
+            &[
+                ("memory.limit_in_bytes", "200\n"),
+                ("memory.usage_in_bytes", "190\n"),
+                ("memory.stat", "inactive_file 1\ntotal_inactive_file 100\n"),
+            ],
+        );
+        cgroup(root, "memory/free", &[none]);
+        for (own, watched) in [
+            ("9:cpu:/docker/one\n8:memory:/docker/one\n0::/\n", Some(45)),
+            ("8:hugetlb,memory:/docker/one\n", Some(45)),
+            ("8:memory:/free\n", None),
+            ("8:memory:/\n", None),
+        ] {
+            assert_eq!(limited(root, own).map(|found| found.percent()), watched, "{own}");
+        }
+        // In a container its own cgroup is what is mounted, whatever the path says.
+        cgroup(root, "memory", &[("memory.limit_in_bytes", "10000\n")]);
+        assert_eq!(limited(root, "8:memory:/docker/elsewhere\n").map(|found| found.percent()), Some(50));
     }
 
     #[test]
