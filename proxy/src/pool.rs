@@ -28,6 +28,10 @@ use crate::sidecar::Sidecar;
 use crate::snapshot::MeshIdentity;
 use crate::trust::Proof;
 
+mod failures;
+
+use failures::Failures;
+
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Kind {
@@ -56,10 +60,10 @@ type Slots = HashMap<(SocketAddr, Kind), Vec<Arc<Slot>>, Hashing>;
 struct Slot {
     endpoint: Endpoint,
     open: Mutex<Vec<Open>>,
-    /// Held while dialling: a thousand callers make one handshake. Counts failures, so that whoever waited through one
-    /// shares its error instead of repeating it.
+    /// Held while dialling: a thousand callers make one handshake. Whoever waited through one that failed shares its error
+    /// instead of repeating it.
     dialing: tokio::sync::Mutex<()>,
-    failures: Mutex<(u64, Option<(Reason, String)>)>,
+    failures: Mutex<Failures>,
 }
 
 #[derive(Clone, Debug)]
@@ -85,16 +89,13 @@ impl MeshPool {
         if let Some(connection) = slot.find(own.identity.generation, most) {
             return Ok(connection);
         }
-        let failures = slot.failures.lock().0;
+        let failures = slot.failures.lock().count();
         let _dialing = slot.dialing.lock().await;
         if let Some(connection) = slot.find(own.identity.generation, most) {
             return Ok(connection);
         }
-        {
-            let known = slot.failures.lock();
-            if let (true, Some((reason, detail))) = (known.0 > failures, &known.1) {
-                return Err(Error::unsent(Side::Remote, *reason, detail.clone()));
-            }
+        if let Some(error) = slot.failures.lock().since(failures) {
+            return Err(error);
         }
         slot.dial(sidecar, &own).await
     }
@@ -108,6 +109,15 @@ impl MeshPool {
             slot.open.lock().iter().map(|open| open.connection.in_flight()).sum()
         };
         at_address.map_or(0, |slots| slots.iter().map(streams).sum())
+    }
+
+    /// Whether dialling `endpoint` failed lately, so that others are asked first.
+    pub fn is_resting(&self, endpoint: &Endpoint, kind: Kind) -> bool {
+        let address = SocketAddr::new(endpoint.address, endpoint.mesh_port);
+        let slots = self.slots.lock();
+        let slot =
+            slots.get(&(address, kind)).and_then(|all| all.iter().find(|one| one.endpoint == *endpoint));
+        slot.is_some_and(|slot| slot.failures.lock().is_resting(slot.dialing.try_lock().is_err()))
     }
 
     /// After a renewal: every peer with live streams gets a connection under the new certificate, so that it may keep
@@ -234,6 +244,7 @@ impl Slot {
             Ok((connection, proof)) => {
                 let generation = own.identity.generation;
                 self.open.lock().push(Open { generation, connection: connection.clone(), proof });
+                self.failures.lock().succeeded();
                 let in_force = sidecar.snapshots.load().identity.as_ref().map(|own| own.identity.generation);
                 if in_force != Some(generation) {
                     // A root may have gone while this was dialled.
@@ -242,8 +253,7 @@ impl Slot {
                 Ok(connection)
             }
             Err(error) => {
-                let mut failures = self.failures.lock();
-                *failures = (failures.0 + 1, Some((error.reason, error.detail.clone())));
+                self.failures.lock().failed(&error);
                 Err(error)
             }
         }

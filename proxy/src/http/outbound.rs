@@ -313,7 +313,13 @@ impl Target {
         let random = if endpoints.len() > 1 { spread::number() } else { 0 };
         let loads: Vec<usize> =
             endpoints.iter().map(|endpoint| worker.mesh.in_flight(endpoint, kind)).collect();
-        let at = balance::pick(&loads, tried, random)
+        // One that could not be reached lately is asked when nobody else is left, or its rest is over.
+        let is_resting = |at: &usize| worker.mesh.is_resting(&endpoints[*at], kind);
+        let resting: Vec<usize> = match endpoints.len() {
+            1 => Vec::new(),
+            count => (0..count).filter(is_resting).collect(),
+        };
+        let at = balance::pick(&loads, tried, &resting, random)
             .ok_or_else(|| Error::unsent(Side::Us, Reason::NoEndpoint, self.port.service.to_string()))?;
         Ok((at, &endpoints[at]))
     }
