@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod body;
+mod caught;
 pub(crate) mod framing;
 pub mod h2;
 pub mod headers;

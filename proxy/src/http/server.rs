@@ -27,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Sleep;
 
 use super::body::Body;
+use super::caught::caught;
 use super::framing::Framing;
 use super::interim::{self, Interim};
 use super::stall::StallClock;
@@ -83,6 +84,7 @@ pub async fn serve_h1<I, H, F>(
                 None => body,
             }
         };
+        let is_grpc = headers::is_grpc(request.headers());
         let response = match strict::check_h1(&request) {
             Ok(()) => Ok(handler(request.map(body), pending)),
             Err(error) => Err(error),
@@ -90,7 +92,7 @@ pub async fn serve_h1<I, H, F>(
         let (state, malformed) = (Arc::clone(&state), malformed.clone());
         async move {
             let response = match response {
-                Ok(response) => response.await,
+                Ok(response) => caught(&malformed, is_grpc, response).await,
                 Err(error) => refuse(&malformed, &error),
             };
             let mut response = match state.is_malformed() {

@@ -44,6 +44,7 @@ pub struct ServerCounts {
     pub limits: LimitHits,
     refused: Counter,
     malformed: Counter,
+    internal: Counter,
 }
 
 impl ServerCounts {
@@ -56,6 +57,11 @@ impl ServerCounts {
     /// Counts a request that is none, or that could be read in two ways.
     pub fn malformed(&self) {
         self.malformed.inc();
+    }
+
+    /// Counts a request that met a defect.
+    pub fn internal(&self) {
+        self.internal.inc();
     }
 }
 
@@ -174,7 +180,8 @@ impl Metrics {
     pub fn server(&self, direction: Direction) -> ServerCounts {
         let of = |reason: Reason| self.failures[direction as usize][reason as usize].clone();
         let (refused, malformed) = (of(Reason::HeadTooLarge), of(Reason::BadRequest));
-        ServerCounts { limits: self.limits.clone(), refused, malformed }
+        let internal = of(Reason::Internal);
+        ServerCounts { limits: self.limits.clone(), refused, malformed, internal }
     }
 
     /// Counts a handshake that failed.

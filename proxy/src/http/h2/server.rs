@@ -20,6 +20,8 @@ use super::{ClientResets, RecvBody, Settings, TunnelIo, send};
 use crate::drain::ON_ITS_WAY;
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
+use crate::http::caught::caught;
+use crate::http::headers;
 use crate::http::interim::Interim;
 use crate::http::upgrade::Pending;
 use crate::observe::metrics::ServerCounts;
@@ -56,6 +58,7 @@ where
     let Some((mut connection, within)) = begun else { return Ok(()) };
 
     let resets = Arc::new(Resets::new(settings.client_resets));
+    let shared = Arc::new(counts.clone());
     let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
     let mut deadline = within.map(|within| Instant::now() + within);
     if deadline.is_some() {
@@ -92,7 +95,8 @@ where
                             continue;
                         }
                     }
-                    spawn(stream(request, respond, settings.stall, handler.clone(), Arc::clone(&resets)));
+                    let (resets, counts) = (Arc::clone(&resets), Arc::clone(&shared));
+                    spawn(stream(request, respond, settings.stall, handler.clone(), resets, counts));
                 }
                 // Our own GOAWAY.
                 Some(Err(_)) if since_abuse.is_some() => return Ok(()),
@@ -269,6 +273,7 @@ async fn stream<H, F>(
     stall: Duration,
     handler: H,
     resets: Arc<Resets>,
+    counts: Arc<ServerCounts>,
 ) where
     H: Fn(Request<Body>, Option<Pending>) -> F,
     F: Future<Output = Response<Body>>,
@@ -278,6 +283,7 @@ async fn stream<H, F>(
     let (interim, told) = Interim::new();
     parts.extensions.insert(interim);
     let head_only = parts.method == Method::HEAD;
+    let is_grpc = headers::is_grpc(&parts.headers);
     let mut tunnel = None;
     let (body, pending) = if parts.method == Method::CONNECT {
         let (give, take) = oneshot::channel();
@@ -288,7 +294,8 @@ async fn stream<H, F>(
     } else {
         (Body::h2(RecvBody::request(recv)), None)
     };
-    let mut handling = std::pin::pin!(handler(Request::from_parts(parts, body), pending));
+    let handling = handler(Request::from_parts(parts, body), pending);
+    let mut handling = std::pin::pin!(caught(&counts, is_grpc, handling));
     let response = loop {
         crate::runtime::select! {
             // First, or a handler that fails because its request's body was taken back would hide the reset.
