@@ -74,6 +74,8 @@ pub struct Config {
     pub workload_api: Option<WorkloadApi>,
     /// The directory of documents.
     pub documents: PathBuf,
+    /// Whether each of its files must end with YAML's end mark: without it, it was cut while it was written.
+    pub end_marks: bool,
     /// Whose documents may speak for the whole mesh.
     pub root_namespace: String,
     /// Threads of the data path.
@@ -225,6 +227,7 @@ impl Config {
             admin_port: raw.admin.address.map(|address| address.value),
             workload_api,
             documents: raw.documents,
+            end_marks: raw.end_marks,
             root_namespace: raw.root_namespace,
             workers: raw.workers.map_or(1, |workers| workers.value),
             test: raw.test,
@@ -254,6 +257,8 @@ struct File {
     admin: Admin,
     workload_api: Option<workload_api::Raw>,
     documents: PathBuf,
+    #[serde(default)]
+    end_marks: bool,
     #[serde(default = "root_namespace")]
     root_namespace: String,
     workers: Option<Spanned<usize>>,

@@ -180,6 +180,7 @@ impl Loader {
             policies: Arc::clone(&self.policies),
             scope: scope(&self.sidecar),
             number: self.number + 1,
+            end_marks: self.sidecar.config.end_marks,
             overlays: self.overlays.files(),
             last: self.base.clone(),
         }
