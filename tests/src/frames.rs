@@ -108,11 +108,16 @@ impl Raw {
 
     /// As sidecar `name` to the mesh listener of `callee`, whose workload has its port 8080.
     pub fn mesh(mesh: &Mesh, name: &str, callee: &str) -> Self {
+        Self::try_mesh(mesh, name, callee).expect("both sides prove themselves")
+    }
+
+    /// The same where the handshake may fail. That it does not, means little: a server refuses after its client is done.
+    pub fn try_mesh(mesh: &Mesh, name: &str, callee: &str) -> io::Result<Self> {
         let to = mesh.sidecar(callee).inbound();
         let tcp = wire::connect(to);
-        let io = over_tls(peer::config(mesh, name, callee), &tcp, to);
+        let io = over_tls(peer::config(mesh, name, callee), &tcp, to)?;
         let host = format!("{callee}.shop");
-        Self::new(io, tcp, &host, &[("postern-port", "8080"), ("postern-version", "2")])
+        Ok(Self::new(io, tcp, &host, &[("postern-port", "8080"), ("postern-version", "2")]))
     }
 
     /// Through a tunnel that the way out at `outbound` opens to `service`.
@@ -132,6 +137,7 @@ impl Raw {
         let config = tls::client_config(None, &bundles, &[id], Arc::new(SystemClock), &[b"h2"]);
         let tcp = wire::connect(to);
         let io = over_tls(config.expect("TLS 1.3 can be spoken"), &tcp, to);
+        let io = io.expect("the server proves itself");
         Self::new(io, tcp, "control.invalid", &[])
     }
 
@@ -283,12 +289,12 @@ impl Raw {
     }
 }
 
-fn over_tls(config: Arc<ClientConfig>, tcp: &TcpStream, to: SocketAddr) -> Box<dyn Wire> {
+fn over_tls(config: Arc<ClientConfig>, tcp: &TcpStream, to: SocketAddr) -> io::Result<Box<dyn Wire>> {
     let host = ServerName::IpAddress(to.ip().into());
     let session = ClientConnection::new(config, host).expect("it is a configuration");
     let mut io = StreamOwned::new(session, tcp.try_clone().expect("a descriptor can be duplicated"));
-    io.conn.complete_io(&mut io.sock).expect("both sides prove themselves");
-    Box::new(io)
+    io.conn.complete_io(&mut io.sock)?;
+    Ok(Box::new(io))
 }
 
 fn is_waiting(error: &io::Error) -> bool {

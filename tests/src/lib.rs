@@ -18,6 +18,7 @@
 //! The binaries must have been built: `cargo build --workspace --bins`, or `cargo test --workspace`, which does it.
 
 mod binaries;
+mod cgroup;
 mod curl;
 mod dns;
 mod documents;
@@ -36,6 +37,7 @@ mod metrics;
 pub mod namespace;
 mod nginx;
 mod origin;
+mod paced;
 mod peer;
 mod plan;
 pub mod pods;
@@ -46,6 +48,7 @@ mod web_ca;
 pub mod wire;
 
 pub use binaries::{postern, postern_init, postern_proxy, target_directory};
+pub use cgroup::Cgroup;
 pub use curl::Answer;
 pub use dns::Dns;
 pub use documents::{Documents, digest};
@@ -59,9 +62,10 @@ pub use mesh::{ControlPlane, Mesh, Sidecar};
 pub use metrics::Metrics;
 pub use nginx::Nginx;
 pub use origin::{Ended, Origin, Seen};
+pub use paced::{Asked, Paced, Told};
 pub use peer::Peer;
 pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
-pub use process::{Process, descriptors, resident};
+pub use process::{Process, descriptors, processor_time, resident};
 pub use web_ca::WebCa;
 
 /// Whether the long forms of tests are asked for (`POSTERN_TEST_LONG=1`, as the nightly run does).

@@ -310,7 +310,12 @@ impl Sidecar {
         if let Some(pod) = &self.plan.pod {
             return self.start_in_pod(pod.capability.as_deref());
         }
-        let process = Process::start(&self.plan.name, &postern_proxy(), &self.log, |command| {
+        let (own, under) = (postern_proxy(), &self.plan.under);
+        let program = under.first().map_or(own.as_path(), Path::new);
+        let process = Process::start(&self.plan.name, program, &self.log, |command| {
+            if let Some(words) = under.get(1..) {
+                command.args(words).arg(&own);
+            }
             command.arg("run").arg("--config").arg(&self.config);
             command.envs(self.plan.environment.iter().map(|(name, value)| (name, value)));
         });

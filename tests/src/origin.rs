@@ -13,6 +13,7 @@
 //! | `/hold` | nothing, until the caller goes |
 //! | `/forged` | fields that only sidecars may set |
 //! | `/cut` | half of the promised body, then a reset |
+//! | `/half` | half of the promised body, then nothing until the caller goes |
 //! | anything else | JSON: method, target, version, headers, bytes of the body, their sum |
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -325,6 +326,13 @@ impl Exchange<'_, '_> {
                     ("postern-other", "1"),
                 ],
             ),
+            ["half"] => {
+                self.head("200", &[("content-length", "1000")])?;
+                self.write(&[b'x'; 500])?;
+                loop {
+                    self.fail_if_gone(Duration::from_millis(20))?;
+                }
+            }
             ["cut"] => {
                 self.head("200", &[("content-length", "1000")])?;
                 self.write(&[b'x'; 500])?;

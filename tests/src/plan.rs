@@ -41,6 +41,7 @@ pub struct SidecarPlan {
     pub(crate) decision_log: bool,
     pub(crate) workload_api: Option<String>,
     pub(crate) pod: Option<PodPlan>,
+    pub(crate) under: Vec<String>,
     pub(crate) more: String,
 }
 
@@ -127,6 +128,7 @@ impl Plan {
             decision_log: false,
             workload_api: None,
             pod: None,
+            under: Vec::new(),
             more: String::new(),
         });
         self.sidecars.last_mut().expect("one was just pushed")
@@ -384,6 +386,12 @@ impl SidecarPlan {
     /// The level of the log.
     pub fn log(&mut self, level: &str) -> &mut Self {
         level.clone_into(&mut self.log);
+        self
+    }
+
+    /// It is started by this program, with the sidecar's own words behind these; it must replace itself by the sidecar.
+    pub fn under(&mut self, words: &[&str]) -> &mut Self {
+        self.under = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 

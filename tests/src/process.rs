@@ -96,6 +96,16 @@ pub fn descriptors(process: u32) -> usize {
     std::fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").count()
 }
 
+/// Time that a process has had on a processor, in the kernel too.
+pub fn processor_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+    // The second field is a name, which may hold anything; its parenthesis is the last one.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
+    // USER_HZ, which is 100 wherever Linux runs.
+    Duration::from_millis(ticks * 10)
+}
+
 /// `program`, killed by the kernel when its parent dies.
 fn tied(program: &Path) -> Command {
     const SETPRIV: &str = "/usr/bin/setpriv";

@@ -1,0 +1,128 @@
+//! R11: callers that read nothing, next to nothing, or send a byte a second.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use postern_tests::frames::{Raw, flag};
+use postern_tests::{Mesh, Paced, is_long, resident, wait, wire};
+
+use super::{alone, expect_alive, pair};
+
+/// More than all buffers between the two ends hold.
+const MUCH: usize = 64 << 20;
+
+/// The slow ones, of each kind as many.
+struct Slow {
+    deaf: Vec<TcpStream>,
+    shut: Vec<Raw>,
+    readers: Vec<TcpStream>,
+    writers: Vec<TcpStream>,
+}
+
+impl Slow {
+    fn open(to: SocketAddr, each: usize) -> Self {
+        let lines = |head: &str| -> Vec<TcpStream> {
+            (0..each)
+                .map(|_| {
+                    let mut stream = wire::connect(to);
+                    stream.write_all(head.as_bytes()).expect("the sidecar reads");
+                    stream.set_nonblocking(true).expect("it is a socket");
+                    stream
+                })
+                .collect()
+        };
+        let get = format!("GET /bytes/{MUCH} HTTP/1.1\r\nHost: orders.shop\r\n\r\n");
+        let shut = (0..each).map(|_| {
+            let mut raw = Raw::plain(to, "orders.shop");
+            // SETTINGS_INITIAL_WINDOW_SIZE: not a byte of a body may come.
+            raw.hello(&[(4, 0)]);
+            let stream = raw.stream();
+            let head = raw.head(stream, flag::END_STREAM, "GET", "/bytes/1000000", &[]);
+            raw.send(&head).expect("the sidecar reads");
+            raw
+        });
+        Self {
+            deaf: lines(&get),
+            shut: shut.collect(),
+            readers: lines(&get),
+            writers: lines("POST / HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: 100000\r\n\r\n"),
+        }
+    }
+
+    /// A byte to and fro for each that moves at all; a reader that has been reset is gone.
+    fn tick(&mut self) {
+        let is_open = |read: std::io::Result<usize>| match read {
+            Ok(count) => count > 0,
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        };
+        self.readers.retain_mut(|stream| is_open(stream.read(&mut [0])));
+        for stream in &mut self.writers {
+            let _ = stream.write_all(b"a");
+        }
+        for raw in &mut self.shut {
+            raw.read(Duration::from_millis(1));
+        }
+    }
+}
+
+fn streams(mesh: &Mesh, name: &str) -> f64 {
+    mesh.sidecar(name).metrics().value("postern_streams_active{direction=\"outbound\"}")
+}
+
+#[test]
+fn who_is_slow_slows_nobody_else() {
+    let _alone = alone();
+    // 500 of them, cut after as long as they are by default; or few, cut soon.
+    let (each, limits, cut) = if is_long() { (125, &[][..], 35) } else { (15, &[("stall", "2s")][..], 15) };
+    let (mesh, _origin) = pair(limits);
+    let (web, orders) = (mesh.sidecar("web"), mesh.sidecar("orders"));
+    let start = [web, orders].map(|sidecar| resident(sidecar.process().id()));
+    let before = Paced::during(web.outbound(), "orders.shop", 100, Duration::from_secs(2));
+
+    let mut slow = Slow::open(web.outbound(), each);
+    let (stop, begun) = (AtomicBool::new(false), Instant::now());
+    let (took, beside, grown) = std::thread::scope(|scope| {
+        let ticking = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                slow.tick();
+                wait::pause(Duration::from_secs(1));
+            }
+            slow
+        });
+        let load = Paced::start(web.outbound(), "orders.shop", 100);
+        let mut grown = [0, 0];
+        // What neither reads nor moves is cut, and the writers are left, and the load's own streams.
+        let left = each as f64 + 4.0;
+        wait::until("who does not read is cut", Duration::from_secs(cut + 30), || {
+            for (at, sidecar) in [web, orders].iter().enumerate() {
+                let now = resident(sidecar.process().id()).saturating_sub(start[at]);
+                grown[at] = grown[at].max(now);
+            }
+            wait::pause(Duration::from_millis(100));
+            streams(&mesh, "web") <= left
+        });
+        let took = begun.elapsed();
+        let beside = load.end();
+        stop.store(true, Ordering::Relaxed);
+        let slow = ticking.join().expect("no panic");
+        assert_eq!(slow.writers.len(), each);
+        assert!(slow.writers.iter().all(|stream| matches!(stream.take_error(), Ok(None))), "they are served");
+        assert!(slow.deaf.len() == each && slow.shut.len() == each);
+        (took, beside, grown)
+    });
+    println!(
+        "R11 {} slow callers, memory +{} and +{} MiB, those that do not read are cut after {took:.1?}; before: {}; beside \
+         them: {}",
+        4 * each,
+        grown[0],
+        grown[1],
+        before.line(),
+        beside.line()
+    );
+    beside.expect_all("beside slow callers", 20);
+    assert!(took < Duration::from_secs(cut), "{took:?}");
+    assert!(grown.iter().all(|mebibytes| *mebibytes <= 50), "{grown:?} MiB");
+    expect_alive(&mesh);
+}
