@@ -68,6 +68,10 @@ fn attack(to: SocketAddr, connections: usize) -> Vec<Raw> {
 
 #[test]
 fn what_is_asked_for_beyond_memory_is_refused() {
+    // Without optimisation the processor runs out before the memory does.
+    if !is_long() {
+        return;
+    }
     let _alone = alone();
     let cgroups = match ["web", "orders"].map(|name| Cgroup::with_memory(name, BOUND)) {
         [Ok(web), Ok(orders)] => [web, orders],
