@@ -169,7 +169,9 @@ fn no_call_is_made_twice_and_no_answer_is_cut_short_unseen() {
     for one in came.keys() {
         assert!(matches!(one, Came::Whole | Came::Broken | Came::Refused(502 | 503)), "{came:?}");
     }
-    assert!(broken >= each / 10, "only {broken} connections broke");
+    // An endpoint that cannot be dialled is left alone, the longer the more often it failed: how many there are is a matter
+    // of time.
+    assert!(broken >= each / 40, "only {broken} connections broke");
     // Whoever was told that it is paid has paid.
     for (path, _) in answers.iter().filter(|(path, one)| *one == Came::Whole && is_post(path)) {
         assert_eq!(arrived.get(path), Some(&1), "{path}");
