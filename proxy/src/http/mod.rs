@@ -9,6 +9,7 @@ pub mod headers;
 pub mod inbound;
 pub mod interim;
 pub mod outbound;
+mod owned;
 pub mod respond;
 pub mod server;
 pub(crate) mod stall;

@@ -20,6 +20,7 @@ use super::{RecvBody, Settings, TunnelIo, send};
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
 use crate::http::interim::Interim;
+use crate::http::owned;
 use crate::observe::metrics::LimitHits;
 use crate::runtime::{Owned, spawn};
 
@@ -153,7 +154,7 @@ impl Connection {
 
     async fn start(
         &self,
-        head: Request<()>,
+        mut head: Request<()>,
         end: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>, InFlight), Error> {
         self.state.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -162,6 +163,7 @@ impl Connection {
             self.state.closed.store(true, Ordering::Relaxed);
             Error::unsent(self.side, reset_reason(self.side), error.to_string())
         };
+        owned::fields(head.headers_mut());
         let ready = timeout(self.settings.stall, self.send.clone().ready()).await;
         let Ok(ready) = ready else {
             return Err(Error::unsent(self.side, Reason::Stalled, "the peer allows no further stream"));

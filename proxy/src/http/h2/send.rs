@@ -11,6 +11,7 @@ use http_body::Body as _;
 
 use crate::error::{Error, Reason, Side};
 use crate::http::body::Body;
+use crate::http::owned;
 
 /// Sends `body` to its end. On failure the stream is reset, so that a cut body never looks complete.
 pub(super) async fn pump(
@@ -49,7 +50,8 @@ pub(super) async fn pump(
                     }
                 }
                 Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
+                    if let Ok(mut trailers) = frame.into_trailers() {
+                        owned::fields(&mut trailers);
                         return stream.send_trailers(trailers).map_err(|error| broken(&error));
                     }
                 }

@@ -23,6 +23,7 @@ use crate::http::body::Body;
 use crate::http::caught::caught;
 use crate::http::headers;
 use crate::http::interim::Interim;
+use crate::http::owned;
 use crate::http::upgrade::Pending;
 use crate::observe::metrics::ServerCounts;
 use crate::runtime::spawn;
@@ -313,7 +314,8 @@ async fn stream<H, F>(
     while let Some(head) = told.waiting() {
         let _ = respond.send_informational(head);
     }
-    let (parts, mut body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
+    owned::fields(&mut parts.headers);
     if head_only {
         body = Body::empty();
     }

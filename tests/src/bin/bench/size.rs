@@ -187,7 +187,8 @@ fn memory(stage: &Stage, proxy: &Path, count: usize) -> Result<Days, Failure> {
     wait::pause(SETTLE);
     moments.push(("N idle connections", Memory::of(running.id())?));
     held.ask_on_each()?;
-    wait::pause(SETTLE);
+    // The workload was asked on as many connections, which rest for four seconds: then they are closed too.
+    wait::pause(GIVEN_BACK);
     expect_connections(callee, count, OPEN)?;
     moments.push((AFTER_REQUEST, Memory::of(running.id())?));
     drop(held);
