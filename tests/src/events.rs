@@ -31,6 +31,15 @@ pub struct Streams {
     stop: tokio::sync::watch::Sender<bool>,
 }
 
+/// When the events of several streams come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pace {
+    /// One stream after the other, evenly over the time between two events: conversations that have nothing to do with each other.
+    Even,
+    /// All at once, as from a model server that computes the next token of all of them in one batch.
+    Together,
+}
+
 /// What the clients saw.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -60,15 +69,26 @@ struct Reader {
 impl Streams {
     /// Opens `count` streams, an event every `every` on each, by HTTP/1.1: each client tells the service from others by
     /// `host`. Names begin with `name`.
-    pub fn open(to: SocketAddr, host: &str, path: &str, name: &str, count: usize, every: Duration) -> Self {
+    pub fn open(
+        to: SocketAddr,
+        host: &str,
+        path: &str,
+        name: &str,
+        (count, every): (usize, Duration),
+        pace: Pace,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
         let (stop, _) = tokio::sync::watch::channel(false);
         let mut readers = Vec::new();
         for at in 0..count {
             let name = format!("{name}-{at}");
+            let phase = match pace {
+                Pace::Even => every.as_secs_f64() * 1e3 * at as f64 / count as f64,
+                Pace::Together => 0.0,
+            };
             let request = format!(
-                "GET {path}?every={}&name={name} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n",
+                "GET {path}?every={}&at={phase}&name={name} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n",
                 every.as_millis()
             );
             let mut stopped = stop.subscribe();

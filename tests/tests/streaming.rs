@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use postern_tests::events::{self, Streams};
+use postern_tests::events::{self, Pace, Streams};
 use postern_tests::{Mesh, Plan, Process, foreign, wait, wire};
 
 const POLICY: &str = r#"
@@ -49,7 +49,7 @@ fn each_event_comes_by_itself_and_who_leaves_is_missed() {
     let pair = pair();
     let every = Duration::from_millis(200);
     let front = pair.mesh.sidecar("web").outbound();
-    let streams = Streams::open(front, "orders.shop", "/stream", "h1", COUNT, every);
+    let streams = Streams::open(front, "orders.shop", "/stream", "h1", (COUNT, every), Pace::Even);
     streams.watch(Duration::from_secs(3));
     let seen = streams.leave();
     assert_eq!((seen.garbled, seen.ended), (0, 0), "{seen:?}");

@@ -13,7 +13,7 @@ const SMALL: usize = 128;
 const SHARED: usize = 1_024;
 
 /// Moves the values of `headers`. What else a head has, h2 copies by itself.
-pub fn fields(headers: &mut HeaderMap) {
+pub(super) fn fields(headers: &mut HeaderMap) {
     let small: usize = headers.values().map(HeaderValue::len).filter(|length| *length <= SMALL).sum();
     let mut shared = BytesMut::with_capacity(small.min(SHARED));
     for value in headers.values_mut() {

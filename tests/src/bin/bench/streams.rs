@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use postern_tests::events::{self, Seen, Streams};
+use postern_tests::events::{self, Pace, Seen, Streams};
 use postern_tests::{Plan, TRUST_DOMAIN, wait};
 use serde_json::{Value, json};
 
@@ -34,6 +34,37 @@ struct Cell {
     left: f64,
 }
 
+/// All rounds with events of one pace.
+#[derive(Debug)]
+struct Ways {
+    name: &'static str,
+    pace: Pace,
+    direct: Vec<Cell>,
+    through: Vec<Cell>,
+}
+
+impl Ways {
+    const fn new(name: &'static str, pace: Pace) -> Self {
+        Self { name, pace, direct: Vec::new(), through: Vec::new() }
+    }
+
+    fn row(&self, what: &str, of: fn(&Cell) -> f64, aim: &str) {
+        let spread = |cells: &[Cell]| Spread::of(cells.iter().map(of)).show(2);
+        let added = self.direct.iter().zip(&self.through).map(|(direct, through)| of(through) - of(direct));
+        let (direct, through, added) =
+            (spread(&self.direct), spread(&self.through), Spread::of(added).show(2));
+        println!("| {}: {what} | {direct} | {through} | {added} | {aim} |", self.name);
+    }
+
+    fn to_json(&self) -> Value {
+        let cells = |cells: &[Cell]| -> Vec<Value> {
+            let one = |cell: &Cell| json!({"events": cell.events, "p50_ms": cell.p50, "p99_ms": cell.p99, "left_ms": cell.left});
+            cells.iter().map(one).collect()
+        };
+        json!({"events": self.name, "direct": cells(&self.direct), "through": cells(&self.through)})
+    }
+}
+
 /// Runs the bench and prints its table.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let proxy = build::proxy(options)?;
@@ -57,13 +88,16 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     pin_clients()?;
 
     let front = mesh.sidecar(CALLER).outbound();
-    let (mut direct, mut through) = (Vec::new(), Vec::new());
+    let mut found = [Ways::new("evenly spread", Pace::Even), Ways::new("all at once", Pace::Together)];
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        direct.push(measure(&format!("direct-{round}"), service, service, options)?);
-        through.push(measure(&format!("through-{round}"), front, service, options)?);
+        for ways in &mut found {
+            let (name, pace) = (format!("{round}-{:?}", ways.pace), ways.pace);
+            ways.direct.push(measure(&format!("direct-{name}"), service, service, pace, options)?);
+            ways.through.push(measure(&format!("through-{name}"), front, service, pace, options)?);
+        }
     }
-    report(&direct, &through, options)
+    report(&found, options)
 }
 
 /// One rule, as in the other benches.
@@ -84,8 +118,14 @@ fn pin_clients() -> Result<(), Failure> {
         .map_err(|error| format!("the clients cannot be held to processor {}: {error}", process::LOAD))
 }
 
-fn measure(name: &str, to: SocketAddr, service: SocketAddr, options: &Options) -> Result<Cell, Failure> {
-    let streams = Streams::open(to, HOST, PATH, name, options.connections, EVERY);
+fn measure(
+    name: &str,
+    to: SocketAddr,
+    service: SocketAddr,
+    pace: Pace,
+    options: &Options,
+) -> Result<Cell, Failure> {
+    let streams = Streams::open(to, HOST, PATH, name, (options.connections, EVERY), pace);
     streams.watch(options.warm_up + options.length);
     let seen = streams.leave();
     if seen.garbled + seen.ended > 0 {
@@ -121,11 +161,7 @@ fn told(name: &str, seen: &Seen, service: SocketAddr) -> Result<f64, Failure> {
     }
 }
 
-fn report(direct: &[Cell], through: &[Cell], options: &Options) -> Result<(), Failure> {
-    let of = |cells: &[Cell], what: fn(&Cell) -> f64| Spread::of(cells.iter().map(what));
-    let added = |what: fn(&Cell) -> f64| {
-        Spread::of(direct.iter().zip(through).map(|(direct, through)| what(through) - what(direct)))
-    };
+fn report(found: &[Ways], options: &Options) -> Result<(), Failure> {
     let header = format!("{}, {}", now(), machine::describe());
     println!(
         "{header}, {} rounds of {} s, {} streams, an event every {} ms on each\n",
@@ -135,20 +171,14 @@ fn report(direct: &[Cell], through: &[Cell], options: &Options) -> Result<(), Fa
         EVERY.as_millis()
     );
     println!("| what | directly | through the pair | added | aim |\n|---|---|---|---|---|");
-    let row = |name: &str, what: fn(&Cell) -> f64, aim: &str| {
-        let (direct, through) = (of(direct, what).show(2), of(through, what).show(2));
-        println!("| {name} | {direct} | {through} | {} | {aim} |", added(what).show(2));
-    };
-    row("an event, p50 ms", |cell| cell.p50, "-");
-    row("an event, p99 ms", |cell| cell.p99, &format!("{AIM_ADDED_MS} added"));
-    row("all have left, the service knows, ms", |cell| cell.left, &format!("{AIM_LEFT_MS}"));
+    for ways in found {
+        ways.row("an event, p50 ms", |cell| cell.p50, "-");
+        ways.row("an event, p99 ms", |cell| cell.p99, &format!("{AIM_ADDED_MS} added"));
+        ways.row("all have left, the service knows, ms", |cell| cell.left, &format!("{AIM_LEFT_MS}"));
+    }
     if let Some(path) = &options.json {
-        let cells = |cells: &[Cell]| -> Vec<Value> {
-            let one = |cell: &Cell| json!({"events": cell.events, "p50_ms": cell.p50, "p99_ms": cell.p99, "left_ms": cell.left});
-            cells.iter().map(one).collect()
-        };
-        let all =
-            json!({"bench": "streams", "run": header, "direct": cells(direct), "through": cells(through)});
+        let ways: Vec<Value> = found.iter().map(Ways::to_json).collect();
+        let all = json!({"bench": "streams", "run": header, "ways": ways});
         std::fs::write(path, format!("{all:#}\n")).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
