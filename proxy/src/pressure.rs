@@ -54,6 +54,8 @@ pub async fn watch(sidecar: Arc<Sidecar>, descriptors: usize) {
     let (mut heap, mut looked) = (Heap::new(), Instant::now());
     loop {
         measure_memory(&sidecar.pressure, &mut told);
+        let is_tight = !sidecar.pressure.allows_streams(&sidecar.snapshots.limits());
+        sidecar.metrics.memory_tight.set(is_tight.into());
         if looked.elapsed() >= heap::EVERY {
             looked = Instant::now();
             if heap.give_back() {

@@ -45,6 +45,7 @@ pub struct ServerCounts {
     refused: Counter,
     malformed: Counter,
     internal: Counter,
+    memory_tight: Gauge,
 }
 
 impl ServerCounts {
@@ -57,6 +58,11 @@ impl ServerCounts {
     /// Counts a request that is none, or that could be read in two ways.
     pub fn malformed(&self) {
         self.malformed.inc();
+    }
+
+    /// Whether memory is so full that no stream is opened.
+    pub fn is_memory_tight(&self) -> bool {
+        self.memory_tight.get() != 0
     }
 
     /// Counts a request that met a defect.
@@ -108,6 +114,8 @@ pub struct Metrics {
     pub response_bytes: [Counter; 2],
     /// Accept errors.
     pub accept_errors: Counter,
+    /// 1 while memory is so full that no stream is opened.
+    pub memory_tight: Gauge,
     /// The generation in force.
     pub policy_generation: Gauge,
     /// Sets of documents that were loaded and refused.
@@ -181,7 +189,8 @@ impl Metrics {
         let of = |reason: Reason| self.failures[direction as usize][reason as usize].clone();
         let (refused, malformed) = (of(Reason::HeadTooLarge), of(Reason::BadRequest));
         let internal = of(Reason::Internal);
-        ServerCounts { limits: self.limits.clone(), refused, malformed, internal }
+        let memory_tight = self.memory_tight.clone();
+        ServerCounts { limits: self.limits.clone(), refused, malformed, internal, memory_tight }
     }
 
     /// Counts a handshake that failed.

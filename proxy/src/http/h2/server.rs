@@ -28,6 +28,9 @@ use crate::http::upgrade::Pending;
 use crate::observe::metrics::ServerCounts;
 use crate::runtime::spawn;
 
+/// How long the streams of a connection may go on whose peer has us keep much, once memory is tight.
+const AS_BURDEN: Duration = Duration::from_secs(1);
+
 /// What ends a connection from our side.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closing {
@@ -60,11 +63,13 @@ where
 
     let resets = Arc::new(Resets::new(settings.client_resets));
     let shared = Arc::new(counts.clone());
-    let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings));
+    let is_burden = || counts.is_memory_tight() && unseen.lock().keeps_much();
+    let mut lost = std::pin::pin!(keep_alive(connection.ping_pong(), settings, &is_burden));
     let mut deadline = within.map(|within| Instant::now() + within);
     if deadline.is_some() {
         connection.graceful_shutdown();
     }
+    let mut is_told = false;
     // Streams that came after the peer was found to abuse resets.
     let mut since_abuse: Option<u32> = None;
     loop {
@@ -96,6 +101,12 @@ where
                             continue;
                         }
                     }
+                    if is_burden() && !is_told {
+                        is_told = true;
+                        counts.limits.hit("large_heads");
+                        connection.graceful_shutdown();
+                        deadline = Some(Instant::now() + AS_BURDEN);
+                    }
                     let (resets, counts) = (Arc::clone(&resets), Arc::clone(&shared));
                     spawn(stream(request, respond, settings.stall, handler.clone(), resets, counts));
                 }
@@ -114,8 +125,8 @@ where
             () = async { tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)).await }, if deadline.is_some() => {
                 return Ok(());
             }
-            () = &mut lost => {
-                counts.limits.hit("ping");
+            limit = &mut lost => {
+                counts.limits.hit(limit);
                 return Ok(());
             }
         }
@@ -338,18 +349,25 @@ fn is_peers(error: &Error) -> bool {
     error.side == Side::Peer && error.reason == Reason::Canceled
 }
 
-/// Ends when the peer leaves a PING unanswered.
-async fn keep_alive(ping: Option<PingPong>, settings: Settings) {
+/// Ends when the peer leaves a PING unanswered, or has become a burden that cannot be borne. Says which limit that is.
+async fn keep_alive(
+    ping: Option<PingPong>,
+    settings: Settings,
+    is_burden: &impl Fn() -> bool,
+) -> &'static str {
     let Some(mut ping) = ping else { return std::future::pending().await };
     loop {
         tokio::time::sleep(settings.ping_interval).await;
+        if is_burden() {
+            return "large_heads";
+        }
         if ping.send_ping(Ping::opaque()).is_err() {
             return std::future::pending().await;
         }
         match timeout(settings.ping_timeout, poll_fn(|cx| ping.poll_pong(cx))).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
+            Err(_) => return "ping",
         }
     }
 }

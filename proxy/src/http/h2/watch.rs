@@ -2,6 +2,9 @@
 //! (`REFUSED_STREAM`) and closes a connection that went too far (`GOAWAY`). It tells nobody which limit that was, and those
 //! limits must be counted like any other.
 //!
+//! And what nothing limits: a field that the peer lets h2 keep in its table (RFC 7541, 2.3.2) keeps all of the head that it came
+//! in, for as long as the connection lives. A hundred heads of 64 KiB are six megabytes then.
+//!
 //! Only frame headers, resets and GOAWAYs are looked at. A stream that the peer opened and that was never handed to us cannot have been
 //! answered by us.
 
@@ -16,16 +19,38 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::observe::metrics::ServerCounts;
 
-/// Streams that the peer has opened and h2 has not handed over.
+/// Streams that the peer has opened and h2 has not handed over, and how large the peer's heads were.
 #[derive(Debug, Default)]
 pub(super) struct Unseen {
     streams: BTreeSet<u32>,
     last: u32,
+    /// Bytes of the head that came last.
+    head: usize,
+    /// Bytes of all heads, past what each may have.
+    large: usize,
 }
 
 impl Unseen {
     /// Far more than h2 lets wait; what it dropped in silence must not add up.
     const MOST: usize = 4_096;
+
+    /// Bytes of a head that do not count: as much as is read at once anyway.
+    const PLAIN: usize = 8 << 10;
+    /// Bytes past that, over all heads of a connection, that are much to keep.
+    const LARGE: usize = 1 << 20;
+
+    /// Bytes of a head have come, the first of it or more.
+    fn head(&mut self, is_first: bool, bytes: usize) {
+        let before = if is_first { 0 } else { self.head };
+        self.head = before.saturating_add(bytes);
+        let past = self.head.max(Self::PLAIN) - before.max(Self::PLAIN);
+        self.large = self.large.saturating_add(past);
+    }
+
+    /// Whether the peer may be having us keep many large heads.
+    pub(super) fn keeps_much(&self) -> bool {
+        self.large > Self::LARGE
+    }
 
     /// The stream has been handed to us: its answer is ours.
     pub(super) fn accepted(&mut self, stream: u32) {
@@ -82,6 +107,7 @@ impl<I> Watched<I> {
 }
 
 const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
@@ -101,6 +127,7 @@ fn limit_behind(payload: &[u8]) -> Option<&'static str> {
 struct Frame<'a> {
     kind: u8,
     stream: u32,
+    length: usize,
     /// The beginning of it, for resets and GOAWAYs.
     payload: &'a [u8],
 }
@@ -141,7 +168,12 @@ impl Frames {
             if self.filled == self.wanted() {
                 let [_, _, _, kind, _, a, b, c, d, ..] = self.head;
                 let stream = u32::from_be_bytes([a, b, c, d]) & (u32::MAX >> 1);
-                saw(Frame { kind, stream, payload: &self.head[Self::HEADER..self.filled] });
+                saw(Frame {
+                    kind,
+                    stream,
+                    length: self.length(),
+                    payload: &self.head[Self::HEADER..self.filled],
+                });
                 self.skip = self.length() - (self.filled - Self::HEADER);
                 self.filled = 0;
             }
@@ -168,8 +200,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let Self { read, unseen, .. } = &mut *self;
         read.feed(&buf.filled()[before..], |frame| {
-            if frame.kind == HEADERS {
-                unseen.lock().opened(frame.stream);
+            if matches!(frame.kind, HEADERS | CONTINUATION) {
+                let mut unseen = unseen.lock();
+                unseen.head(frame.kind == HEADERS, frame.length);
+                if frame.kind == HEADERS {
+                    unseen.opened(frame.stream);
+                }
             }
         });
         Poll::Ready(Ok(()))
@@ -242,6 +278,24 @@ mod tests {
             }
             assert_eq!(seen, expected, "{cut}");
         }
+    }
+
+    #[test]
+    fn heads_count_past_what_is_plain() {
+        let mut unseen = Unseen::default();
+        (0..100_000).for_each(|_| unseen.head(true, Unseen::PLAIN));
+        for _ in 0..100_000 {
+            unseen.head(true, Unseen::PLAIN / 2);
+            unseen.head(false, Unseen::PLAIN / 2);
+        }
+        assert_eq!(unseen.large, 0);
+        unseen.head(false, 1);
+        unseen.head(true, Unseen::PLAIN + 2);
+        unseen.head(false, 3);
+        assert_eq!(unseen.large, 6);
+        assert!(!unseen.keeps_much());
+        unseen.head(false, Unseen::LARGE);
+        assert!(unseen.keeps_much());
     }
 
     #[test]

@@ -36,7 +36,7 @@ const TLS_REFUSALS: [&str; 15] = [
     "refused_by_peer",
 ];
 /// Limits that count how often they bit.
-const LIMITS: [&str; 25] = [
+const LIMITS: [&str; 26] = [
     "admin",
     "admin_port",
     "client_resets",
@@ -56,6 +56,7 @@ const LIMITS: [&str; 25] = [
     "in_flight",
     "in_flight_per_destination",
     "informational",
+    "large_heads",
     "local_error_resets",
     "memory",
     "ping",
@@ -168,6 +169,7 @@ impl Default for Metrics {
             limits: LimitHits(limits),
             mesh_dials: Counter::default(),
             accept_errors: Counter::default(),
+            memory_tight: Gauge::default(),
             policy_generation: Gauge::default(),
             policy_stale: Gauge::default(),
             policy_from_store: Gauge::default(),
@@ -202,6 +204,11 @@ impl Metrics {
         registry.register_collector(Box::new(WorkloadApiCollector(Arc::clone(&self.workload_api))));
         registry.register("audited", "Verdicts about what an Audit rule marks", self.audited.clone());
         registry.register("mesh_dials", "Mesh connections dialled", self.mesh_dials.clone());
+        registry.register(
+            "memory_tight",
+            "1 while memory is so full that no stream is opened",
+            self.memory_tight.clone(),
+        );
         registry.register("accept_errors", "Errors of accept()", self.accept_errors.clone());
         registry.register(
             "policy_generation",

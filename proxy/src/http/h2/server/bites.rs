@@ -309,3 +309,40 @@ async fn who_goes_on_taking_back_is_cut_all_the_same() {
     assert!((WINDOW..2 * WINDOW).contains(&sent), "{sent}");
     tokio::time::timeout(Duration::from_secs(5), served).await.expect("it has ended").unwrap().unwrap();
 }
+
+/// What is 60 kB, in two fields, and 37 as it is coded.
+fn large_head() -> Request<()> {
+    let half = "a".repeat(30_000);
+    Request::get("http://orders.shop/").header("x-one", &half).header("x-other", half).body(()).unwrap()
+}
+
+/// A connection on which so many large heads were answered.
+async fn with_heads(count: usize) -> (client::SendRequest<Bytes>, Arc<Metrics>, tokio::task::JoinHandle<()>) {
+    let (near, metrics, served) = serving(&[]);
+    let (mut send, connection) = client::handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..count {
+        let (answer, _) = send.send_request(large_head(), true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+        send = send.ready().await.unwrap();
+    }
+    (send, metrics, served)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_much_kept_must_go_once_memory_is_tight() {
+    for (heads, is_tight, goes) in [(45, false, false), (10, true, false), (45, true, true)] {
+        // The next stream is its last; and who opens none is told with the next PING.
+        for asks in [true, false] {
+            let (mut send, metrics, served) = with_heads(heads).await;
+            metrics.memory_tight.set(is_tight.into());
+            let answer = asks.then(|| send.send_request(large_head(), true).unwrap().0);
+            let within =
+                if asks { AS_BURDEN * 2 } else { Settings::edge(&Limits::default()).ping_interval * 2 };
+            let ended = timeout(within, served).await;
+            assert_eq!(ended.is_ok(), goes, "{heads} heads, tight {is_tight}, asks {asks}");
+            assert_eq!(hits(&metrics, "large_heads"), u64::from(goes), "{heads} heads, tight {is_tight}");
+            drop(answer);
+        }
+    }
+}
