@@ -83,6 +83,7 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Retry;
     use crate::testing;
 
     fn name(text: &str) -> ServiceName {
@@ -110,5 +111,22 @@ mod tests {
         to(&slow).unwrap();
         drop(others);
         assert!(sidecar.admission.destinations.lock().is_empty(), "a Service that is gone costs nothing");
+    }
+
+    #[test]
+    fn what_memory_has_no_room_for_does_not_begin() {
+        let sidecar = testing::sidecar("");
+        let limits = sidecar.snapshots.limits();
+        for (memory, is_room) in [(84, true), (85, false), (100, false), (0, true)] {
+            sidecar.pressure.set(memory, 0);
+            let admitted = sidecar.admit_to(&limits, &name("shop/orders"));
+            assert_eq!(admitted.is_ok(), is_room, "{memory} %");
+            if let Err(error) = admitted {
+                assert_eq!((error.reason, error.retry), (Reason::Overloaded, Retry::Unsent));
+            }
+        }
+        let page = sidecar.metrics.render();
+        assert!(page.contains("limit=\"memory\"} 2"), "{page}");
+        assert_eq!(sidecar.admission.all.load(Ordering::Relaxed), 0, "what was refused takes no place");
     }
 }

@@ -262,7 +262,11 @@ pub fn raise_nofile() {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::testing;
 
     #[test]
     fn backing_off_is_bounded() {
@@ -292,5 +296,85 @@ mod tests {
         for (files, each) in [(64, 16), (1_024, 56 + 100), (65_536, 10_000), (usize::MAX, 10_000)] {
             assert_eq!(connections(&limits, files), each, "{files}");
         }
+    }
+
+    /// Few may be silent, fewer may speak, and of those who speak no address has more than its share.
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_are_few_and_no_address_has_them_all() {
+        let sidecar = testing::sidecar("handshakes: '4', handshakesPerSource: '3'");
+        let permits = Permits::new(&sidecar);
+        let take = |last| HandshakePermit::take(&permits, &sidecar, IpAddr::from([192, 0, 2, last]));
+        let mut silent: Vec<_> = (0..3).map(|_| take(1).unwrap()).collect();
+        assert!(take(1).is_none(), "a fourth of one address");
+        assert!(silent[0].begin(&sidecar).await);
+        assert!(!silent[1].begin(&sidecar).await, "a quarter of four is one");
+        let mut others: Vec<_> = (2..=4).map(|last| take(last).unwrap()).collect();
+        for other in &mut others {
+            assert!(other.begin(&sidecar).await);
+        }
+        let (mut fifth, mut sixth) = (take(5).unwrap(), take(6).unwrap());
+        let begun = timeout(Duration::from_secs(60), fifth.begin(&sidecar)).await;
+        assert!(begun.is_err(), "a fifth at the same time");
+        drop(others.pop());
+        assert!(timeout(Duration::from_secs(60), sixth.begin(&sidecar)).await.unwrap(), "a place is free");
+        let page = sidecar.metrics.render();
+        assert!(page.contains("limit=\"handshakes_per_source\"} 2"), "{page}");
+        assert!(page.contains("limit=\"handshakes\"} 1"), "{page}");
+        drop((silent, others, fifth, sixth));
+        assert!(permits.handshakes.by_source.lock().is_empty(), "who has gone costs nothing");
+        assert_eq!(permits.handshakes.free.available_permits(), 4);
+    }
+
+    /// A listener that says a byte to whoever it accepts, and holds it.
+    async fn accepting(sidecar: &Arc<Sidecar>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let permits = Permits::new(sidecar);
+        let serve = |mut stream: TcpStream, _| async move {
+            stream.write_all(b"x").await.unwrap();
+            let _ = stream.read(&mut [0]).await;
+        };
+        spawn(accept_loop(Arc::clone(sidecar), permits, listener, Direction::Inbound, serve));
+        address
+    }
+
+    /// A connection, and whether it is served within this.
+    async fn call(to: SocketAddr, within: Duration) -> (TcpStream, bool) {
+        let mut stream = net::connect(to).await.unwrap();
+        let is_served = matches!(timeout(within, stream.read(&mut [0])).await, Ok(Ok(1)));
+        (stream, is_served)
+    }
+
+    const SOON: Duration = Duration::from_millis(250);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn nobody_is_accepted_while_memory_or_descriptors_are_short() {
+        for (memory, descriptors, limit) in [(95, 0, "memory"), (0, 90, "descriptors")] {
+            let sidecar = testing::sidecar("");
+            sidecar.pressure.set(memory, descriptors);
+            let address = accepting(&sidecar).await;
+            let (mut waiting, is_served) = call(address, SOON).await;
+            assert!(!is_served, "with {memory} % of memory and {descriptors} % of descriptors");
+            let page = sidecar.metrics.render();
+            assert!(!page.contains(&format!("limit=\"{limit}\"}} 0")), "{page}");
+            sidecar.pressure.set(memory - memory.min(1), descriptors - descriptors.min(1));
+            let byte = timeout(PATIENCE, waiting.read(&mut [0])).await;
+            assert_eq!(byte.unwrap().unwrap(), 1, "who waited is served");
+        }
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_callers_wait_until_one_leaves() {
+        let sidecar = testing::sidecar("connections: '2'");
+        let address = accepting(&sidecar).await;
+        let (first, second) = (call(address, PATIENCE).await, call(address, PATIENCE).await);
+        assert!(first.1 && second.1);
+        let (mut third, is_served) = call(address, SOON).await;
+        assert!(!is_served, "a third");
+        drop(first);
+        assert_eq!(timeout(PATIENCE, third.read(&mut [0])).await.unwrap().unwrap(), 1);
+        let page = sidecar.metrics.render();
+        assert!(!page.contains("limit=\"connections\"} 0"), "{page}");
     }
 }

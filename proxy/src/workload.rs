@@ -421,30 +421,4 @@ fn is_stall(error: &hyper::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::observe::metrics::Metrics;
-
-    #[tokio::test]
-    async fn a_workload_that_does_not_answer_connect_is_counted() {
-        let metrics = Metrics::default();
-        // A listener whose queue is full answers nothing more.
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        socket.listen(0).unwrap();
-        let to = socket.local_addr().unwrap().as_socket().unwrap();
-        let pool = WorkloadPool::new(metrics.limits.clone());
-        let mut limits = Limits::default();
-        limits.set("connectWorkload", "200ms").unwrap();
-        let mut queued = Vec::new();
-        let error = loop {
-            match pool.connect(to, &limits).await {
-                Ok(stream) => queued.push(stream),
-                Err(error) => break error,
-            }
-            assert!(queued.len() < 100, "the queue never fills");
-        };
-        assert_eq!(error.reason, Reason::WorkloadUnreachable);
-        assert!(metrics.render().contains("limit=\"connect_workload\"} 1"));
-    }
-}
+mod tests;

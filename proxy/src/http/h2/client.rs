@@ -303,8 +303,8 @@ mod tests {
     /// SETTINGS that say nothing, and the answer to the other's.
     const HELLO: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
 
-    /// A peer that leaves once it has a request, which has the number 1, and says that it processed those up to `last`.
-    async fn peer(mut io: DuplexStream, last: u8, code: Code) -> std::io::Result<()> {
+    /// A peer that leaves once it has a request, which has the number 1: these are its last words.
+    async fn peer(mut io: DuplexStream, last_words: Vec<u8>) -> std::io::Result<()> {
         io.read_exact(&mut [0; PREFACE]).await?;
         io.write_all(&HELLO).await?;
         loop {
@@ -316,24 +316,31 @@ mod tests {
                 break;
             }
         }
-        let code = u8::try_from(u32::from(code)).unwrap();
-        io.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, code]).await?;
-        Ok(())
+        io.write_all(&last_words).await
+    }
+
+    /// What comes of a request to it.
+    async fn ask(last_words: Vec<u8>, side: Side) -> (Connection, Result<Response<Body>, Error>, Metrics) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(peer(far, last_words));
+        let (settings, metrics) = (Settings::mesh(&Limits::default()), Metrics::default());
+        let connection = Connection::handshake(near, settings, side, &metrics.limits).await.unwrap();
+        connection.settled().await.unwrap();
+        let head = Request::get("http://orders.shop/").body(()).unwrap();
+        let opened = connection.open(head, true).await.unwrap();
+        let answer = opened.exchange(Body::empty(), None).await;
+        (connection, answer, metrics)
     }
 
     #[tokio::test]
     async fn a_peer_that_has_had_enough_is_left_and_what_it_did_not_process_goes_elsewhere() {
         for code in [Code::ENHANCE_YOUR_CALM, Code::NO_ERROR, Code::INTERNAL_ERROR] {
             for (last, retry) in [(0, Retry::Unsent), (1, Retry::Never)] {
-                let (near, far) = tokio::io::duplex(64 << 10);
-                tokio::spawn(peer(far, last, code));
-                let (settings, metrics) = (Settings::mesh(&Limits::default()), Metrics::default());
-                let connection =
-                    Connection::handshake(near, settings, Side::Remote, &metrics.limits).await.unwrap();
-                connection.settled().await.unwrap();
-                let head = Request::get("http://orders.shop/").body(()).unwrap();
-                let opened = connection.open(head, true).await.unwrap();
-                let error = opened.exchange(Body::empty(), None).await.unwrap_err();
+                // It processed those up to `last`.
+                let number = u8::try_from(u32::from(code)).unwrap();
+                let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, number];
+                let (connection, answer, _) = ask(goaway.to_vec(), Side::Remote).await;
+                let error = answer.unwrap_err();
                 assert_eq!(
                     (error.reason, error.retry),
                     (Reason::RemoteReset, retry),
@@ -343,6 +350,24 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_sends_informational_answers_without_end_is_not_waited_for() {
+        // 103 by a literal, and 200 by its index, which ends the stream.
+        let (hints, ok) = (b"\0\0\x05\x01\x04\0\0\0\x01\x08\x03103", b"\0\0\x01\x01\x05\0\0\0\x01\x88");
+        let most = Limits::default().informational;
+        for (side, reason) in
+            [(Side::Workload, Reason::WorkloadProtocol), (Side::Remote, Reason::RemoteReset)]
+        {
+            let (_, answer, metrics) = ask([&hints.repeat(most)[..], ok].concat(), side).await;
+            assert_eq!(answer.unwrap().status(), 200, "{most} are enough for anybody");
+            assert!(metrics.render().contains("limit=\"informational\"} 0"));
+            let (_, answer, metrics) = ask([&hints.repeat(most + 1)[..], ok].concat(), side).await;
+            let error = answer.unwrap_err();
+            assert_eq!((error.reason, error.retry), (reason, Retry::Never), "{error}");
+            assert!(metrics.render().contains("limit=\"informational\"} 1"));
         }
     }
 }

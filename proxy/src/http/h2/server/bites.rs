@@ -1,5 +1,7 @@
 //! Each limit of a connection that a peer opened says when it bit, whether h2 enforces it or we do.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use h2::client;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
@@ -161,7 +163,7 @@ async fn tunnels(pause: Duration, end: impl Fn(&mut h2::SendStream<Bytes>, h2::R
     (hits(&metrics, "client_resets"), opened)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn tunnels_that_are_reset_count_like_requests() {
     let (resets, opened) = tunnels(Duration::ZERO, |stream, _| stream.send_reset(Code::CANCEL)).await;
     assert_eq!(resets, 1);
@@ -169,7 +171,7 @@ async fn tunnels_that_are_reset_count_like_requests() {
     assert!((WINDOW / 2..=WINDOW + 20).contains(&opened), "{opened}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn tunnels_that_end_in_order_do_not() {
     let (resets, opened) = tunnels(Duration::ZERO, |stream, mut back| {
         stream.send_data(Bytes::new(), true).unwrap();
@@ -344,5 +346,63 @@ async fn who_has_much_kept_must_go_once_memory_is_tight() {
             assert_eq!(hits(&metrics, "large_heads"), u64::from(goes), "{heads} heads, tight {is_tight}");
             drop(answer);
         }
+    }
+}
+
+/// A peer that grants 16 MiB and reads nothing: what is written for it waits where it comes from.
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_does_not_read_is_not_kept_for_it() {
+    const PIPE: usize = 4_096;
+    let (mut near, far) = tokio::io::duplex(PIPE);
+    let written = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&written);
+    let handler = move |_: Request<Body>, pending: Option<Pending>| {
+        let counting = Arc::clone(&counting);
+        async move {
+            spawn(async move {
+                let Ok(mut io) = pending.expect("it is a CONNECT").io().await else { return };
+                while let Ok(count) = io.write(&[b'x'; 1_024]).await {
+                    counting.fetch_add(count, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            });
+            Response::new(Body::empty())
+        }
+    };
+    let counts = Metrics::default().server(Direction::Inbound);
+    let served = tokio::spawn(async move {
+        serve(far, Settings::mesh(&Limits::default()), &counts, handler, std::future::pending()).await
+    });
+    // SETTINGS with a window for each stream, and one for the connection; CONNECT to a:1.
+    near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\x01\0\0\0").await.unwrap();
+    near.write_all(b"\0\0\x04\x08\0\0\0\0\0\x01\0\0\0").await.unwrap();
+    near.write_all(b"\0\0\x0e\x01\x04\0\0\0\x01\x02\x07CONNECT\x41\x03a:1").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let written = written.load(Ordering::Relaxed);
+    let most = PIPE + Limits::default().send_buffer + (32 << 10);
+    assert!((1_024..=most).contains(&written), "{written}");
+    served.abort();
+}
+
+/// A window that is never opened holds an answer no longer than `stall`.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_may_not_be_sent_is_given_up() {
+    let (mut near, far) = tokio::io::duplex(1 << 16);
+    let counts = Metrics::default().server(Direction::Inbound);
+    let mut limits = Limits::default();
+    limits.set("stall", "3s").unwrap();
+    tokio::spawn(async move {
+        let handler = |_, _| async { Response::new(Body::full("an answer")) };
+        serve(far, Settings::edge(&limits), &counts, handler, std::future::pending()).await
+    });
+    // SETTINGS with a window of 0, and GET http://a/, whole.
+    near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0").await.unwrap();
+    near.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a").await.unwrap();
+    // RST_STREAM of stream 1: CANCEL.
+    let reset = b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
+    let mut told = Vec::new();
+    for (within, is_told) in [(2, false), (2, true)] {
+        let _ = timeout(Duration::from_secs(within), near.read_to_end(&mut told)).await;
+        assert_eq!(told.windows(reset.len()).any(|part| part == reset), is_told, "{told:?}");
     }
 }
