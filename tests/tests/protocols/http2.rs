@@ -17,8 +17,12 @@ fn http_2_and_grpc() {
     if !inside("http2::http_2_and_grpc", &["curl", "nghttp", "nghttpd", "grpc"]) {
         return;
     }
-    let to =
-        "{ports: [8081], pathPrefix: [/open]}, {ports: [50051], methods: [POST], pathPrefix: [/shop.Orders]}";
+    // All methods but `Secret`.
+    let methods = ["Get", "List", "Put", "Chat", "Fail", "FailLate", "Slow", "Endless"];
+    let methods = methods.map(|name| format!("/shop.Orders/{name}")).join(", ");
+    let to = &format!(
+        "{{ports: [8081], pathPrefix: [/open]}}, {{ports: [50051], methods: [POST], paths: [{methods}]}}"
+    );
     let mut scene = Scene::start(&[(NGHTTPD, "http2"), (GRPC, "grpc")], to);
     let place = scene.place("nghttpd", NOBODY);
     fs::create_dir(place.join("open")).expect("it is ours");
@@ -97,6 +101,7 @@ fn calls(scene: &Scene, notes: &mut Notes) {
     let codes = ["fail", "fail-late", "deadline", "cancel"].map(code);
     assert_eq!(codes, ["FAILED_PRECONDITION", "DATA_LOSS", "DEADLINE_EXCEEDED", "CANCELLED"], "{results:?}");
     notes.saw(V4, "gRPC", ["grpcio", "grpcio"], "statuses, early and late; deadlines; cancelling");
-    // It is judged, so it was read: `Secret` is one of the methods that any path of that service names.
-    assert_eq!(code("denied"), "OK");
+    // Each call is judged, at a port of which nobody said what it speaks too.
+    assert_eq!(code("denied"), "PERMISSION_DENIED", "{}", results["denied"]);
+    assert!(!scene.log(GRPC).contains("reached"), "a denied call reached the server");
 }
