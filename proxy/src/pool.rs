@@ -139,10 +139,18 @@ impl MeshPool {
             }
         });
         futures_util::stream::iter(dials).for_each_concurrent(DIALS, |dial| dial).await;
+        self.sweep(generation);
+    }
+
+    /// Lets go of connections that are of no use any more, and of endpoints of which there is nothing to know.
+    fn sweep(&self, generation: u64) {
         self.slots.lock().retain(|_, slots| {
             slots.retain(|slot| {
                 slot.sweep(generation);
-                Arc::strong_count(slot) > 1 || !slot.open.lock().is_empty()
+                // Forgotten, one that failed would be asked as if it never had.
+                Arc::strong_count(slot) > 1
+                    || !slot.open.lock().is_empty()
+                    || slot.failures.lock().are_recent()
             });
             !slots.is_empty()
         });

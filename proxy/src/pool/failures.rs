@@ -47,6 +47,11 @@ impl Failures {
         (self.in_a_row, self.until) = (0, None);
     }
 
+    /// Whether the next failure would be one more in a row: it rests, or has rested lately.
+    pub(super) fn are_recent(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until + LONGEST)
+    }
+
     /// Whether others are asked first: it failed lately, or it did and somebody is finding out whether it is back.
     pub(super) fn is_resting(&self, is_dialed: bool) -> bool {
         self.until.is_some_and(|until| is_dialed || Instant::now() < until)
@@ -55,7 +60,10 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
+    use postern_policy::{Endpoint, Transport};
+
     use super::*;
+    use crate::pool::{Kind, MeshPool};
 
     #[tokio::test(start_paused = true)]
     async fn it_rests_longer_each_time_but_never_long() {
@@ -76,6 +84,30 @@ mod tests {
         tokio::time::advance(FIRST).await;
         assert!(!failures.is_resting(false), "it begins anew");
         assert!(failures.since(7).is_some() && failures.since(8).is_none());
+    }
+
+    /// Every half second the pool lets go of what is of no use.
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_rests_is_not_forgotten() {
+        let (pool, kind) = (MeshPool::default(), Kind::Http);
+        let endpoint = Endpoint {
+            address: [10, 0, 0, 1].into(),
+            mesh_port: 24_143,
+            identities: Vec::new(),
+            transport: Transport::Postern,
+        };
+        let unreachable = Error::unsent(Side::Remote, Reason::RemoteUnreachable, "");
+        for wanted in [250, 500, 1_000, 2_000, 4_000, 4_000] {
+            pool.slot(&endpoint, kind).failures.lock().failed(&unreachable);
+            tokio::time::advance(Duration::from_millis(wanted - 1)).await;
+            pool.sweep(0);
+            assert!(pool.is_resting(&endpoint, kind), "{wanted} ms");
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert!(!pool.is_resting(&endpoint, kind), "{wanted} ms");
+        }
+        tokio::time::advance(LONGEST).await;
+        pool.sweep(0);
+        assert!(pool.slots.lock().is_empty(), "but for ever it is not remembered");
     }
 
     #[test]
