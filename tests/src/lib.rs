@@ -65,7 +65,7 @@ pub use origin::{Ended, Origin, Seen};
 pub use paced::{Asked, Paced, Told};
 pub use peer::Peer;
 pub use plan::{Plan, SidecarPlan, TRUST_DOMAIN};
-pub use process::{Process, descriptors, processor_time, resident};
+pub use process::{Process, descriptors, processor_time, resident, resident_at_most};
 pub use web_ca::WebCa;
 
 /// Whether the long forms of tests are asked for (`POSTERN_TEST_LONG=1`, as the nightly run does).

@@ -86,9 +86,18 @@ impl Drop for Process {
 
 /// Resident memory of a process, in MiB.
 pub fn resident(process: u32) -> u64 {
+    status(process, "VmRSS:")
+}
+
+fn status(process: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux tells it");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
+}
+
+/// The most that was ever resident of a process, in MiB.
+pub fn resident_at_most(process: u32) -> u64 {
+    status(process, "VmHWM:")
 }
 
 /// Open descriptors of a process.

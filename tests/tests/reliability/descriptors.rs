@@ -57,9 +57,9 @@ fn crowded(mesh: &Mesh, files: usize, what: &str) {
          {took:.1?} after they have gone",
         files * 4
     );
-    assert!(share < 20.0, "{what}: {share} %");
+    assert!(share < 20.0, "{what}: it takes {share} % of a processor");
     assert!(lines <= 10.0, "{what}: {lines} lines a second");
-    assert!(took < Duration::from_secs(1), "{what}: {took:?}");
+    assert!(took < Duration::from_secs(1), "{what}: it serves only {took:?} after they have gone");
     expect_alive(mesh);
 }
 
@@ -107,8 +107,8 @@ fn a_limit_that_is_lowered_meanwhile() {
         errors()
     );
     assert!(errors() > 0.0, "no descriptor was left");
-    assert!(share < 20.0, "{share} %");
+    assert!(share < 20.0, "it takes {share} % of a processor");
     assert!(lines <= 10.0, "{lines} lines a second");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(1), "it serves only {took:?} after they have gone");
     expect_alive(&mesh);
 }

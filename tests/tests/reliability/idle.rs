@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use postern_tests::frames::{Raw, kind};
 use postern_tests::{Mesh, Paced, is_long, processor_time, resident, wait};
 
-use super::{alone, pair};
+use super::{alone, before, expect_as_fast, pair};
 
 /// What a sidecar in this build takes for each, in KiB; docs/benchmarks.md has the figure of a release, and the aim.
 const EACH: u64 = 96;
@@ -62,8 +62,8 @@ fn idle_connections_cost_memory_and_nothing_else() {
     let (count, hold) = if is_long() { (9_000, 600) } else { (300, 2) };
     let (mesh, _origin) = pair(&[("drainMin", "1s"), ("drainMax", "25s")]);
     let (web, orders) = (mesh.sidecar("web"), mesh.sidecar("orders"));
-    let load = |seconds| Paced::during(web.outbound(), "orders.shop", 100, Duration::from_secs(seconds));
-    let before = load(2);
+    let load = |time| Paced::during(web.outbound(), "orders.shop", 100, time);
+    let before = load(before());
     let process = orders.process().id();
     let start = resident(process);
 
@@ -73,7 +73,7 @@ fn idle_connections_cost_memory_and_nothing_else() {
     let (used, since) = (processor_time(process), Instant::now());
     wait::pause(Duration::from_secs(2));
     let share = (processor_time(process) - used).as_secs_f64() / since.elapsed().as_secs_f64() * 100.0;
-    let beside = load(hold);
+    let beside = load(Duration::from_secs(hold));
     let held = resident(process);
     assert!(active() >= count as f64, "none was closed: {}", active());
     drop(idle.end());
@@ -98,10 +98,14 @@ fn idle_connections_cost_memory_and_nothing_else() {
     );
     before.expect_all("before", 20);
     beside.expect_all("beside idle connections", 20);
-    assert!(held <= start + 30 + count as u64 * EACH / 1_024, "{held} MiB");
-    assert!(after * 10 <= start * 13, "{after} MiB of {start} are left");
+    expect_as_fast("beside idle connections", &before, &beside, 20);
+    assert!(
+        held <= start + 30 + count as u64 * EACH / 1_024,
+        "{count} of them cost too much: {start} -> {held} MiB"
+    );
+    assert!(after * 10 <= start * 13, "memory is not given back: {start} -> {held} -> {after} MiB");
     // Their PINGs are the work of a build without optimisation.
-    assert!(share <= 3.0 + count as f64 / 300.0, "{share} %");
-    assert!(ended.success() && drained < Duration::from_secs(30), "{ended}, {drained:?}");
+    assert!(share <= 3.0 + count as f64 / 300.0, "idle, they take {share} % of a processor");
+    assert!(ended.success() && drained < Duration::from_secs(30), "drained: {ended}, after {drained:?}");
     drop(last.end());
 }

@@ -164,21 +164,24 @@ fn no_call_is_made_twice_and_no_answer_is_cut_short_unseen() {
         answers.len(),
         twice.len()
     );
-    assert!(twice.is_empty(), "{twice:?}");
-    assert!(!came.contains_key(&Came::Short), "{came:?}");
+    assert!(twice.is_empty(), "calls were made twice: {twice:?}");
+    assert!(!came.contains_key(&Came::Short), "answers were cut short and look whole: {came:?}");
     for one in came.keys() {
-        assert!(matches!(one, Came::Whole | Came::Broken | Came::Refused(502 | 503)), "{came:?}");
+        assert!(
+            matches!(one, Came::Whole | Came::Broken | Came::Refused(502 | 503)),
+            "neither whole, 502, 503 nor broken: {came:?}"
+        );
     }
     // An endpoint that cannot be dialled is left alone, the longer the more often it failed: how many there are is a matter
     // of time.
     assert!(broken >= each / 40, "only {broken} connections broke");
     // Whoever was told that it is paid has paid.
     for (path, _) in answers.iter().filter(|(path, one)| *one == Came::Whole && is_post(path)) {
-        assert_eq!(arrived.get(path), Some(&1), "{path}");
+        assert_eq!(arrived.get(path), Some(&1), "{path}: answered, and never arrived");
     }
     // Half of the calls go where nothing breaks, and most of the others are asked between two faults.
     let whole = came.get(&Came::Whole).copied().unwrap_or_default();
-    assert!(whole * 2 > answers.len(), "{came:?}");
+    assert!(whole * 2 > answers.len(), "few came whole: {came:?}");
     drop(breaker);
     wait::until("nothing is left of it", wait::PATIENCE, || {
         ["web", "orders", "spare"]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use postern_tests::{Mesh, Origin, Paced, Plan, wait, wire};
 
-use super::{POLICY, alone, call, expect_alive};
+use super::{POLICY, alone, before, call, expect_alive, expect_as_fast};
 
 /// Calls that are never answered, in each of the two ways.
 const EACH: usize = 20;
@@ -37,7 +37,7 @@ fn an_answer_that_does_not_come_is_its_callers_affair() {
     for host in ["books.shop", "orders.shop"] {
         assert_eq!(call(&mesh, host), 200);
     }
-    let load = |host| Paced::during(outbound, host, 100, Duration::from_secs(2));
+    let load = |host| Paced::during(outbound, host, 100, before());
     let before = load("books.shop");
 
     let mut callers: Vec<TcpStream> = (0..EACH).map(|_| asking(outbound, "/hold")).collect();
@@ -66,6 +66,7 @@ fn an_answer_that_does_not_come_is_its_callers_affair() {
     );
     for (what, told) in [("another service", &beside), ("the same service", &same)] {
         told.expect_all(what, 20);
+        expect_as_fast(what, &before, told, 12);
     }
     expect_alive(&mesh);
 }

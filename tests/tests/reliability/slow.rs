@@ -1,14 +1,14 @@
 //! R11: callers that read nothing, next to nothing, or send a byte a second.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use postern_tests::frames::{Raw, flag};
-use postern_tests::{Mesh, Paced, is_long, resident, wait, wire};
+use postern_tests::{Mesh, Paced, Told, is_long, resident, wait, wire};
 
-use super::{alone, expect_alive, pair};
+use super::{Stops, allowance, alone, before, expect_alive, expect_as_fast, pair};
 
 /// More than all buffers between the two ends hold.
 const MUCH: usize = 64 << 20;
@@ -55,12 +55,15 @@ impl Slow {
     fn tick(&mut self) {
         let is_open = |read: std::io::Result<usize>| match read {
             Ok(count) => count > 0,
-            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
         };
         self.readers.retain_mut(|stream| is_open(stream.read(&mut [0])));
-        for stream in &mut self.writers {
-            let _ = stream.write_all(b"a");
-        }
+        // What they send is not whole: an answer would be none to it.
+        self.writers.retain_mut(|stream| {
+            let is_unanswered =
+                matches!(stream.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock);
+            is_unanswered && stream.write_all(b"a").is_ok()
+        });
         for raw in &mut self.shut {
             raw.read(Duration::from_millis(1));
         }
@@ -71,15 +74,19 @@ fn streams(mesh: &Mesh, name: &str) -> f64 {
     mesh.sidecar(name).metrics().value("postern_streams_active{direction=\"outbound\"}")
 }
 
-#[test]
-fn who_is_slow_slows_nobody_else() {
-    let _alone = alone();
-    // 500 of them, cut after as long as they are by default; or few, cut soon.
-    let (each, limits, cut) = if is_long() { (125, &[][..], 35) } else { (15, &[("stall", "2s")][..], 15) };
-    let (mesh, _origin) = pair(limits);
+/// How long a write may go without progress: as by default, or so that it is over soon.
+fn stall() -> Duration {
+    Duration::from_secs(if is_long() { 30 } else { 2 })
+}
+
+/// So many of each kind, cut as soon as they must be, beside others, none of whom fails: those before and those meanwhile.
+fn beside_slow(each: usize) -> (Told, Told) {
+    let stall = stall();
+    let cut = if is_long() { 35 } else { 15 };
+    let (mesh, _origin) = pair(&[("stall", &format!("{}s", stall.as_secs()))]);
     let (web, orders) = (mesh.sidecar("web"), mesh.sidecar("orders"));
     let start = [web, orders].map(|sidecar| resident(sidecar.process().id()));
-    let before = Paced::during(web.outbound(), "orders.shop", 100, Duration::from_secs(2));
+    let before = Paced::during(web.outbound(), "orders.shop", 100, before());
 
     let mut slow = Slow::open(web.outbound(), each);
     let (stop, begun) = (AtomicBool::new(false), Instant::now());
@@ -91,6 +98,7 @@ fn who_is_slow_slows_nobody_else() {
             }
             slow
         });
+        let stops = Stops(&stop);
         let load = Paced::start(web.outbound(), "orders.shop", 100);
         let mut grown = [0, 0];
         // What neither reads nor moves is cut, and the writers are left, and the load's own streams.
@@ -105,10 +113,9 @@ fn who_is_slow_slows_nobody_else() {
         });
         let took = begun.elapsed();
         let beside = load.end();
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let slow = ticking.join().expect("no panic");
-        assert_eq!(slow.writers.len(), each);
-        assert!(slow.writers.iter().all(|stream| matches!(stream.take_error(), Ok(None))), "they are served");
+        assert_eq!(slow.writers.len(), each, "who sends a byte a second is served");
         assert!(slow.deaf.len() == each && slow.shut.len() == each);
         (took, beside, grown)
     });
@@ -122,7 +129,25 @@ fn who_is_slow_slows_nobody_else() {
         beside.line()
     );
     beside.expect_all("beside slow callers", 20);
-    assert!(took < Duration::from_secs(cut), "{took:?}");
-    assert!(grown.iter().all(|mebibytes| *mebibytes <= 50), "{grown:?} MiB");
+    assert!(took < Duration::from_secs(cut), "those that do not read are cut after {took:?}");
+    assert!(grown.iter().all(|mebibytes| *mebibytes <= 50), "slow callers cost {grown:?} MiB");
     expect_alive(&mesh);
+    (before, beside)
+}
+
+/// What nobody reads lies in the windows of a mesh connection, which are 16 of one stream's: with fewer, nobody waits.
+#[test]
+fn few_who_are_slow_slow_nobody_else() {
+    let _alone = alone();
+    let (before, beside) = beside_slow(3);
+    expect_as_fast("beside few slow callers", &before, &beside, 20);
+}
+
+/// With more of them everybody waits until they are cut, and nobody longer.
+#[test]
+fn many_who_are_slow_are_cut() {
+    let _alone = alone();
+    let (_, beside) = beside_slow(if is_long() { 125 } else { 15 });
+    let (longest, most) = (beside.longest(), 2 * stall() + allowance());
+    assert!(longest <= most, "beside many slow callers one took {longest:?}, at most {most:?}");
 }
