@@ -18,23 +18,41 @@ use postern_proxy::worker::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{sleep, timeout};
 
-// The first byte says in which protocol, to which method, how it is cut, and whether the workload leaves then.
+// The first byte says in which protocol, to which method, how it is cut, whether the workload leaves then, and whether it waits
+// for a question over HTTP/2.
 fuzz_target!(|data: &[u8]| {
     let Some((how, bytes)) = data.split_first() else { return };
     let (is_h2, method, leaves) = (how & 1 == 1, ["GET", "HEAD"][usize::from(how >> 1 & 1)], how & 4 == 0);
-    let cut = 1 + usize::from(how >> 3) * 9;
-    let answers = http::runtime().block_on(ask(bytes, is_h2, method, cut, leaves));
+    let cut = 1 + usize::from(how >> 3 & 15) * 9;
+    let way = match (is_h2, how >> 7 == 1) {
+        (false, _) => Way::H1,
+        (true, false) => Way::H2,
+        (true, true) => Way::H2Unasked,
+    };
+    let answers = http::runtime().block_on(ask(bytes, way, method, cut, leaves));
     check(&answers, bytes, is_h2, method, leaves, cut);
 });
 
-async fn ask(bytes: &[u8], is_h2: bool, method: &str, cut: usize, leaves: bool) -> Vec<u8> {
+/// How the workload answers.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Way {
+    /// Over HTTP/1, once it is asked.
+    H1,
+    /// Over HTTP/2, once it is asked: the preliminaries are in order.
+    H2,
+    /// Over HTTP/2 at once: these are the preliminaries.
+    H2Unasked,
+}
+
+async fn ask(bytes: &[u8], way: Way, method: &str, cut: usize, leaves: bool) -> Vec<u8> {
+    let is_h2 = way != Way::H1;
     let registered = http::caller();
     let connection = Arc::clone(registered.connection());
     let worker = Worker::new(Arc::clone(&SIDECAR));
     // The second is asked if the first is of no use any more.
     let good = if is_h2 { None } else { Some(http::lend(&worker, &connection).await) };
     let (near, evil) = tokio::io::duplex(64 << 10);
-    let evil = tokio::spawn(answer(evil, bytes.to_vec(), cut, leaves, is_h2));
+    let evil = tokio::spawn(answer(evil, bytes.to_vec(), cut, leaves, way));
     let lent = match is_h2 {
         true => {
             timeout(Duration::from_secs(60), fuzzing::lend_h2(&worker, H2, &connection, Pipe(near))).await
@@ -74,10 +92,33 @@ async fn ask(bytes: &[u8], is_h2: bool, method: &str, cut: usize, leaves: bool) 
     answers
 }
 
+/// Says hello over HTTP/2, and waits for a request.
+async fn greet(io: &mut DuplexStream) -> std::io::Result<()> {
+    const PREFACE: usize = 24;
+    const HEADERS: u8 = 1;
+    // SETTINGS that say nothing, and the answer to the other's.
+    io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0]).await?;
+    io.read_exact(&mut [0; PREFACE]).await?;
+    loop {
+        let mut head = [0; 9];
+        io.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        io.read_exact(&mut vec![0; length as usize]).await?;
+        if head[3] == HEADERS {
+            return Ok(());
+        }
+    }
+}
+
 /// Waits for a question, and answers with these bytes.
-async fn answer(mut io: DuplexStream, bytes: Vec<u8>, cut: usize, leaves: bool, is_h2: bool) {
+async fn answer(mut io: DuplexStream, bytes: Vec<u8>, cut: usize, leaves: bool, way: Way) {
     let mut buffer = vec![0; 16 << 10];
-    if !is_h2 && !matches!(io.read(&mut buffer).await, Ok(1..)) {
+    let is_asked = match way {
+        Way::H1 => matches!(io.read(&mut buffer).await, Ok(1..)),
+        Way::H2 => greet(&mut io).await.is_ok(),
+        Way::H2Unasked => true,
+    };
+    if !is_asked {
         return;
     }
     for part in bytes.chunks(cut) {
@@ -128,12 +169,49 @@ fn check(answers: &[u8], bytes: &[u8], is_h2: bool, method: &str, leaves: bool, 
             }
         }
     }
+    if first.whole && !is_ours(&first) && is_h2 {
+        let (ended, body) = said_over_h2(bytes);
+        let is_bodiless = method == "HEAD" || matches!(first.line[1].as_str(), "204" | "205" | "304");
+        if is_bodiless || first.all("content-length").is_empty() {
+            assert!(ended, "{}", told("a part looks whole"));
+        }
+        if !is_bodiless {
+            // As many bytes as were promised are an answer, whatever comes behind them.
+            let is_all = if first.all("content-length").is_empty() {
+                body == first.body
+            } else {
+                body.starts_with(&first.body)
+            };
+            assert!(is_all, "{}", told("another answer"));
+        }
+    }
     if let Ok(Some(second)) = final_answer(&mut reader, "GET") {
         let is_decent = second.line[1] == "200" && second.body == b"decent";
         // In pieces, what comes late may be an answer to the second question.
         let is_late = bytes.len() > cut;
         assert!(is_h2 || is_decent || is_ours(&second) || is_late, "{}", told("one answer became another's"));
     }
+}
+
+/// What the frames of the only stream say, read as generously as can be: whether it ends in order, and its body.
+fn said_over_h2(mut bytes: &[u8]) -> (bool, Vec<u8>) {
+    const PADDED: u8 = 8;
+    let mut body = Vec::new();
+    while let [high, middle, low, kind, flags, _, _, _, stream, rest @ ..] = bytes {
+        let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+        let Some((payload, behind)) = rest.split_at_checked(length) else { break };
+        if *stream == 1 && *kind == 0 {
+            let padding =
+                payload.first().filter(|_| flags & PADDED != 0).map(|count| 1 + usize::from(*count));
+            let end = payload.len().saturating_sub(padding.unwrap_or(1) - 1);
+            body.extend_from_slice(payload.get(usize::from(padding.is_some())..end).unwrap_or_default());
+        }
+        if *stream == 1 && *kind < 2 && flags & 1 == 1 {
+            return (true, body);
+        }
+        bytes = behind;
+    }
+    (false, body)
 }
 
 /// The answer behind the informational ones.
