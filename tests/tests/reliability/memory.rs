@@ -98,6 +98,8 @@ fn what_is_asked_for_beyond_memory_is_refused() {
         })
         .collect();
     wait::pause(Duration::from_secs(time));
+    // The kernel kills who goes beyond it.
+    expect_alive(&mesh);
     let held = ["web", "orders"].map(|name| resident(mesh.sidecar(name).process().id()));
     let refused = mesh.sidecar("web").metrics().value("postern_limit_hits_total{limit=\"memory\"}");
     drop((attackers, deaf));
